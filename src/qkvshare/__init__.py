@@ -1,0 +1,42 @@
+"""Hand the state of one LLM agent to another.
+
+>>> card = qkvshare.capture(model, tokenizer, "a long document …")
+>>> card.save("document.card")
+>>> card = qkvshare.CacheCard.load("document.card")
+>>> model.generate(**qkvshare.inject(model, card, new_ids))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .card import CacheCard
+from .card.errors import QKVShareError
+
+if TYPE_CHECKING:
+    from .codecs import Raw, Uniform
+    from .hf.capture import capture
+    from .hf.identity import identify
+    from .hf.inject import inject
+
+__all__ = ["CacheCard", "QKVShareError", "Raw", "Uniform", "capture", "identify", "inject"]
+
+__version__ = "0.1.0"
+
+# Looking at a card needs neither torch nor transformers; importing them takes seconds.
+_LAZY = {
+    "Raw": "codecs",
+    "Uniform": "codecs",
+    "capture": "hf.capture",
+    "identify": "hf.identity",
+    "inject": "hf.inject",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the parts that need a model only when they are asked for (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -1,0 +1,157 @@
+"""The card file: one safetensors file, written atomically, read lazily.
+
+Tensor names sort in the order a receiver needs them: ids first (safetensors puts wider types
+first), then ``kv.<layer>.<segment>`` layer by layer, so layer 0 can start before the rest is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import CardFormatError, CardNotFoundError, CardWriteError
+
+Array = npt.NDArray[Any]
+
+MAGIC = "qkvshare.cachecard"
+# A header of 16 MiB holds some 100,000 layer-segments; anything larger is an attack or an accident.
+MAX_HEADER_BYTES = 16 << 20
+
+
+def ids_name(segment: int) -> str:
+    """Name of the tensor with a segment's token ids, int32 ``[tokens]``."""
+    return f"ids.{segment:04d}"
+
+
+def blob_name(layer: int, segment: int) -> str:
+    """Name of the tensor with a layer's encoded keys and values in a segment, uint8 ``[bytes]``."""
+    return f"kv.{layer:04d}.{segment:04d}"
+
+
+class FileTensors(Mapping[str, Array]):
+    """The tensors of a file, read one at a time, each as a private copy.
+
+    Private, because the file may change under a mapping between the digest check and the decode.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map ``path`` and check its container. Raises the `CardError` family."""
+        self.path = path
+        self.header_bytes = _header_bytes(path)
+        try:
+            self._file = _open(path)
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            names = self._file.keys()
+            self._slices = {name: self._file.get_slice(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise CardFormatError(
+                f"{path} is not a safetensors file: {error}. Expected a card; "
+                "it was cut short, damaged, or is something else."
+            ) from error
+
+    def __getitem__(self, name: str) -> Array:
+        """Read one tensor into memory."""
+        if name not in self._slices:
+            raise KeyError(name)
+        try:
+            array: Array = self._file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CardFormatError(f"{self.path}: tensor {name} cannot be read: {error}.") from error
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over tensor names."""
+        return iter(self._slices)
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self._slices)
+
+    def kind(self, name: str) -> tuple[str, list[int]]:
+        """Element type (``"U8"``, ``"I32"``) and shape of a tensor, from the header only."""
+        part = self._slices[name]
+        return part.get_dtype(), part.get_shape()
+
+
+def _open(path: Path) -> Any:
+    return safe_open(path, framework="numpy")  # untyped upstream
+
+
+def _header_bytes(path: Path) -> int:
+    """Length of everything before the tensors' bytes; bounded before anything is parsed."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+    except OSError as error:
+        raise CardNotFoundError(f"no card can be read at {path}: {error.strerror}.") from error
+    if len(prefix) < 8:
+        raise CardFormatError(f"{path} has {size} bytes; a card has at least a header. Cut short?")
+    length = 8 + int.from_bytes(prefix, "little")
+    if length > min(size, MAX_HEADER_BYTES):
+        raise CardFormatError(
+            f"{path} announces a header of {length} bytes; expected at most "
+            f"{min(size, MAX_HEADER_BYTES)} (file of {size} bytes). It is damaged or not a card."
+        )
+    return length
+
+
+def header_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> int:
+    """Bytes that `write` will put before the tensors, known without writing anything."""
+    # Mirrors the safetensors layout: 8 bytes of length, compact JSON, spaces up to 8 bytes.
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+        array = tensors[name]
+        kind = "U8" if array.dtype == np.uint8 else "I32"
+        offsets = [offset, offset + array.nbytes]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + (len(text) + 7) // 8 * 8
+
+
+def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) -> None:
+    """Write a card so that ``path`` holds either all of it or what was there before.
+
+    The file is private to the user (mode 600): a card is as secret as its prompt.
+    Raises `CardWriteError`.
+    """
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        save_file(dict(tensors), temporary, metadata=metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o600)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise CardWriteError(
+            f"the card cannot be written to {path}: {error}. "
+            "Nothing was left there; choose a folder that exists, is writable and has room."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where folders can be synced at all."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

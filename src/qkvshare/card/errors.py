@@ -1,0 +1,66 @@
+"""Everything QKVShare raises on purpose, in one tree.
+
+Each message says what was found, what was expected and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class QKVShareError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class CardError(QKVShareError):
+    """The bytes at hand are not a card that can be trusted."""
+
+
+class CardNotFoundError(CardError):
+    """There is no readable file at the given path."""
+
+
+class CardFormatError(CardError):
+    """The file does not follow docs/cachecard.md: cut short, wrong magic, bad header or tensor."""
+
+
+class CardVersionError(CardError):
+    """The card follows another version of the format, or of a codec, than this package reads."""
+
+
+class CardDigestError(CardError):
+    """Some bytes of the card are not those its digests were taken of."""
+
+
+class CardExpiredError(CardError):
+    """The card's ``expires`` time has passed."""
+
+
+class CardWriteError(QKVShareError):
+    """The card could not be written; nothing was left behind under its name."""
+
+
+class IdentityError(QKVShareError):
+    """Card and model (or tokenizer) differ, or one of them does not say what it is."""
+
+
+class UnsupportedModelError(QKVShareError):
+    """The model has a layer kind or position encoding that a card cannot carry."""
+
+
+class CaptureError(QKVShareError):
+    """The state offered for capture is empty, malformed, non-finite or not of the given tokens."""
+
+
+class PromptError(QKVShareError):
+    """The prompt cannot go on from the card: other prefix, outside the vocabulary, too long."""
+
+
+class CodecError(QKVShareError):
+    """Unknown codec, impossible parameters, or values that the codec cannot represent."""
+
+
+class BudgetError(CodecError):
+    """No setting of the codec meets the budget; the message states the minimum."""
+
+
+class ModelNotFoundError(QKVShareError):
+    """The model or tokenizer named on the command line cannot be loaded."""

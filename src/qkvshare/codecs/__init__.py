@@ -1,0 +1,83 @@
+"""Codecs by name, and the way between a card's segments and layers.
+
+A new codec is one file here and one line in `CODECS`, or an entry point of the group
+``qkvshare.codecs`` in another package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from importlib.metadata import entry_points
+
+import msgspec
+import torch
+
+from ..card import CacheCard
+from ..card import Codec as CodecRecord
+from ..card.digest import Bytes
+from ..card.errors import CardFormatError, CardVersionError, CodecError
+from .base import Codec, LayerKV, Shape
+from .raw import Raw
+from .uniform import Uniform
+
+__all__ = ["CODECS", "Codec", "LayerKV", "Raw", "Shape", "Uniform", "decode_layers", "find_codec"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, Uniform)}
+
+
+def find_codec(name: str) -> type[Codec]:
+    """The codec class registered as ``name``. Raises `CodecError` with the names there are."""
+    if name in CODECS:
+        return CODECS[name]
+    for point in entry_points(group="qkvshare.codecs", name=name):
+        found = point.load()
+        if isinstance(found, type) and issubclass(found, Codec) and is_dataclass(found):
+            return found
+        raise CodecError(f"the entry point {point.value} is not a dataclass derived from Codec.")
+    raise CodecError(f"there is no codec {name!r}; known: {', '.join(sorted(CODECS))}.")
+
+
+def from_record(record: CodecRecord) -> Codec:
+    """The codec that a manifest describes. Raises `CodecError` or the `CardError` family."""
+    kind = find_codec(record.name)
+    if record.version != kind.version:
+        raise CardVersionError(
+            f"the card was written by {record.name!r} version {record.version}, this package "
+            f"reads version {kind.version}. Capture again, or use the package that wrote it."
+        )
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if set(record.parameters) != known:
+        raise CardFormatError(
+            f"codec {record.name!r} has parameters {sorted(record.parameters)}, "
+            f"expected {sorted(known)}."
+        )
+    try:
+        return msgspec.convert(record.parameters, kind, strict=True)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise CardFormatError(f"codec {record.name!r}: bad parameters: {error}.") from error
+
+
+def decode_layers(card: CacheCard, segment: int) -> Iterator[LayerKV]:
+    """Decode one segment of a card, verified, layer after layer, in the card's dtype.
+
+    Keys are as the segment's codec keeps them: see `Codec.pre_rope`. Raises `CardError`.
+    """
+    manifest = card.manifest
+    record = manifest.segments[segment]
+    shapes = [Shape.of(at, record.held(layer)) for layer, at in enumerate(manifest.layers)]
+
+    def blobs() -> Iterator[Bytes]:
+        for layer in range(len(shapes)):
+            yield card.blob(layer, segment)
+
+    return from_record(record.codec).decode(blobs(), shapes, dtype_of(card))
+
+
+def dtype_of(card: CacheCard) -> torch.dtype:
+    """The number format of the cache the card was made of."""
+    name = card.manifest.identity.dtype
+    if name not in DTYPES:
+        raise CardFormatError(f"the card has dtype {name!r}; expected one of {sorted(DTYPES)}.")
+    return DTYPES[name]

@@ -1,0 +1,1 @@
+"""The boundary to ``transformers``; nothing outside this folder imports it."""

@@ -1,0 +1,153 @@
+"""Capture: from what an agent has read to a card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+from torch import Tensor
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
+from ..card.container import Array, blob_name, ids_name
+from ..card.digest import EMPTY_CHAIN, digest_bytes, extend_chain
+from ..card.errors import BudgetError, CaptureError
+from ..codecs import Codec, Uniform
+from .identity import identify
+from .state import State, pick_row, read
+from .tokens import Ids, Message, tokenize
+
+
+def capture(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    source: str | Sequence[Message] | None = None,
+    *,
+    token_ids: Ids | None = None,
+    cache: Cache | None = None,
+    attention_mask: Tensor | None = None,
+    row: int | None = None,
+    codec: Codec | None = None,
+    budget: float | None = None,
+    parent: CacheCard | None = None,
+    agent: str = "",
+    ttl: float | None = None,
+) -> CacheCard:
+    """Make a card of what ``model`` has read.
+
+    One of three origins: ``source``, a prompt or chat messages, read now; ``token_ids``, read now;
+    or a live ``cache`` with the ``token_ids`` it was made of, which is left as it is.
+
+    Args:
+        model: a causal language model of ``transformers`` with full or sliding attention layers.
+        tokenizer: needed for ``source``; otherwise optional, to bind the card to it.
+        source: a prompt, or messages for the chat template.
+        token_ids: ``[tokens]``; for a batched ``cache`` ``[batch, tokens]``.
+        cache: a ``DynamicCache`` that holds exactly ``token_ids``, from position 0.
+        attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
+        row: which sequence of the batch; needed where there are several.
+        codec: how to encode; `Uniform` at 8 bits unless given.
+        budget: bits per value of the whole card file; the codec is narrowed until it fits.
+        parent: the card this context went on from: its segments are kept byte for byte, and only
+            the tokens after it are encoded.
+        agent: a name for the lineage.
+        ttl: seconds after which the card refuses to be used.
+
+    Raises:
+        CaptureError, PromptError, UnsupportedModelError, CodecError, BudgetError, IdentityError.
+    """
+    state = _origin(model, tokenizer, source, token_ids, cache, attention_mask, row)
+    identity = identify(model, tokenizer)
+    start = 0 if parent is None else _require_parent(parent, state, identity)
+
+    now = datetime.now(UTC)
+    known = parent.manifest if parent is not None else None
+    lineage = [] if known is None else list(known.lineage)
+    hop = Hop(
+        hop=len(lineage),
+        agent=agent,
+        tokens_added=len(state.ids) - start,
+        parent=None if parent is None else parent.digest,
+    )
+    tensors: dict[str, Array] = {}
+    if parent is not None:
+        parent.verify()
+        tensors.update(parent.tensors)
+
+    narrower: Codec | None = codec if codec is not None else Uniform()
+    while narrower is not None:
+        segments = [] if known is None else list(known.segments)
+        segment, new = _encode(state, start, segments, narrower, budget)
+        manifest = Manifest(
+            created=now,
+            expires=None if ttl is None else now + timedelta(seconds=ttl),
+            identity=identity,
+            layers=state.layers,
+            segments=[*segments, segment],
+            lineage=[*lineage, hop],
+        )
+        card = CacheCard(manifest, tensors | new)
+        if budget is None or card.bits_per_value <= budget:
+            return card
+        narrower = narrower.narrower()
+    raise BudgetError(
+        f"a budget of {budget:g} bits per value cannot be met: the least for these {card.tokens} "
+        f"tokens is {card.bits_per_value:.3f}, header and scales included. "
+        "Raise it or choose another codec."
+    )
+
+
+def _origin(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    source: str | Sequence[Message] | None,
+    token_ids: Ids | None,
+    cache: Cache | None,
+    attention_mask: Tensor | None,
+    row: int | None,
+) -> State:
+    if (source is None) == (token_ids is None):
+        raise CaptureError("give a prompt, chat messages or token_ids=, and only one of them.")
+    if cache is None:
+        return read(model, tokenize(tokenizer, source) if source is not None else token_ids or ())
+    if token_ids is None:
+        raise CaptureError("a live cache comes with token_ids=, the ids it was made of.")
+    return pick_row(model, cache, token_ids, attention_mask, row)
+
+
+def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:
+    """Length of the parent's context, which ``state`` must go on from."""
+    parent.manifest.identity.require(identity)
+    start = parent.tokens
+    if len(state.ids) <= start or not np.array_equal(state.ids[:start], parent.token_ids):
+        raise CaptureError(
+            f"the {len(state.ids)} tokens do not go on from the parent's {start}. Capture without "
+            "parent=, or pass all ids from the start of the context."
+        )
+    return start
+
+
+def _encode(
+    state: State, start: int, before: list[Segment], codec: Codec, budget: float | None
+) -> tuple[Segment, dict[str, Array]]:
+    """One segment for the tokens from ``start`` on, behind the segments ``before``."""
+    ids, index = state.ids[start:], len(before)
+    tensors: dict[str, Array] = {ids_name(index): ids}
+    numbers = range(len(state.layers))
+    layers = (state.layer(number, start, codec.pre_rope) for number in numbers)
+    for number, blob in enumerate(codec.encode(layers)):
+        tensors[blob_name(number, index)] = blob
+    first = [max(start, state.first(number)) for number in numbers]
+    prefix = before[-1].chain if before else EMPTY_CHAIN
+    segment = Segment(
+        start=start,
+        end=len(state.ids),
+        prefix=prefix,
+        chain=extend_chain(prefix, ids),
+        codec=codec.record(),
+        allocation=Allocation(budget=budget),
+        blobs=[digest_bytes(tensors[blob_name(number, index)]) for number in numbers],
+        first=first if any(at > start for at in first) else None,
+    )
+    return segment, tensors

@@ -1,0 +1,148 @@
+"""Inject: from a card to ready arguments for ``model.generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..card import CacheCard
+from ..card.digest import TokenIds
+from ..card.errors import PromptError
+from ..codecs import LayerKV, decode_layers, find_codec
+from .identity import identify
+from .layers import attention_layers, decoder_layer, empty_cache, require_geometry
+from .rope import Rope
+from .tokens import Ids, as_ids, require_length, require_vocabulary
+
+# From this length on, new_ids that begin with the whole card are taken for a mistake.
+_SURELY_REPEATED = 16
+
+
+def inject(
+    model: PreTrainedModel,
+    card: CacheCard,
+    new_ids: Ids = (),
+    *,
+    prompt_ids: Ids | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, Any]:
+    """Give ``model`` the card's state and the tokens that come after it.
+
+    Returns ``input_ids [1, new]``, ``attention_mask [1, context + new]`` and ``past_key_values``:
+    ``model.generate(**inject(...))`` goes on from the card, and so does ``model(**inject(...))``.
+    What ``generate`` returns starts with ``input_ids``, without the card's tokens. The cache is a
+    copy of its own each time; ``generate`` changes it.
+
+    With no new token at all (an exact hit) the card's last token is rolled back and read again,
+    since a model can only go on from a token it reads.
+
+    Args:
+        model: must be what the card's identity says, weight for weight.
+        card: from `capture` or ``CacheCard.load``.
+        new_ids: what follows the card's tokens, ``[new]`` or ``[1, new]``.
+        prompt_ids: instead of ``new_ids``: the whole prompt, which must begin with the card's ids.
+        tokenizer: the receiver's; given, it must be the one the card is bound to.
+
+    Raises:
+        IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
+        the model is touched.
+    """
+    card.require_fresh()
+    card.manifest.identity.require(identify(model, tokenizer))
+    cache = empty_cache(model)
+    require_geometry(model, card.manifest.layers, cache)
+    require_vocabulary(model, card.token_ids, "card")
+    new = _new_tokens(model, card, as_ids(new_ids, "new_ids"), prompt_ids)
+    kept = card.tokens
+    if len(new) == 0:
+        new, kept = card.token_ids[-1:], kept - 1
+    require_length(model, kept + len(new))
+
+    places = attention_layers(model, cache)
+    for number, layer in enumerate(_joined(model, card, kept)):
+        # A model may be spread over devices.
+        _fill(places[number], layer, kept, next(decoder_layer(model, number).parameters()).device)
+    device = model.device
+    return {
+        "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
+        "attention_mask": torch.ones(1, kept + len(new), dtype=torch.long, device=device),
+        "past_key_values": cache,
+    }
+
+
+def _new_tokens(
+    model: PreTrainedModel, card: CacheCard, new: TokenIds, prompt_ids: Ids | None
+) -> TokenIds:
+    """The tokens to read after the card's, checked."""
+    context, known = card.token_ids, card.tokens
+    if prompt_ids is not None:
+        if len(new):
+            raise PromptError("give new_ids (what follows) or prompt_ids (all of it), not both.")
+        prompt = as_ids(prompt_ids, "prompt_ids")
+        same = prompt[:known] == context[: len(prompt)]
+        if len(prompt) < known or not same.all():
+            at = int(np.argmin(same)) if not same.all() else len(prompt)
+            found = prompt[at] if at < len(prompt) else "its end"
+            raise PromptError(
+                f"the prompt does not continue the card: at token {at} it has {found}, the card "
+                f"has {context[at]} (card of {known} tokens, prompt of {len(prompt)}). "
+                "A cache is valid for its exact prefix only; capture this prompt instead."
+            )
+        new = prompt[known:]
+    elif known >= _SURELY_REPEATED and np.array_equal(new[:known], context):
+        raise PromptError(
+            f"new_ids repeat the card's {known} tokens, which would be read twice. Pass only what "
+            "follows, or the whole prompt as prompt_ids=."
+        )
+    require_vocabulary(model, new, "prompt")
+    return new
+
+
+def _joined(model: PreTrainedModel, card: CacheCard, kept: int) -> Iterator[LayerKV]:
+    """Layers of the whole context up to ``kept`` tokens: segments joined, keys rotated."""
+    records = card.manifest.segments
+    streams = [decode_layers(card, segment) for segment in range(len(records))]
+    for number, at in enumerate(card.manifest.layers):
+        parts = [next(stream) for stream in streams]
+        needed = 0 if at.window is None else max(0, kept - at.window + 1)
+        keys, values = [], []
+        for record, part in zip(records, parts, strict=True):
+            first = record.end - part.keys.shape[1]
+            rotated = part.keys
+            if find_codec(record.codec.name).pre_rope:
+                positions = torch.arange(first, record.end)
+                rotated = Rope(model, number).rotate(part.keys, positions)
+            use = slice(max(0, needed - first), max(0, kept - first))
+            keys.append(rotated[:, use].to(part.values.dtype))
+            values.append(part.values[:, use])
+        layer = LayerKV(_cat(keys), _cat(values))
+        found = layer.keys.shape[1]
+        if found != kept - needed:
+            raise PromptError(
+                f"layer {number} holds {found} of the {kept - needed} tokens in its window of "
+                f"{at.window}: a sliding window cannot roll back its last token. Give at least one "
+                "new token, or capture from the prompt, which keeps one token more."
+            )
+        yield layer
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _fill(place: DynamicLayer, layer: LayerKV, kept: int, device: torch.device) -> None:
+    """Make ``layer`` the state of an empty cache layer, as if it had seen ``kept`` tokens."""
+    if kept == 0:
+        return
+    keys, values = (part[None].contiguous().to(device) for part in (layer.keys, layer.values))
+    place.lazy_initialization(keys, values)
+    place.keys, place.values = keys, values
+    if isinstance(place, DynamicSlidingWindowLayer):
+        # The true length: masks and positions are computed from it, not from what is held.
+        place.cumulative_length = kept

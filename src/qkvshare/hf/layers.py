@@ -1,0 +1,99 @@
+"""Which cache layers a card can carry, and their geometry."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..card import Layer
+from ..card.errors import CaptureError, IdentityError, UnsupportedModelError
+
+_CONFIG_KINDS = {"full_attention", "sliding_attention"}
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The configuration of the decoder, also where the model has other towers."""
+    return model.config.get_text_config(decoder=True)
+
+
+def decoder_layer(model: PreTrainedModel, number: int) -> Any:
+    """The decoder's layer module ``number``."""
+    return cast(Any, model).get_decoder().layers[number]
+
+
+def empty_cache(model: PreTrainedModel) -> DynamicCache:
+    """A fresh cache with the model's own layer kinds.
+
+    Raises `UnsupportedModelError`, naming layer and kind, where a card cannot carry one.
+    """
+    # Without config= every layer would silently become full attention.
+    cache = DynamicCache(config=model.config)
+    attention_layers(model, cache)
+    return cache
+
+
+def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]:
+    """The cache's layers, all of them full or sliding-window attention.
+
+    Raises `UnsupportedModelError` where one is not.
+    """
+    kinds = getattr(text_config(model), "layer_types", None) or []
+    for number, kind in enumerate(kinds):
+        if kind not in _CONFIG_KINDS:
+            _refuse(number, kind)
+    if not isinstance(cache, DynamicCache):
+        raise UnsupportedModelError(
+            f"the cache is a {type(cache).__name__}; a card is captured from a DynamicCache, "
+            "made with DynamicCache(config=model.config)."
+        )
+    for number, layer in enumerate(cache.layers):
+        # Subclasses keep more than keys and values, or keep them in another form.
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            _refuse(number, type(layer).__name__)
+    return cast(list[DynamicLayer], cache.layers)
+
+
+def _refuse(number: int, kind: str) -> None:
+    raise UnsupportedModelError(
+        f"layer {number} of the model is of kind {kind!r}; a card carries full and sliding-window "
+        "attention only, and leaving this layer out would give wrong text. Hand over text instead."
+    )
+
+
+def window_of(layer: DynamicLayer) -> int | None:
+    """Sliding window in tokens, the current one included; None for full attention."""
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
+
+
+def describe(number: int, layer: DynamicLayer) -> Layer:
+    """Geometry of a filled cache layer. Raises `CaptureError` where it is empty."""
+    if layer.keys is None or layer.values is None:
+        raise CaptureError(f"layer {number} of the cache is empty; expected keys and values.")
+    window = window_of(layer)
+    return Layer(
+        kind="full" if window is None else "sliding",
+        kv_heads=layer.keys.shape[1],
+        head_dim=layer.keys.shape[3],
+        v_head_dim=layer.values.shape[3],
+        window=window,
+    )
+
+
+def require_geometry(model: PreTrainedModel, layers: list[Layer], cache: DynamicCache) -> None:
+    """Raise `IdentityError` unless a card's layers are those of the model's empty cache."""
+    places = attention_layers(model, cache)
+    if len(layers) != len(places):
+        raise IdentityError(f"the card has {len(layers)} layers, the model {len(places)}.")
+    config = text_config(model)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for number, (layer, place) in enumerate(zip(layers, places, strict=True)):
+        found = layer.window, layer.kv_heads, layer.head_dim
+        expected = window_of(place), heads, dim
+        if found != expected:
+            raise IdentityError(
+                f"layer {number} (window, KV heads, head dim): the card has {found}, "
+                f"the model {expected}."
+            )

@@ -1,0 +1,149 @@
+"""One sequence's live cache, checked: a row of a batch, without its padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from ..card import Layer
+from ..card.digest import TokenIds
+from ..card.errors import CaptureError
+from ..codecs import LayerKV
+from .layers import attention_layers, describe, empty_cache, window_of
+from .rope import Rope
+from .tokens import (
+    Ids,
+    as_array,
+    as_ids,
+    require_cache_of,
+    require_length,
+    require_vocabulary,
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """The keys and values that ``model`` made of ``ids``, one `LayerKV` a layer, as cached.
+
+    A sliding layer holds its last tokens only; the last one held is always the last of ``ids``.
+    """
+
+    model: PreTrainedModel
+    ids: TokenIds
+    layers: list[Layer]
+    held: list[LayerKV]
+
+    def first(self, number: int) -> int:
+        """The first token that layer ``number`` still holds."""
+        return len(self.ids) - self.held[number].keys.shape[1]
+
+    def layer(self, number: int, start: int, pre_rope: bool) -> LayerKV:
+        """Layer ``number`` from token ``start`` on (or the first held), keys before RoPE if asked.
+
+        Raises `CaptureError` for NaN or infinity.
+        """
+        skip = max(0, start - self.first(number))
+        keys, values = self.held[number].keys[:, skip:], self.held[number].values[:, skip:]
+        for name, part in (("keys", keys), ("values", values)):
+            if not torch.isfinite(part).all():
+                raise CaptureError(
+                    f"the {name} of layer {number} contain NaN or infinity; expected finite "
+                    "numbers. The model overflowed: load it in bfloat16 or float32."
+                )
+        if pre_rope:
+            positions = torch.arange(self.first(number) + skip, len(self.ids), device=keys.device)
+            keys = Rope(self.model, number).unrotate(keys, positions)
+        return LayerKV(keys, values)
+
+
+def read(model: PreTrainedModel, token_ids: Ids) -> State:
+    """Prefill ``token_ids``. Raises `CaptureError` or `PromptError`."""
+    ids = as_ids(token_ids)
+    require_context(model, ids)
+    cache = empty_cache(model)
+    windows = [w for layer in attention_layers(model, cache) if (w := window_of(layer))]
+    # A full window would forget the token that an exact hit needs, see `inject`.
+    if windows and len(ids) >= min(windows):
+        cache.activate_past_recording()  # type: ignore[no-untyped-call]
+    tokens = torch.from_numpy(ids).long()[None].to(model.device)
+    with torch.no_grad():
+        # One row of logits: the vocabulary projection of the others would be thrown away.
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return _state(model, cache, 0, ids, None)
+
+
+def pick_row(
+    model: PreTrainedModel,
+    cache: Cache,
+    token_ids: Ids,
+    attention_mask: Tensor | None = None,
+    row: int | None = None,
+) -> State:
+    """One sequence of a live cache, which is left as it is.
+
+    ``token_ids`` and ``attention_mask`` are ``[batch, tokens]``. Raises `CaptureError`,
+    `PromptError` or `UnsupportedModelError`.
+    """
+    places = attention_layers(model, cache)
+    describe(0, places[0])  # refuses an empty cache
+    batch, length = cast(Tensor, places[0].keys).shape[0], cache.get_seq_length()
+    if row is None and batch > 1:
+        raise CaptureError(f"the cache holds {batch} sequences; pick one with row=.")
+    row = row or 0
+    if not 0 <= row < batch:
+        raise CaptureError(f"row {row} of a batch of {batch}; expected 0 to {batch - 1}.")
+    rows = np.atleast_2d(as_array(token_ids))
+    if rows.shape not in ((batch, length), (1, length)):
+        raise CaptureError(
+            f"the cache holds {batch} × {length} tokens, the ids are {list(rows.shape)}. After "
+            "generate the last sampled token is not in the cache yet: pass sequences[:, :-1]."
+        )
+    ids = as_ids(rows[row if len(rows) == batch else 0])
+    real = None
+    if attention_mask is not None:
+        if attention_mask.shape != (batch, length):
+            raise CaptureError(
+                f"attention_mask is {list(attention_mask.shape)}, expected [{batch}, {length}]."
+            )
+        real = attention_mask[row].bool().cpu()
+        ids = ids[real.numpy()]
+    require_context(model, ids)
+    return _state(model, cache, row, ids, real)
+
+
+def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
+    """Raise `CaptureError` or `PromptError` for a context that no model can read."""
+    if len(ids) == 0:
+        raise CaptureError("the context is empty; expected at least one token.")
+    require_vocabulary(model, ids, "context")
+    require_length(model, len(ids))
+
+
+def _state(
+    model: PreTrainedModel, cache: Cache, row: int, ids: TokenIds, real: Tensor | None
+) -> State:
+    layers, held = [], []
+    for number, place in enumerate(attention_layers(model, cache)):
+        layer = describe(number, place)
+        keys, values = (cast(Tensor, part)[row] for part in (place.keys, place.values))
+        if real is not None and not real.all():
+            keep = real[len(real) - keys.shape[1] :].to(keys.device)
+            keys, values = keys[:, keep], values[:, keep]
+        # A window of w tokens looks back on w - 1; one more lets the last token be read again.
+        count = min(keys.shape[1], len(ids), layer.window or len(ids))
+        needed = min(len(ids), (layer.window or len(ids) + 1) - 1)
+        if count < needed:
+            raise CaptureError(
+                f"layer {number} holds {count} of the {needed} tokens that it must; padding has "
+                f"pushed the others out of its window of {layer.window}. Pad on the left."
+            )
+        start = keys.shape[1] - count
+        layers.append(layer)
+        held.append(LayerKV(keys[:, start:], values[:, start:]))
+    require_cache_of(model, held[0].keys, ids, len(ids) - held[0].keys.shape[1])
+    return State(model, ids, layers, held)

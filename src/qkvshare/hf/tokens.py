@@ -1,0 +1,136 @@
+"""Token ids: from what the caller has to a checked array, and the proof that a cache is of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..card.digest import TokenIds
+from ..card.errors import CaptureError, PromptError
+from .layers import empty_cache, text_config
+
+Ids = Sequence[int] | Tensor | npt.NDArray[np.integer[Any]]
+Message = dict[str, Any]
+
+# Relative error per key vector between two runs of the same projection, far below that of
+# another token or position (which is of order 1): rounding, and other matmul shapes.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+def as_array(ids: Ids) -> npt.NDArray[Any]:
+    """Ids as numpy holds them, unchecked."""
+    return np.asarray(ids.detach().cpu() if isinstance(ids, Tensor) else ids)
+
+
+def as_ids(ids: Ids, what: str = "token ids") -> TokenIds:
+    """One sequence of ids as int32 ``[tokens]``; accepts ``[tokens]`` or ``[1, tokens]``.
+
+    Raises `PromptError` for anything else.
+    """
+    array = as_array(ids)
+    if array.ndim == 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.size == 0 and array.ndim == 1:
+        return np.empty(0, np.int32)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise PromptError(
+            f"{what}: found {array.dtype} of shape {list(array.shape)}, expected integers of "
+            "shape [tokens] or [1, tokens]. One card is one sequence."
+        )
+    if array.min() < 0 or array.max() >= 2**31:
+        raise PromptError(f"{what}: found the id {array.min()} … {array.max()}, expected 31 bits.")
+    return array.astype(np.int32)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase | None, source: str | Sequence[Message]
+) -> TokenIds:
+    """Ids of a prompt, or of chat messages by the tokenizer's template. Raises `CaptureError`."""
+    if tokenizer is None:
+        raise CaptureError("a text needs its tokenizer; pass tokenizer= or token_ids=.")
+    if isinstance(source, str):
+        return as_ids(tokenizer(source)["input_ids"])
+    if not source:
+        return np.empty(0, np.int32)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise CaptureError("the tokenizer has no chat template; pass the prompt as one string.")
+    text = tokenizer.apply_chat_template(list(source), tokenize=False)
+    return as_ids(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def require_vocabulary(model: PreTrainedModel, ids: TokenIds, what: str) -> None:
+    """Raise `PromptError` unless all ids are in the model's vocabulary."""
+    size = text_config(model).vocab_size
+    if len(ids) and ids.max() >= size:
+        at = int(np.argmax(ids >= size))
+        raise PromptError(
+            f"{what}: token {at} has id {ids[at]}, the model's vocabulary has {size}. "
+            "The ids come from another tokenizer."
+        )
+
+
+def require_length(model: PreTrainedModel, tokens: int) -> None:
+    """Raise `PromptError` where the model's context would be exceeded."""
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise PromptError(
+            f"{tokens} tokens are more than the {limit} that the model can read; "
+            "shorten the context or the prompt."
+        )
+
+
+def require_cache_of(model: PreTrainedModel, keys: Tensor, ids: TokenIds, first: int) -> None:
+    """Prove that a live cache was made of these ids at positions 0, 1, 2, …
+
+    Layer 0's keys depend on nothing but token and position, so one projection shows the truth for
+    every token it holds: ``keys [kv_heads, tokens, head_dim]`` from token ``first`` on. Costs about
+    a hundredth of a prefill. Raises `CaptureError` naming the first token that differs.
+    """
+    positions = torch.arange(first, len(ids), device=model.device)
+    tokens = torch.from_numpy(ids[first:]).to(model.device)
+    expected = _first_layer_keys(model, tokens, positions).float()
+    difference = (keys.float() - expected).norm(dim=-1).amax(0)  # [tokens], worst head
+    scale = expected.norm(dim=-1).amax(0).clamp(min=1e-6)
+    wrong = ~(difference <= _TOLERANCE.get(keys.dtype, 6e-2) * scale)
+    if wrong.any():
+        at = first + int(wrong.int().argmax())
+        raise CaptureError(
+            f"the cache was not made of these token ids: {int(wrong.sum())} of {len(tokens)} keys "
+            f"differ, first at token {at} (id {ids[at]}). Pass the ids that were fed, without the "
+            "last one that generate sampled; for a padded batch, pass its attention_mask and make "
+            "the cache with generate() or position_ids, so that every row starts at position 0."
+        )
+
+
+class _Stop(Exception):
+    pass
+
+
+def _first_layer_keys(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
+    """Keys of layer 0, ``[kv_heads, tokens, head_dim]``: the forward ends where it stores them."""
+    cache = empty_cache(model)
+    caught: list[Tensor] = []
+
+    def update(keys: Tensor, *_: Any, **__: Any) -> Any:
+        caught.append(keys)
+        raise _Stop
+
+    cache.layers[0].update = update  # type: ignore[method-assign, union-attr]
+    try:
+        with torch.no_grad():
+            model(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+    except _Stop:
+        return caught[0][0]
+    raise CaptureError("the model did not use the cache it was given; use_cache must be supported.")
