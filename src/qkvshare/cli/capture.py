@@ -1,0 +1,50 @@
+"""``qkvshare capture``: read a text and write its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..card.errors import CaptureError
+from .options import Budget, CodecName, Model, Output, out, progress
+
+
+def capture(
+    model: Model,
+    output: Output,
+    text: Annotated[Path | None, typer.Option(help="Read this file (UTF-8).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Read this string.")] = None,
+    codec: CodecName = None,
+    budget: Budget = None,
+    agent: Annotated[str, typer.Option(help="A name for the card's lineage.")] = "",
+) -> None:
+    """Read a text with a model and write what it understood to a card."""
+    if (text is None) == (prompt is None):
+        raise typer.BadParameter("give --text FILE or --prompt STR, one of them.")
+    content = prompt if text is None else _read(text)
+    assert content is not None
+
+    with progress.status("loading the model …") as status:
+        from ..codecs import find_codec
+        from ..hf.capture import capture as capture_state
+        from ..hf.load import load_model
+
+        chosen = None if codec is None else find_codec(codec)()
+        loaded, tokenizer = load_model(model)
+        status.update("reading …")
+        card = capture_state(loaded, tokenizer, content, codec=chosen, budget=budget, agent=agent)
+        card.save(output)
+    written = card.manifest.segments[-1].codec
+    out.print(
+        f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes, "
+        f"{card.bits_per_value:.3f} bits per value ({written.name} {written.parameters or ''})"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaptureError(f"{path} cannot be read as UTF-8 text: {error}.") from error

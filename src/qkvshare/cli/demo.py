@@ -1,0 +1,198 @@
+"""``qkvshare demo``: the main job. One process reads, another answers; nothing is read twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .options import out, progress
+
+SYSTEM = "You answer questions about a document in one short sentence."
+QUESTIONS = (
+    "Who designed the Marlow Tide Printer?",
+    "What is the ink made from?",
+    "Where was the Marlow Tide Printer designed?",
+)
+ANSWER_TOKENS = 24
+MARK = "\n\nQuestion: "
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What B said by one way of getting A's state, and milliseconds until its first token."""
+
+    text: str
+    ttft_ms: float
+
+
+def demo() -> None:
+    """Agent A reads a manual and writes a card; agent B, a fresh process, answers from it."""
+    # Everything is local; a look-up by mistake should fail rather than wait.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    out.print("Agent A reads the manual of an invented machine. Agent B never sees the text.\n")
+    with tempfile.TemporaryDirectory() as folder:
+        raw, card = Path(folder) / "full-precision.card", Path(folder) / "manual.card"
+        with progress.status("loading SmolLM2-135M-Instruct (converted once, about 30 s) …"):
+            _in_process(_prepare)
+        with progress.status("agent A reads and writes its cards …"):
+            tokens, seconds = _in_process(_agent_a, raw, card)
+        out.print(f"A read {tokens} tokens in {seconds:.1f} s and wrote:")
+        _print_cards({"full precision": raw, "card": card})
+        with progress.status("agent B, a fresh process, answers three questions three ways …"):
+            answers, refusal = _in_process(_agent_b, raw, card)
+        _print_answers(answers)
+        out.print("B with one of its 134,515,008 weights changed is offered the same card:")
+        out.print(f"  refused: {refusal}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def _in_process(function: Any, *arguments: Any) -> Any:
+    """Run in a process of its own, started from nothing."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _prepare() -> None:
+    from ..hf.load import embedded_folder
+
+    embedded_folder()
+
+
+def _load() -> tuple[Any, Any, str]:
+    """Model, tokenizer, and the chat up to the place where the question goes, and after it."""
+    from ..hf.load import EMBEDDED, load_model
+
+    model, tokenizer = load_model(EMBEDDED)
+    document = (files("qkvshare.cli") / "manual.txt").read_text(encoding="utf-8").strip()
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": document + MARK},
+    ]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return model, tokenizer, chat
+
+
+def _agent_a(raw: Path, card: Path) -> tuple[int, float]:
+    """Read once; write the state twice, exactly and small. Returns tokens and seconds."""
+    from ..codecs import Raw
+    from ..hf.capture import capture
+
+    model, tokenizer, chat = _load()
+    before, _ = chat.split(MARK)
+    start = time.perf_counter()
+    small = capture(model, tokenizer, before, agent="A")
+    seconds = time.perf_counter() - start
+    small.save(card)
+    capture(model, tokenizer, before, codec=Raw(), agent="A").save(raw)
+    return small.tokens, seconds
+
+
+def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], str]:
+    """Answer every question by re-prefill, full-precision file and card; try a changed model."""
+    import torch
+
+    from ..card import CacheCard
+    from ..card.errors import IdentityError
+    from ..hf.identity import identify
+    from ..hf.inject import inject
+
+    model, tokenizer, chat = _load()
+    before, after = chat.split(MARK)
+    identify(model, tokenizer)  # once a process, like loading
+
+    def new_ids(question: str) -> list[int]:
+        ids: list[int] = tokenizer(MARK + question + after, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def from_text(question: str) -> dict[str, Any]:
+        # The same ids as from a card; one call on the whole text could merge tokens at the seam.
+        ids = torch.tensor([tokenizer(before)["input_ids"] + new_ids(question)])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def from_card(path: Path, question: str) -> dict[str, Any]:
+        card = CacheCard.load(path)
+        return inject(model, card, new_ids(question), tokenizer=tokenizer)
+
+    ways: dict[str, Any] = {
+        "re-prefill": from_text,
+        "full-precision file": lambda question: from_card(raw, question),
+        "card": lambda question: from_card(card, question),
+    }
+    answers = []
+    _answer(model, tokenizer, lambda: ways["card"](QUESTIONS[0]))  # warm up
+    for question in QUESTIONS:
+        answers.append(
+            {
+                way: _answer(model, tokenizer, lambda make=make, q=question: make(q))
+                for way, make in ways.items()
+            }
+        )
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1.0
+    try:
+        from_card(card, QUESTIONS[0])
+    except IdentityError as error:
+        return answers, str(error)
+    raise AssertionError("a card was accepted by a model with other weights")
+
+
+def _answer(model: Any, tokenizer: Any, arguments: Any) -> Answer:
+    """Generate greedily; the clock runs from before the card is opened to the first token."""
+    import torch
+    from transformers.generation.streamers import BaseStreamer
+
+    class Clock(BaseStreamer):
+        """Notes when the first new token is there; the prompt comes as the first call."""
+
+        calls = 0
+        first = 0.0
+
+        def put(self, value: Any) -> None:
+            self.calls += 1
+            if self.calls == 2:
+                self.first = time.perf_counter()
+
+        def end(self) -> None:
+            pass
+
+    clock = Clock()
+    start = time.perf_counter()
+    ready = arguments()
+    with torch.no_grad():
+        output = model.generate(
+            **ready, max_new_tokens=ANSWER_TOKENS, do_sample=False, streamer=clock
+        )
+    said = output[0, ready["input_ids"].shape[1] :]
+    text = tokenizer.decode(said, skip_special_tokens=True).strip()
+    return Answer(text, 1000 * (clock.first - start))
+
+
+def _print_cards(paths: dict[str, Path]) -> None:
+    from ..card import CacheCard
+
+    table = Table("file", "codec", "bytes", "bits per value")
+    for name, path in paths.items():
+        card = CacheCard.load(path)
+        codec = card.manifest.segments[0].codec
+        width = codec.parameters.get("bits")
+        made = codec.name if width is None else f"{codec.name}, {width} bits"
+        table.add_row(name, made, f"{path.stat().st_size:,}", f"{card.bits_per_value:.2f}")
+    out.print(table)
+
+
+def _print_answers(answers: list[dict[str, Answer]]) -> None:
+    table = Table("question", "way", "first token", "answer")
+    for question, by_way in zip(QUESTIONS, answers, strict=True):
+        for index, (way, answer) in enumerate(by_way.items()):
+            last = index == len(by_way) - 1
+            label = "" if index else question
+            table.add_row(label, way, f"{answer.ttft_ms:,.0f} ms", answer.text, end_section=last)
+    out.print(table)

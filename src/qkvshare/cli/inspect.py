@@ -1,0 +1,126 @@
+"""``qkvshare inspect``: what a card says of itself, from its header only."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import typer
+from rich.table import Table
+
+from ..card import CacheCard
+from ..card.errors import CardWriteError
+from .options import Card, Json, out
+
+
+def inspect(
+    card: Card,
+    json: Json = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw bits per token and per layer (PNG, SVG or PDF).")
+    ] = None,
+) -> None:
+    """Show a card's contents; reads the header only."""
+    known = CacheCard.load(card)
+    sizes = _sizes(known)
+    if json != "-":
+        _print(known, sizes)
+    if json is not None:
+        _write_json(json, known, sizes)
+    if plot is not None:
+        _plot(known, plot)
+
+
+def _sizes(card: CacheCard) -> dict[str, int]:
+    """Bytes by kind; they add up to the file."""
+    from ..codecs import Shape, from_record
+
+    sizes = dict.fromkeys(("codes", "scales", "maps"), 0)
+    for layer, per_segment in enumerate(card.blob_bytes):
+        for segment, nbytes in zip(card.manifest.segments, per_segment, strict=True):
+            shape = Shape.of(card.manifest.layers[layer], segment.held(layer))
+            for kind, part in from_record(segment.codec).parts(shape, nbytes).items():
+                sizes[kind] += part
+    return {**sizes, "ids": 4 * card.tokens, "header": card.header_bytes, "total": card.nbytes}
+
+
+def _print(card: CacheCard, sizes: dict[str, int]) -> None:
+    manifest, identity = card.manifest, card.manifest.identity
+    table = Table(show_header=False, box=None)
+    table.add_row("card", card.digest)
+    table.add_row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
+    if manifest.expires is not None:
+        table.add_row("expires", f"{manifest.expires:%Y-%m-%d %H:%M:%S} UTC")
+    table.add_row("tokens", f"{card.tokens:,}")
+    table.add_row("size", f"{card.nbytes:,} bytes, {card.bits_per_value:.3f} bits per value")
+    table.add_row("", ", ".join(f"{k} {v:,}" for k, v in sizes.items() if v and k != "total"))
+    kinds = [f"{at.kind} {at.kv_heads}×{at.head_dim}" for at in manifest.layers]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    table.add_row("layers", counts)
+    for name, value in msgspec.structs.asdict(identity).items():
+        table.add_row(name.replace("_", " "), "none" if value is None else str(value))
+    for index, segment in enumerate(manifest.segments):
+        made = f"{segment.codec.name} {segment.codec.parameters or ''}"
+        table.add_row(f"segment {index}", f"tokens [{segment.start}, {segment.end}), {made}")
+    for hop in manifest.lineage:
+        whence = "read from scratch" if hop.parent is None else f"from {hop.parent[:12]}…"
+        table.add_row(f"hop {hop.hop}", f"{hop.agent or '—'}: {hop.tokens_added} tokens, {whence}")
+    out.print(table)
+
+
+def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
+    content = {
+        "schema": 1,
+        "digest": card.digest,
+        "tokens": card.tokens,
+        "bits_per_value": card.bits_per_value,
+        "bytes": sizes,
+        "segment_digests": [segment.digest for segment in card.manifest.segments],
+        "manifest": msgspec.to_builtins(card.manifest),
+    }
+    text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
+    if target == "-":
+        sys.stdout.write(text + "\n")
+        return
+    try:
+        Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CardWriteError(f"{target} cannot be written: {error}.") from error
+
+
+def bits_per_token_and_layer(card: CacheCard) -> npt.NDArray[np.float64]:
+    """Encoded bits per value for each layer and token, ``[layers, tokens]``; 0 where forgotten."""
+    grid = np.zeros((len(card.manifest.layers), card.tokens))
+    for number, layer in enumerate(card.manifest.layers):
+        width = layer.kv_heads * (layer.head_dim + layer.v_head_dim)
+        for index, segment in enumerate(card.manifest.segments):
+            held = segment.held(number)
+            if held:
+                nbytes = card.blob_bytes[number][index]
+                grid[number, segment.end - held : segment.end] = 8 * nbytes / (held * width)
+    return grid
+
+
+def _plot(card: CacheCard, target: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    grid = bits_per_token_and_layer(card)
+    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(9, 6), layout="constrained")
+    top.step(range(card.tokens), grid.mean(axis=0), where="mid")
+    top.set(xlabel="token", ylabel="bits per value", ylim=(0, None), title="mean over layers")
+    bottom.bar(range(len(grid)), grid.mean(axis=1))
+    bottom.set(xlabel="layer", ylabel="bits per value", ylim=(0, None), title="mean over tokens")
+    try:
+        figure.savefig(target)
+    except (OSError, ValueError) as error:
+        raise CardWriteError(f"the plot cannot be written to {target}: {error}.") from error
+    finally:
+        pyplot.close(figure)
+    out.print(f"plot: {target}")

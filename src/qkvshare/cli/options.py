@@ -1,0 +1,28 @@
+"""Options that several verbs share, and the consoles they print to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+# Results go to stdout, everything else to stderr: output can be piped.
+out = Console()
+progress = Console(stderr=True)
+
+Card = Annotated[Path, typer.Argument(help="A card file.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A hub id, a folder, or smollm2-135m (the embedded model)."),
+]
+CodecName = Annotated[
+    str | None, typer.Option(help="How to encode: raw, uniform, or one from a plug-in.")
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(min=0.01, help="Bits per value of the whole file; the codec is narrowed to fit."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the card.")]
+Json = Annotated[str | None, typer.Option("--json", help="Also write JSON here; - for stdout.")]

@@ -1,0 +1,75 @@
+"""``qkvshare resume``: go on from a card, and hand on if asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..card import CacheCard
+from .options import Card, Model, progress
+
+
+def resume(
+    card: Card,
+    model: Model,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="What follows the card's text.")
+    ] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Hand on: write the longer card here.")
+    ] = None,
+    agent: Annotated[str, typer.Option(help="A name for the new card's lineage.")] = "",
+) -> None:
+    """Go on from a card: read PROMPT after it and print what the model says (greedy)."""
+    known = CacheCard.load(card)
+    with progress.status("loading the model …") as status:
+        import torch
+
+        from ..hf.inject import inject
+        from ..hf.load import load_model
+
+        loaded, tokenizer = load_model(model)
+        status.update("going on from the card …")
+        new = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        arguments = inject(loaded, known, new, tokenizer=tokenizer)
+        read = arguments["input_ids"].shape[1]
+        with torch.no_grad():
+            result = loaded.generate(
+                **arguments,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+            )
+        said = result.sequences[0, read:]
+        if output is not None:
+            status.update("handing on …")
+            _hand_on(loaded, tokenizer, known, result, read, agent).save(output)
+    typer.echo(tokenizer.decode(said, skip_special_tokens=True))
+
+
+def _hand_on(
+    model: Any, tokenizer: Any, parent: CacheCard, result: Any, read: int, agent: str
+) -> CacheCard:
+    """The parent's segments, and one more for what was read and said since."""
+    import torch
+
+    from ..codecs import from_record
+    from ..hf.capture import capture
+
+    cache, sequence = result.past_key_values, result.sequences
+    with torch.no_grad():  # generate has not read its own last token yet
+        model(input_ids=sequence[:, -1:], past_key_values=cache, use_cache=True)
+    # On an exact hit the card's last token was read again; it is not new.
+    before = parent.token_ids[: cache.get_seq_length() - sequence.shape[1]]
+    return capture(
+        model,
+        tokenizer,
+        token_ids=[*before.tolist(), *sequence[0].tolist()],
+        cache=cache,
+        codec=from_record(parent.manifest.segments[-1].codec),
+        parent=parent,
+        agent=agent,
+    )

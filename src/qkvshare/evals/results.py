@@ -1,0 +1,49 @@
+"""Rows that machines read: means with bootstrap intervals, in one envelope for every verb."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..card.errors import QKVShareError
+
+
+def interval(values: Sequence[float], draws: int = 2000) -> dict[str, Any]:
+    """Mean and its 95 % bootstrap interval (percentiles, over contexts, fixed seed)."""
+    data = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(0).integers(0, len(data), (draws, len(data)))
+    low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
+    return {"mean": float(data.mean()), "ci95": [float(low), float(high)]}
+
+
+def write_rows(target: str, rows: list[dict[str, Any]]) -> None:
+    """Write the envelope to a path, or to stdout for ``-``. Raises `QKVShareError`."""
+    import torch
+
+    packages = ("qkvshare", "torch", "transformers", "numpy")
+    envelope = {
+        "schema": 1,
+        "command": ["qkvshare", *sys.argv[1:]],
+        "environment": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            **{name: version(name) for name in packages},
+        },
+        "rows": rows,
+    }
+    text = msgspec.json.format(msgspec.json.encode(envelope), indent=2).decode() + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise QKVShareError(f"results cannot be written to {target}: {error}.") from error
