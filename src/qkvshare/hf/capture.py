@@ -110,7 +110,7 @@ def _origin(
     if (source is None) == (token_ids is None):
         raise CaptureError("give a prompt, chat messages or token_ids=, and only one of them.")
     if cache is None:
-        return read(model, tokenize(tokenizer, source) if source is not None else token_ids or ())
+        return read(model, tokenize(tokenizer, source) if token_ids is None else token_ids)
     if token_ids is None:
         raise CaptureError("a live cache comes with token_ids=, the ids it was made of.")
     return pick_row(model, cache, token_ids, attention_mask, row)

@@ -28,6 +28,7 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
 
     Raises `UnsupportedModelError`, naming layer and kind, where a card cannot carry one.
     """
+    _require_kinds(model)
     # Without config= every layer would silently become full attention.
     cache = DynamicCache(config=model.config)
     attention_layers(model, cache)
@@ -39,10 +40,7 @@ def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]
 
     Raises `UnsupportedModelError` where one is not.
     """
-    kinds = getattr(text_config(model), "layer_types", None) or []
-    for number, kind in enumerate(kinds):
-        if kind not in _CONFIG_KINDS:
-            _refuse(number, kind)
+    _require_kinds(model)
     if not isinstance(cache, DynamicCache):
         raise UnsupportedModelError(
             f"the cache is a {type(cache).__name__}; a card is captured from a DynamicCache, "
@@ -53,6 +51,12 @@ def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             _refuse(number, type(layer).__name__)
     return cast(list[DynamicLayer], cache.layers)
+
+
+def _require_kinds(model: PreTrainedModel) -> None:
+    for number, kind in enumerate(getattr(text_config(model), "layer_types", None) or []):
+        if kind not in _CONFIG_KINDS:
+            _refuse(number, kind)
 
 
 def _refuse(number: int, kind: str) -> None:

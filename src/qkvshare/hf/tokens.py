@@ -49,7 +49,7 @@ def as_ids(ids: Ids, what: str = "token ids") -> TokenIds:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase | None, source: str | Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase | None, source: str | Sequence[Message] | None
 ) -> TokenIds:
     """Ids of a prompt, or of chat messages by the tokenizer's template. Raises `CaptureError`."""
     if tokenizer is None:

@@ -1,0 +1,228 @@
+"""What bad input gets: a typed error with what was found and expected, before the model runs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Lfm2Config,
+    QuantizedCache,
+    StaticCache,
+)
+
+from qkvshare import Raw, Uniform, capture, inject
+from qkvshare.card.errors import (
+    BudgetError,
+    CaptureError,
+    CardExpiredError,
+    CodecError,
+    IdentityError,
+    PromptError,
+    UnsupportedModelError,
+)
+
+from ..conftest import VOCABULARY, some_ids, tiny_model, tiny_tokenizer
+from .test_handoff import live_cache
+
+CONTEXT, NEW = some_ids(40), some_ids(7, seed=1)
+LIMIT = 256
+
+
+@pytest.mark.parametrize("empty", [[], "", torch.empty(0, dtype=torch.long)])
+def test_empty_context(llama: Any, tokenizer: Any, empty: Any) -> None:
+    origin = {"source": empty} if isinstance(empty, str) else {"token_ids": empty}
+    with pytest.raises(CaptureError, match="empty"):
+        capture(llama, tokenizer, **origin)
+    with pytest.raises(CaptureError, match="empty"):
+        capture(llama, tokenizer, [])
+
+
+@pytest.mark.parametrize("bad", [VOCABULARY, -1, 2**40])
+def test_ids_outside_the_vocabulary(llama: Any, bad: int) -> None:
+    with pytest.raises(PromptError):
+        capture(llama, token_ids=[*CONTEXT, bad])
+    card = capture(llama, token_ids=CONTEXT)
+    with pytest.raises(PromptError):
+        inject(llama, card, [bad])
+
+
+def test_context_at_the_models_limit(llama: Any) -> None:
+    full = capture(llama, token_ids=some_ids(LIMIT))
+    assert inject(llama, full)["attention_mask"].shape == (1, LIMIT)  # the last token again
+    with pytest.raises(PromptError, match=f"{LIMIT + 1} tokens are more than the {LIMIT}"):
+        inject(llama, full, NEW[:1])
+    with pytest.raises(PromptError, match="more than"):
+        capture(llama, token_ids=some_ids(LIMIT + 1))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("part", ["keys", "values"])
+def test_non_finite_cache(llama: Any, part: str, poison: float) -> None:
+    cache = live_cache(llama, CONTEXT)
+    getattr(cache.layers[2], part)[0, 1, 17, 3] = poison
+    with pytest.raises(CaptureError, match=f"the {part} of layer 2 contain NaN or infinity"):
+        capture(llama, token_ids=CONTEXT, cache=cache)
+
+
+def test_another_tokenizer_or_template(llama: Any) -> None:
+    ours, theirs = tiny_tokenizer(), tiny_tokenizer()
+    card = capture(llama, ours, "a context of some length")
+    inject(llama, card, NEW, tokenizer=theirs)
+    theirs.add_tokens(["new"])
+    with pytest.raises(IdentityError, match="tokenizer: card has"):
+        inject(llama, card, NEW, tokenizer=theirs)
+    with pytest.raises(IdentityError, match="chat template: card has"):
+        inject(llama, card, NEW, tokenizer=tiny_tokenizer(template=False))
+
+
+def test_card_that_does_not_know_its_tokenizer(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    with pytest.raises(IdentityError, match="tokenizer: card has none"):
+        inject(llama, card, NEW, tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope"),
+        ({"rms_norm_eps": 1e-3}, "config"),
+        ({"num_hidden_layers": 2}, "weights"),
+    ],
+)
+def test_another_configuration(llama: Any, change: dict[str, Any], field: str) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    with pytest.raises(IdentityError, match=f"{field}: card has"):
+        inject(tiny_model(**change), card, NEW)
+
+
+def test_another_number_format(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    with pytest.raises(IdentityError, match="dtype: card has float32, receiver has bfloat16"):
+        inject(copy.deepcopy(llama).bfloat16(), card, NEW)
+
+
+def test_parent_that_is_another_context(llama: Any) -> None:
+    parent = capture(llama, token_ids=CONTEXT)
+    with pytest.raises(CaptureError, match="do not go on from the parent's 40"):
+        capture(llama, token_ids=some_ids(50, seed=4), parent=parent)
+    with pytest.raises(CaptureError, match="do not go on"):
+        capture(llama, token_ids=CONTEXT, parent=parent)
+    with pytest.raises(IdentityError):
+        capture(tiny_model(seed=1), token_ids=CONTEXT + NEW, parent=parent)
+
+
+def test_expired_card(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT, ttl=-1)
+    with pytest.raises(CardExpiredError, match="expired at"):
+        inject(llama, card, NEW)
+    inject(llama, capture(llama, token_ids=CONTEXT, ttl=60), NEW)
+
+
+def test_origins_do_not_mix(llama: Any, tokenizer: Any) -> None:
+    with pytest.raises(CaptureError, match="only one"):
+        capture(llama, tokenizer)
+    with pytest.raises(CaptureError, match="only one"):
+        capture(llama, tokenizer, "text", token_ids=CONTEXT)
+    with pytest.raises(CaptureError, match="its tokenizer"):
+        capture(llama, None, "text")
+    with pytest.raises(CaptureError, match="token_ids="):
+        capture(llama, tokenizer, "text", cache=live_cache(llama, CONTEXT))
+    with pytest.raises(CaptureError, match="no chat template"):
+        capture(llama, tiny_tokenizer(template=False), [{"role": "user", "content": "hi"}])
+    with pytest.raises(PromptError, match="not both"):
+        card = capture(llama, token_ids=CONTEXT)
+        inject(llama, card, NEW, prompt_ids=CONTEXT + NEW)
+
+
+@pytest.mark.parametrize("ids", [[[1, 2], [3, 4]], [1.5, 2.0], "text"])
+def test_ids_that_are_none(llama: Any, ids: Any) -> None:
+    with pytest.raises(PromptError, match="expected integers of shape"):
+        capture(llama, token_ids=ids)
+
+
+def test_budget_is_met_or_refused(llama: Any) -> None:
+    long = some_ids(250)
+    unlimited = capture(llama, token_ids=long)
+    assert unlimited.manifest.segments[0].codec.parameters == {"bits": 8}
+    for bits in (4, 3, 2):
+        limit = capture(llama, token_ids=long, codec=Uniform(bits)).bits_per_value * 1.001
+        card = capture(llama, token_ids=long, budget=limit)
+        assert card.manifest.segments[0].codec.parameters == {"bits": bits}
+        assert card.bits_per_value <= limit
+    with pytest.raises(BudgetError, match=r"the least for these 250 tokens is \d+\.\d+"):
+        capture(llama, token_ids=long, budget=2)
+    with pytest.raises(BudgetError, match="choose another codec"):
+        capture(llama, token_ids=long, codec=Raw(), budget=8)
+    with pytest.raises(CodecError, match="no width of 5 bits"):
+        Uniform(5)
+
+
+def test_values_that_float16_scales_cannot_hold(llama: Any) -> None:
+    cache = live_cache(llama, CONTEXT)
+    cache.layers[1].values[0, 0, 3, 0] = -1e6
+    with pytest.raises(CodecError, match="Use the codec 'raw'"):
+        capture(llama, token_ids=CONTEXT, cache=cache)
+    capture(llama, token_ids=CONTEXT, cache=cache, codec=Raw())
+
+
+def test_caches_of_other_kinds(llama: Any) -> None:
+    static = StaticCache(config=llama.config, max_cache_len=64)
+    with torch.no_grad():
+        llama(input_ids=torch.tensor([CONTEXT]), past_key_values=static)
+    with pytest.raises(UnsupportedModelError, match="StaticCache"):
+        capture(llama, token_ids=CONTEXT, cache=static)
+    quantized = QuantizedCache("fp8", config=llama.config)
+    with pytest.raises(UnsupportedModelError):
+        capture(llama, token_ids=CONTEXT, cache=quantized)
+    with pytest.raises(CaptureError, match="layer 0 of the cache is empty"):
+        capture(llama, token_ids=CONTEXT, cache=DynamicCache(config=llama.config))
+
+
+def test_layer_kinds_that_a_card_cannot_carry() -> None:
+    config = Lfm2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["full_attention", "conv"],
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UnsupportedModelError, match="layer 1 of the model is of kind 'conv'"):
+        capture(model, token_ids=CONTEXT)
+
+
+def test_shared_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gemma3")
+    kinds = ["full_attention", "chunked_attention", "full_attention"]
+    model.config.layer_types = kinds
+    with pytest.raises(UnsupportedModelError, match="layer 1 .* 'chunked_attention'"):
+        capture(model, token_ids=CONTEXT)
+    model.config.layer_types = ["full_attention"] * 3
+    model.config.kv_sharing_modes = [None, None, "reuse"]
+    with pytest.raises(UnsupportedModelError, match="layer 2 .* 'DummyLayer'"):
+        capture(model, token_ids=CONTEXT)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rope_that_changes_with_length(llama: Any, kind: str) -> None:
+    model = copy.deepcopy(llama)
+    model.config.rope_parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(UnsupportedModelError, match=f"RoPE type '{kind}'"):
+        capture(model, token_ids=CONTEXT)
+
+
+def test_refusals_come_before_the_model_is_touched(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    other = tiny_model(seed=1)
+    calls = []
+    other.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(IdentityError):
+        inject(other, card, NEW)
+    assert not calls

@@ -1,0 +1,113 @@
+"""Keys before RoPE: what the projection made, for every position encoding we claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from qkvshare import capture, inject
+from qkvshare.card.digest import Bytes
+from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape
+from qkvshare.hf.rope import Rope
+
+from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
+from .test_handoff import live_cache
+
+CONTEXT, NEW = some_ids(40), some_ids(7, seed=1)
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 1e5},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@dataclass(frozen=True)
+class PlainPreRope(Codec):
+    """``raw`` in float32 with un-rotated keys: shows the rotation alone."""
+
+    name = "plain-pre-rope"
+
+    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
+        yield from Raw().encode(LayerKV(at.keys.float(), at.values.float()) for at in layers)
+
+    def decode(
+        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+    ) -> Iterator[LayerKV]:
+        for layer in Raw().decode(blobs, shapes, torch.float32):
+            yield LayerKV(layer.keys, layer.values.to(dtype))
+
+    def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
+        return {"codes": nbytes}
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODECS, PlainPreRope.name, PlainPreRope)
+
+
+def models() -> Iterator[Any]:
+    for name, parameters in ROPES.items():
+        yield pytest.param(lambda p=parameters: tiny_model(rope_parameters=p), id=name)
+    for family in FAMILIES:
+        yield pytest.param(lambda f=family: tiny_model(f), id=family)
+    yield pytest.param(
+        lambda: tiny_model(
+            "phi3",
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            },
+        ),
+        id="partial",
+    )
+
+
+@pytest.mark.parametrize("make", models())
+def test_unrotated_keys_are_what_was_rotated(make: Any) -> None:
+    model = make()
+    cache = live_cache(model, CONTEXT)
+    for number, layer in enumerate(cache.layers):
+        held = layer.keys.shape[2]
+        positions = torch.arange(len(CONTEXT) - held, len(CONTEXT))
+        rope = Rope(model, number)
+        before = rope.unrotate(layer.keys[0], positions)
+        torch.testing.assert_close(rope.rotate(before, positions), layer.keys[0])
+        # lengths: rotation keeps them, up to the attention scaling of YaRN
+        assert not torch.allclose(before, layer.keys[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_unrotated_keys_do_not_depend_on_the_position(name: str) -> None:
+    # in layer 0 the keys of one token, before RoPE, are the same wherever it stands
+    model = tiny_model(rope_parameters=ROPES[name])
+    cache = live_cache(model, [5] * 50)
+    before = Rope(model, 0).unrotate(cache.layers[0].keys[0], torch.arange(50))
+    torch.testing.assert_close(before, before[:, :1].expand_as(before), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", models())
+def test_same_text_by_way_of_unrotated_keys(make: Any) -> None:
+    model = make()
+    card = capture(model, token_ids=CONTEXT, codec=PlainPreRope())
+    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, CONTEXT + NEW)
+    longer = capture(model, token_ids=CONTEXT + NEW, codec=PlainPreRope(), parent=card)
+    assert greedy(model, **inject(model, longer)) == greedy_from_text(model, CONTEXT + NEW)

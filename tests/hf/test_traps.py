@@ -1,0 +1,147 @@
+"""Each mistake that plain transformers accepts in silence: shown to give wrong text there, and to
+be impossible or refused here."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from qkvshare import Raw, capture, inject
+from qkvshare.card.errors import CaptureError, IdentityError, PromptError
+
+from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
+from .test_handoff import live_cache
+
+CONTEXT, OTHER, NEW = some_ids(40), some_ids(40, seed=9), some_ids(7, seed=1)
+
+
+@pytest.fixture
+def expected(llama: Any) -> list[int]:
+    return greedy_from_text(llama, CONTEXT + NEW)
+
+
+def full(ids: list[int], cache: Any) -> dict[str, Any]:
+    tokens = torch.tensor([ids])
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "past_key_values": cache,
+    }
+
+
+def test_wrong_prefix(llama: Any, expected: list[int]) -> None:
+    wrong = live_cache(llama, OTHER)
+    assert greedy(llama, **full(CONTEXT + NEW, wrong)) != expected  # accepted, wrong text
+
+    card = capture(llama, token_ids=OTHER, codec=Raw())
+    with pytest.raises(PromptError, match="does not continue the card: at token 0"):
+        inject(llama, card, prompt_ids=CONTEXT + NEW)
+
+
+def test_prefix_with_one_other_token(llama: Any) -> None:
+    ids = [*CONTEXT[:20], (CONTEXT[20] + 1) % 90 + 3, *CONTEXT[21:]]
+    assert greedy_from_text(llama, ids) != greedy_from_text(llama, CONTEXT)
+    card = capture(llama, token_ids=ids, codec=Raw())
+    with pytest.raises(PromptError, match="at token 20"):
+        inject(llama, card, prompt_ids=CONTEXT + NEW)
+
+
+def test_cache_captured_with_ids_of_another_context(llama: Any) -> None:
+    cache = live_cache(llama, CONTEXT)
+    one_wrong = [*CONTEXT[:30], CONTEXT[31], *CONTEXT[31:]]
+    with pytest.raises(CaptureError, match="first at token 30"):
+        capture(llama, token_ids=one_wrong, cache=cache)
+    with pytest.raises(CaptureError, match="first at token 0"):
+        capture(llama, token_ids=OTHER, cache=cache)
+
+
+def test_one_weight_changed(llama: Any) -> None:
+    other = copy.deepcopy(llama)
+    with torch.no_grad():
+        other.model.layers[1].self_attn.v_proj.weight[0, 0] += 50
+    theirs = greedy_from_text(other, CONTEXT + NEW)
+    mixed = greedy(other, **full(CONTEXT + NEW, live_cache(llama, CONTEXT)))
+    assert mixed != theirs  # accepted, neither model's text
+
+    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    with pytest.raises(IdentityError, match="weights: card has .*, receiver has"):
+        inject(other, card, NEW)
+
+
+def test_exact_hit(llama: Any) -> None:
+    expected = greedy_from_text(llama, CONTEXT)
+    assert greedy(llama, **full(CONTEXT, live_cache(llama, CONTEXT))) != expected
+
+    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    assert greedy(llama, **inject(llama, card)) == expected
+    assert greedy(llama, **inject(llama, card, prompt_ids=CONTEXT)) == expected
+
+
+def test_new_ids_without_mask(llama: Any, expected: list[int]) -> None:
+    longer = NEW + some_ids(60, seed=3)
+    ids = torch.tensor([longer])
+    wrong = greedy(llama, input_ids=ids, past_key_values=live_cache(llama, CONTEXT))
+    right = greedy_from_text(llama, CONTEXT + longer)
+    assert wrong != right
+
+    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    assert greedy(llama, **inject(llama, card, longer)) == right
+
+
+def test_generate_changes_the_cache_it_is_given(llama: Any) -> None:
+    cache = live_cache(llama, CONTEXT)
+    greedy(llama, **full(CONTEXT + NEW, cache))
+    assert cache.get_seq_length() > len(CONTEXT)
+
+    cache = live_cache(llama, CONTEXT)
+    before = [layer.keys.clone() for layer in cache.layers]
+    card = capture(llama, token_ids=CONTEXT, cache=cache, codec=Raw())
+    greedy(llama, **inject(llama, card, NEW))
+    assert cache.get_seq_length() == len(CONTEXT)
+    assert all(torch.equal(a, b.keys) for a, b in zip(before, cache.layers, strict=True))
+
+
+def test_sliding_length_is_restored() -> None:
+    model = tiny_model("gemma3")
+    expected = greedy_from_text(model, CONTEXT + NEW)
+    rebuilt = DynamicCache(config=model.config)
+    for number, layer in enumerate(live_cache(model, CONTEXT).layers):
+        rebuilt.update(layer.keys, layer.values, number)
+    assert rebuilt.layers[0].get_seq_length() != len(CONTEXT)
+    try:
+        assert greedy(model, **full(CONTEXT + NEW, rebuilt)) != expected
+    except RuntimeError:
+        pass  # some mixtures crash instead
+
+    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    assert greedy(model, **inject(model, card, NEW)) == expected
+
+
+def test_cache_without_config_loses_its_windows() -> None:
+    model = tiny_model("mistral")
+    plain = DynamicCache()
+    with torch.no_grad():
+        model(input_ids=torch.tensor([CONTEXT]), past_key_values=plain)
+    card = capture(model, token_ids=CONTEXT, cache=plain, codec=Raw())
+    with pytest.raises(IdentityError, match="layer 0 .window"):
+        inject(model, card, NEW)
+
+
+def test_exact_hit_on_a_full_window_of_a_live_cache() -> None:
+    model = tiny_model("mistral")
+    card = capture(model, token_ids=CONTEXT, cache=live_cache(model, CONTEXT), codec=Raw())
+    with pytest.raises(PromptError, match="cannot roll back"):
+        inject(model, card)
+    # read by capture itself, the card keeps the one token more that this takes
+    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    assert greedy(model, **inject(model, card)) == greedy_from_text(model, CONTEXT)
+
+
+def test_whole_prompt_passed_as_new_ids(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    with pytest.raises(PromptError, match="repeat the card's 40 tokens"):
+        inject(llama, card, CONTEXT + NEW)
