@@ -106,9 +106,7 @@ def greedy(model: Any, tokens: int = 16, **arguments: Any) -> list[int]:
 def greedy_from_text(model: Any, ids: list[int], tokens: int = 16) -> list[int]:
     """The reference: no hand-off."""
     input_ids = torch.tensor([ids])
-    return greedy(
-        model, tokens, input_ids=input_ids, attention_mask=torch.ones_like(input_ids)
-    )
+    return greedy(model, tokens, input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,6 @@ def test_after_generate(llama: Any) -> None:
     )
     with pytest.raises(CaptureError, match=r"pass sequences\[:, :-1\]"):
         capture(llama, token_ids=done.sequences, cache=done.past_key_values)
-    card = capture(
-        llama, token_ids=done.sequences[:, :-1], cache=done.past_key_values, codec=Raw()
-    )
+    card = capture(llama, token_ids=done.sequences[:, :-1], cache=done.past_key_values, codec=Raw())
     expected = greedy_from_text(llama, done.sequences[0].tolist())
     assert greedy(llama, **inject(llama, card, done.sequences[0, -1:])) == expected

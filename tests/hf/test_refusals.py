@@ -69,6 +69,15 @@ def test_non_finite_cache(llama: Any, part: str, poison: float) -> None:
         capture(llama, token_ids=CONTEXT, cache=cache)
 
 
+def test_cache_in_another_number_format(llama: Any) -> None:
+    # plain transformers accepts this in silence
+    cache = live_cache(llama, CONTEXT)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.half(), layer.values.half()
+    with pytest.raises(CaptureError, match=r"layer 0 of the cache is in torch.float16"):
+        capture(llama, token_ids=CONTEXT, cache=cache, codec=Raw())
+
+
 def test_another_tokenizer_or_template(llama: Any) -> None:
     ours, theirs = tiny_tokenizer(), tiny_tokenizer()
     card = capture(llama, ours, "a context of some length")
@@ -134,8 +143,8 @@ def test_origins_do_not_mix(llama: Any, tokenizer: Any) -> None:
         capture(llama, tokenizer, "text", cache=live_cache(llama, CONTEXT))
     with pytest.raises(CaptureError, match="no chat template"):
         capture(llama, tiny_tokenizer(template=False), [{"role": "user", "content": "hi"}])
+    card = capture(llama, token_ids=CONTEXT)
     with pytest.raises(PromptError, match="not both"):
-        card = capture(llama, token_ids=CONTEXT)
         inject(llama, card, NEW, prompt_ids=CONTEXT + NEW)
 
 

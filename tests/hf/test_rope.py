@@ -81,7 +81,7 @@ def models() -> Iterator[Any]:
     )
 
 
-@pytest.mark.parametrize("make", models())
+@pytest.mark.parametrize("make", list(models()))
 def test_unrotated_keys_are_what_was_rotated(make: Any) -> None:
     model = make()
     cache = live_cache(model, CONTEXT)
@@ -104,7 +104,7 @@ def test_unrotated_keys_do_not_depend_on_the_position(name: str) -> None:
     torch.testing.assert_close(before, before[:, :1].expand_as(before), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", models())
+@pytest.mark.parametrize("make", list(models()))
 def test_same_text_by_way_of_unrotated_keys(make: Any) -> None:
     model = make()
     card = capture(model, token_ids=CONTEXT, codec=PlainPreRope())

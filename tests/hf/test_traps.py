@@ -112,10 +112,7 @@ def test_sliding_length_is_restored() -> None:
     for number, layer in enumerate(live_cache(model, CONTEXT).layers):
         rebuilt.update(layer.keys, layer.values, number)
     assert rebuilt.layers[0].get_seq_length() != len(CONTEXT)
-    try:
-        assert greedy(model, **full(CONTEXT + NEW, rebuilt)) != expected
-    except RuntimeError:
-        pass  # some mixtures crash instead
+    assert greedy(model, **full(CONTEXT + NEW, rebuilt)) != expected
 
     card = capture(model, token_ids=CONTEXT, codec=Raw())
     assert greedy(model, **inject(model, card, NEW)) == expected
@@ -127,7 +124,7 @@ def test_cache_without_config_loses_its_windows() -> None:
     with torch.no_grad():
         model(input_ids=torch.tensor([CONTEXT]), past_key_values=plain)
     card = capture(model, token_ids=CONTEXT, cache=plain, codec=Raw())
-    with pytest.raises(IdentityError, match="layer 0 .window"):
+    with pytest.raises(IdentityError, match=r"layer 0 \(window"):
         inject(model, card, NEW)
 
 

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from . import container
 from .container import Array, FileTensors, blob_name, ids_name
 from .digest import EMPTY_CHAIN, Bytes, TokenIds, digest_bytes, extend_chain
 from .errors import CardDigestError, CardExpiredError, CardFormatError, CardVersionError
-from .manifest import FORMAT_VERSION, Manifest, decode_manifest
+from .manifest import FORMAT_VERSION, Envelope, Manifest, decode_envelope, decode_manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,38 +146,33 @@ class CacheCard:
         return self.tensors[name].nbytes
 
     def _metadata(self) -> dict[str, str]:
-        return {
-            "format": container.MAGIC,
-            "version": str(FORMAT_VERSION),
-            "digest": self.digest,
-            "manifest": self.manifest.encode().decode(),
-        }
+        # One entry only: safetensors does not keep the order of several, and a card's bytes
+        # should depend on nothing but the card.
+        envelope = Envelope(self.digest, msgspec.Raw(self.manifest.encode()), FORMAT_VERSION)
+        return {container.MAGIC: msgspec.json.encode(envelope, order="sorted").decode()}
 
 
 def _open_header(tensors: FileTensors) -> Manifest:
     """Magic, version, digest, manifest: in this order, so that each defect gets its own error."""
-    path, found = tensors.path, tensors.metadata
-    if found.get("format") != container.MAGIC:
+    path = tensors.path
+    if set(tensors.metadata) != {container.MAGIC}:
         raise CardFormatError(
-            f"{path} is a safetensors file but not a card: format is {found.get('format')!r}, "
-            f"expected {container.MAGIC!r}."
+            f"{path} is a safetensors file but not a card: its metadata has "
+            f"{sorted(tensors.metadata)[:5]}, expected {container.MAGIC!r} and nothing else."
         )
-    if found.get("version") != str(FORMAT_VERSION):
+    envelope = decode_envelope(tensors.metadata[container.MAGIC].encode())
+    if envelope.version != FORMAT_VERSION:
         raise CardVersionError(
-            f"{path} has format version {found.get('version')!r}, this package reads "
-            f"{FORMAT_VERSION}. Capture again, or use the package version that wrote it."
+            f"{path} has format version {envelope.version}, this package reads {FORMAT_VERSION}. "
+            "Capture again, or use the package version that wrote it."
         )
-    if set(found) != {"format", "version", "digest", "manifest"}:
-        raise CardFormatError(
-            f"{path}: header entries {sorted(found)}, expected digest, format, manifest, version."
-        )
-    data = found["manifest"].encode()
-    if digest_bytes(data) != found["digest"]:
+    found = digest_bytes(bytes(envelope.manifest))
+    if found != envelope.digest:
         raise CardDigestError(
-            f"{path}: the manifest has digest {digest_bytes(data)[:12]}…, the card is named "
-            f"{found['digest'][:12]}…. The header is damaged; get the card again."
+            f"{path}: the manifest has digest {found[:12]}…, the card is named "
+            f"{envelope.digest[:12]}…. The header is damaged; get the card again."
         )
-    return decode_manifest(data)
+    return decode_manifest(bytes(envelope.manifest))
 
 
 def _check_tensors(tensors: FileTensors, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ class Layer(Strict, frozen=True):
     kv_heads: Size
     head_dim: Size
     v_head_dim: Size
-    window: Size | None = None
+    window: Annotated[int, Meta(ge=2, le=2**31 - 1)] | None = None
 
 
 class Codec(Strict, frozen=True):
@@ -110,6 +110,24 @@ class Manifest(Strict, frozen=True):
         return msgspec.json.encode(self, order="sorted")
 
 
+class Envelope(Strict, frozen=True):
+    """What the file's metadata holds: the manifest's exact bytes, and what they must be."""
+
+    digest: Digest
+    manifest: msgspec.Raw
+    version: int
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """Parse the metadata entry of a card. Raises `CardFormatError`."""
+    try:
+        return msgspec.json.decode(data, type=Envelope, strict=True)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CardFormatError(
+            f"the card's header is not valid: {error}. Expected digest, manifest and version."
+        ) from error
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """Parse and check a manifest's JSON. Raises `CardFormatError` or `CardDigestError`."""
     try:
@@ -154,7 +172,7 @@ def _check_first(segment: Segment, layers: list[Layer], where: str) -> None:
         # A sliding layer may forget what no later token can see; a full layer nothing.
         latest = segment.start
         if layer.kind == "sliding":
-            latest = max(segment.start, segment.end - (layer.window or 1) + 1)
+            latest = max(segment.start, segment.end - (layer.window or 2) + 1)
         if not segment.start <= first <= latest:
             raise CardFormatError(
                 f"{where}: layer {number} ({layer.kind}) starts at token {first}, "

@@ -51,6 +51,8 @@ def _sizes(card: CacheCard) -> dict[str, int]:
 def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     manifest, identity = card.manifest, card.manifest.identity
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("card", card.digest)
     table.add_row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
     if manifest.expires is not None:

@@ -131,6 +131,11 @@ def _state(
     for number, place in enumerate(attention_layers(model, cache)):
         layer = describe(number, place)
         keys, values = (cast(Tensor, part)[row] for part in (place.keys, place.values))
+        if not keys.dtype == values.dtype == model.dtype:
+            raise CaptureError(
+                f"layer {number} of the cache is in {keys.dtype}, the model in {model.dtype}; "
+                "expected the same. Make the cache without autocast."
+            )
         if real is not None and not real.all():
             keep = real[len(real) - keys.shape[1] :].to(keys.device)
             keys, values = keys[:, keep], values[:, keep]

@@ -16,7 +16,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     assert codes.shape[-1] % 8 == 0
     if bits == 8:
         return codes.to(torch.uint8)
-    eights = codes.to(torch.int64).reshape(*codes.shape[:-1], -1, 8)
+    eights = codes.to(torch.int64).reshape(*codes.shape[:-1], codes.shape[-1] // 8, 8)
     word = (eights << _steps(bits, 8, codes)).sum(-1, keepdim=True)
     return ((word >> _steps(8, bits, codes)) & 0xFF).to(torch.uint8).flatten(-2)
 
@@ -27,7 +27,7 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     assert packed.shape[-1] % bits == 0
     if bits == 8:
         return packed
-    parts = packed.to(torch.int64).reshape(*packed.shape[:-1], -1, bits)
+    parts = packed.to(torch.int64).reshape(*packed.shape[:-1], packed.shape[-1] // bits, bits)
     word = (parts << _steps(8, bits, packed)).sum(-1, keepdim=True)
     codes: Tensor = (word >> _steps(bits, 8, packed)) & (2**bits - 1)
     return codes.to(torch.uint8).flatten(-2)

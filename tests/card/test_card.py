@@ -1,0 +1,198 @@
+"""Saving, loading, sizes, atomicity."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from qkvshare import CacheCard, Raw, Uniform
+from qkvshare.card import container
+from qkvshare.card.errors import CardNotFoundError, CardWriteError
+from qkvshare.codecs import decode_layers
+
+from ..cards import make_card
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    runs=st.lists(st.integers(1, 30), min_size=1, max_size=5).map(tuple),
+    codec=st.sampled_from([Raw(), Uniform(8), Uniform(3)]),
+    seed=st.integers(0, 9),
+)
+def test_round_trip_and_size(
+    tmp_path_factory: pytest.TempPathFactory, runs: tuple[int, ...], codec: Any, seed: int
+) -> None:
+    path = tmp_path_factory.mktemp("cards") / "card"
+    card = make_card(codec, runs, seed)
+    loaded = CacheCard.load(card.save(path))
+    loaded.verify()
+    assert loaded.manifest == card.manifest
+    assert loaded.digest == card.digest
+    assert loaded.tokens == sum(runs)
+    assert np.array_equal(loaded.token_ids, card.token_ids)
+    # the size is known before anything is written, to the byte
+    assert card.nbytes == loaded.nbytes == path.stat().st_size
+    assert card.blob_bytes == loaded.blob_bytes
+    assert loaded.bits_per_value == 8 * path.stat().st_size / (sum(runs) * 2 * 2 * 2 * 8)
+    for segment in range(len(runs)):
+        pairs = zip(decode_layers(card, segment), decode_layers(loaded, segment), strict=True)
+        for one, two in pairs:
+            assert torch.equal(one.keys, two.keys)
+            assert torch.equal(one.values, two.values)
+
+
+def test_any_safetensors_reader_can_open_it(tmp_path: Path) -> None:
+    tensors = load_file(make_card().save(tmp_path / "card"))
+    assert list(tensors) == sorted(tensors)
+    assert tensors["ids.0000"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_layers_lie_in_order(tmp_path: Path) -> None:
+    from ..cards import take_apart
+
+    header, _ = take_apart(make_card().save(tmp_path / "card"))
+    starts = {name: at["data_offsets"][0] for name, at in header.items() if name[0] != "_"}
+    assert sorted(starts, key=starts.__getitem__) == [
+        "ids.0000",
+        "ids.0001",
+        "kv.0000.0000",
+        "kv.0000.0001",
+        "kv.0001.0000",
+        "kv.0001.0001",
+    ]
+
+
+def test_opening_reads_no_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_card().save(tmp_path / "card")
+    read = []
+    original = container.FileTensors.__getitem__
+    monkeypatch.setattr(
+        container.FileTensors,
+        "__getitem__",
+        lambda self, name: read.append(name) or original(self, name),
+    )
+    card = CacheCard.load(path)
+    _ = card.nbytes, card.bits_per_value, card.blob_bytes, card.digest
+    assert read == ["ids.0000", "ids.0001"]
+    card.blob(1, 0)
+    assert read[2:] == ["kv.0001.0000"]
+
+
+def test_a_blob_is_a_private_copy(tmp_path: Path) -> None:
+    path = make_card().save(tmp_path / "card")
+    blob = CacheCard.load(path).blob(0, 0)
+    before = blob.copy()
+    with path.open("r+b") as file:  # changed after it was checked
+        file.seek(-path.stat().st_size // 2, os.SEEK_END)
+        file.write(b"\xff" * 64)
+    assert np.array_equal(blob, before)
+
+
+def test_cards_are_private_files(tmp_path: Path) -> None:
+    path = make_card().save(tmp_path / "card")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("missing", ["nothing/here", "."])
+def test_no_such_file(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(CardNotFoundError, match="no card can be read"):
+        CacheCard.load(tmp_path / missing)
+
+
+def test_folder_that_is_missing_or_a_file(tmp_path: Path) -> None:
+    with pytest.raises(CardWriteError, match="cannot be written"):
+        make_card().save(tmp_path / "nothing" / "card")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CardWriteError, match="cannot be written"):
+        make_card().save(tmp_path / "file" / "card")
+
+
+def test_folder_without_write_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:  # root may write anywhere; the system's own answer, then
+        refuse = OSError(errno.EACCES, "Permission denied")
+        monkeypatch.setattr(container.tempfile, "mkstemp", _raiser(refuse))
+    else:
+        tmp_path.chmod(0o500)
+    with pytest.raises(CardWriteError, match="Permission denied"):
+        make_card().save(tmp_path / "card")
+    tmp_path.chmod(0o700)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _raiser(error: Exception) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def test_full_disk_keeps_the_old_card(tmp_path: Path) -> None:
+    """The file size limit of a child process stands for a disk that fills in the middle."""
+    path = make_card().save(tmp_path / "card")
+    before = path.read_bytes()
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from tests.cards import make_card\n"
+        "from qkvshare.card.errors import CardWriteError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "try:\n"
+        "    make_card(runs=(500,)).save(sys.argv[1])\n"
+        "except CardWriteError as error:\n"
+        "    print('refused')\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), str(root)], capture_output=True, text=True
+    )
+    assert done.stdout == "refused\n", done.stderr
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_killed_writer_leaves_a_whole_card(tmp_path: Path) -> None:
+    """A writer is killed at random moments; what stands under the name is always one whole card."""
+    path = tmp_path / "card"
+    script = (
+        "import sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from tests.cards import make_card\n"
+        "cards = [make_card(runs=(2000,), seed=seed) for seed in range(3)]\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    for card in cards:\n"
+        "        card.save(sys.argv[1])\n"
+    )
+    whole = {make_card(runs=(2000,), seed=seed).digest for seed in range(3)}
+    root = Path(__file__).parents[2]
+    for delay in (0.01, 0.023, 0.037, 0.05):
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(path), str(root)], stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        if path.exists():
+            card = CacheCard.load(path)
+            card.verify()
+            assert card.digest in whole
+    assert path.exists()

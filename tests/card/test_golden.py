@@ -1,0 +1,56 @@
+"""Cards written once and kept: every later version must read them to the very same numbers.
+
+``python -m tests.card.test_golden`` writes them anew, which only a new format version may need.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qkvshare import CacheCard, Raw, Uniform
+from qkvshare.card.digest import digest_bytes
+from qkvshare.codecs import Codec, decode_layers
+
+from ..cards import make_card
+
+FOLDER = Path(__file__).parent / "golden"
+CODECS: dict[str, Codec] = {
+    "raw": Raw(),
+    "uniform8": Uniform(8),
+    "uniform4": Uniform(4),
+    "uniform3": Uniform(3),
+    "uniform2": Uniform(2),
+}
+
+
+def describe(card: CacheCard) -> dict[str, object]:
+    """Everything that must never change."""
+    return {
+        "card": card.digest,
+        "ids": card.token_ids.tolist(),
+        "segments": [segment.digest for segment in card.manifest.segments],
+        "decoded": [
+            digest_bytes(part.contiguous().numpy().tobytes())
+            for index in range(len(card.manifest.segments))
+            for layer in decode_layers(card, index)
+            for part in (layer.keys, layer.values)
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_golden_card(name: str, tmp_path: Path) -> None:
+    path = FOLDER / f"{name}.card"
+    card = CacheCard.load(path)
+    assert describe(card) == json.loads((FOLDER / f"{name}.json").read_text())
+    assert card.save(tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+if __name__ == "__main__":
+    for name, codec in CODECS.items():
+        card = make_card(codec)
+        card.save(FOLDER / f"{name}.card").chmod(0o644)
+        (FOLDER / f"{name}.json").write_text(json.dumps(describe(card), indent=1) + "\n")

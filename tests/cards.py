@@ -1,0 +1,116 @@
+"""Cards made by hand, without a model, and files taken apart and put together wrongly."""
+
+from __future__ import annotations
+
+import json
+import struct
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qkvshare.card import Allocation, CacheCard, Hop, Identity, Layer, Manifest, Segment
+from qkvshare.card.container import MAGIC, Array, blob_name, ids_name
+from qkvshare.card.digest import EMPTY_CHAIN, digest_bytes, extend_chain
+from qkvshare.codecs import Codec, LayerKV, Raw
+
+IDENTITY = Identity(
+    weights="1" * 64,
+    config="2" * 64,
+    adapter=None,
+    rope='{"rope_theta":10000.0,"rope_type":"default"}',
+    dtype="float32",
+    tokenizer="3" * 64,
+    chat_template="4" * 64,
+)
+LAYERS = [
+    Layer(kind="full", kv_heads=2, head_dim=8, v_head_dim=8),
+    Layer(kind="sliding", kv_heads=2, head_dim=8, v_head_dim=8, window=4),
+]
+
+
+def make_card(
+    codec: Codec | None = None, runs: tuple[int, ...] = (6, 3), seed: int = 0
+) -> CacheCard:
+    """A card of random state: two layers, one segment for each length in ``runs``."""
+    codec = codec or Raw()
+    generator = torch.Generator().manual_seed(seed)
+    segments: list[Segment] = []
+    lineage: list[Hop] = []
+    tensors: dict[str, Array] = {}
+    start, chain = 0, EMPTY_CHAIN
+    for index, count in enumerate(runs):
+        end = start + count
+        ids = np.arange(start, end, dtype=np.int32) + 100 * seed
+        first = [start, max(start, end - 3)]
+        layers = []
+        for layer, held_from in zip(LAYERS, first, strict=True):
+            shape = (layer.kv_heads, end - held_from, layer.head_dim)
+            keys = torch.randn(shape, generator=generator)
+            layers.append(LayerKV(keys, torch.randn(shape, generator=generator)))
+        blobs = list(codec.encode(layers))
+        tensors[ids_name(index)] = ids
+        tensors |= {blob_name(layer, index): blob for layer, blob in enumerate(blobs)}
+        after = extend_chain(chain, ids)
+        segments.append(
+            Segment(
+                start=start,
+                end=end,
+                prefix=chain,
+                chain=after,
+                codec=codec.record(),
+                allocation=Allocation(),
+                blobs=[digest_bytes(blob) for blob in blobs],
+                first=first,
+            )
+        )
+        lineage.append(Hop(hop=index, agent="test", tokens_added=count))
+        start, chain = end, after
+    manifest = Manifest(
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        identity=IDENTITY,
+        layers=LAYERS,
+        segments=segments,
+        lineage=lineage,
+    )
+    return CacheCard(manifest, tensors)
+
+
+def take_apart(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Header (JSON) and data of a safetensors file."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def put_together(path: Path, header: dict[str, Any] | bytes, data: bytes) -> None:
+    """The reverse, checking nothing."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def read_envelope(path: Path) -> dict[str, Any]:
+    """What stands in the file's metadata: digest, manifest, version."""
+    header, _ = take_apart(path)
+    envelope: dict[str, Any] = json.loads(header["__metadata__"][MAGIC])
+    return envelope
+
+
+def write_envelope(path: Path, envelope: dict[str, Any] | str) -> None:
+    """Replace the metadata, checking nothing."""
+    header, data = take_apart(path)
+    text = envelope if isinstance(envelope, str) else json.dumps(envelope)
+    header["__metadata__"] = {MAGIC: text}
+    put_together(path, header, data)
+
+
+def edit_manifest(path: Path, edit: Any, resign: bool = True) -> None:
+    """Change a card's manifest; with ``resign`` the card digest follows, as a forger would do."""
+    envelope = read_envelope(path)
+    edit(envelope["manifest"])
+    if resign:
+        # json.dumps writes the same text again inside the envelope
+        envelope["digest"] = digest_bytes(json.dumps(envelope["manifest"]).encode())
+    write_envelope(path, envelope)

@@ -1,0 +1,213 @@
+"""The command line as a user has it: results on stdout, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qkvshare import CacheCard
+from qkvshare.cli import main
+
+from ..cards import make_card
+from ..conftest import greedy_from_text, tiny_model, tiny_tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command line in this process; returns exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qkvshare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def card(run: Any, llama_folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "a.card"
+    code, out, _ = run(
+        "capture", "-m", llama_folder, "--prompt", TEXT, "-o", path, "--codec", "raw"
+    )
+    assert code == 0
+    assert f"{len(TEXT)} tokens" in out
+    return path
+
+
+def ids(text: str) -> list[int]:
+    return list(tiny_tokenizer()(text)["input_ids"])
+
+
+def test_capture_and_resume(run: Any, card: Path, llama: Any, llama_folder: Path) -> None:
+    code, out, _ = run(
+        "resume", card, "-m", llama_folder, "-p", " And then?", "--max-new-tokens", 12
+    )
+    assert code == 0
+    expected = greedy_from_text(llama, ids(TEXT + " And then?"), 12)
+    assert out == tiny_tokenizer().decode(expected, skip_special_tokens=True) + "\n"
+
+
+def test_resume_hands_on(run: Any, card: Path, llama: Any, llama_folder: Path) -> None:
+    second, third = card.with_name("b.card"), card.with_name("c.card")
+    more = ["-m", llama_folder, "--max-new-tokens", 5]
+    assert run("resume", card, *more, "-p", " More", "-o", second, "--agent", "B")[0] == 0
+    assert run("resume", second, *more, "-o", third)[0] == 0  # an exact hit
+    known = ids(TEXT + " More")
+    known += greedy_from_text(llama, known, 5)
+    assert CacheCard.load(second).token_ids.tolist() == known
+    known += greedy_from_text(llama, known, 5)
+    last = CacheCard.load(third)
+    assert last.token_ids.tolist() == known
+    assert [segment.end for segment in last.manifest.segments] == [
+        len(TEXT),
+        len(TEXT) + 10,
+        len(TEXT) + 15,
+    ]
+    assert [hop.agent for hop in last.manifest.lineage] == ["", "B", ""]
+    assert last.blob(1, 0).tobytes() == CacheCard.load(card).blob(1, 0).tobytes()
+
+
+def test_capture_a_file(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    path = tmp_path / "card"
+    code, _, _ = run(
+        "capture", "-m", llama_folder, "--text", tmp_path / "text", "-o", path, "--budget", 200
+    )
+    assert code == 0
+    assert CacheCard.load(path).token_ids.tolist() == ids(TEXT)
+    assert CacheCard.load(path).manifest.segments[0].allocation.budget == 200
+
+
+def test_inspect(run: Any, card: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "bits.png"
+    code, out, _ = run("inspect", card, "--json", tmp_path / "card.json", "--plot", plot)
+    assert code == 0
+    assert CacheCard.load(card).digest in out.replace("\n", "").replace(" ", "")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    content = json.loads((tmp_path / "card.json").read_text())
+    sizes = content["bytes"]
+    assert sizes.pop("total") == sum(sizes.values()) == card.stat().st_size
+    assert content["manifest"]["identity"] == json.loads(
+        json.dumps(content["manifest"]["identity"])
+    )
+    code, out, _ = run("inspect", card, "--json", "-")
+    assert json.loads(out) == content | {"bytes": sizes | {"total": card.stat().st_size}}
+
+
+def test_inspect_and_verify_of_a_card_with_windows(run: Any, tmp_path: Path) -> None:
+    path = make_card().save(tmp_path / "card")
+    code, out, _ = run("inspect", path, "--plot", tmp_path / "bits.svg")
+    assert code == 0
+    assert "1 full 2×8, 1 sliding 2×8" in out
+    code, out, _ = run("verify", path)
+    assert code == 0
+    assert "digests: ok" in out
+
+
+def test_verify(run: Any, card: Path, llama_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("verify", card, "-m", llama_folder)
+    assert code == 0
+    assert "identity: ok" in out
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    code, _, err = run("verify", card, "-m", tmp_path / "other")
+    assert code == 1
+    assert err.startswith("error: IdentityError: the card belongs to another model: weights")
+
+
+def test_errors_are_one_line_and_leave_nothing(
+    run: Any, card: Path, llama_folder: Path, tmp_path: Path
+) -> None:
+    content = card.read_bytes()
+    damaged, target = tmp_path / "damaged", tmp_path / "out"
+    damaged.write_bytes(content[:-20])
+    flipped = tmp_path / "flipped"
+    flipped.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    model = ["-m", llama_folder]
+    cases: list[tuple[str, list[object]]] = [
+        ("CardFormatError", ["inspect", damaged]),
+        ("CardFormatError", ["verify", damaged]),
+        ("CardDigestError", ["verify", flipped]),
+        ("CardDigestError", ["resume", flipped, *model, "-p", "x", "-o", target]),
+        ("CardNotFoundError", ["resume", tmp_path / "none", *model, "-p", "x"]),
+        ("ModelNotFoundError", ["resume", card, "-m", tmp_path / "none", "-p", "x"]),
+        ("PromptError", ["resume", card, *model, "-p", "x" * 300]),
+        ("CaptureError", ["capture", *model, "--prompt", "", "-o", target]),
+        ("CaptureError", ["capture", *model, "--text", tmp_path / "none", "-o", target]),
+        ("CaptureError", ["capture", *model, "--text", card, "-o", target]),
+        ("CodecError", ["capture", *model, "--prompt", "x", "-o", target, "--codec", "gzip"]),
+        ("BudgetError", ["capture", *model, "--prompt", "x", "-o", target, "--budget", "1"]),
+        ("CardWriteError", ["capture", *model, "--prompt", "x", "-o", tmp_path / "no" / "card"]),
+        ("CardWriteError", ["inspect", card, "--plot", tmp_path / "no" / "plot.png"]),
+        ("CardWriteError", ["inspect", card, "--json", tmp_path / "no" / "card.json"]),
+    ]
+    for name, arguments in cases:
+        code, _, err = run(*arguments)
+        assert code == 1, arguments
+        last = err.strip().splitlines()[-1]
+        assert last.startswith(f"error: {name}: "), (arguments, err)
+        assert "Traceback" not in err
+        assert not target.exists()
+
+
+def test_usage_errors(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    assert run("capture", "-m", llama_folder, "-o", tmp_path / "card")[0] == 2
+    assert run("frobnicate")[0] == 2
+    for verb in ("demo", "capture", "resume", "inspect", "verify"):
+        code, out, _ = run(verb, "--help")
+        assert code == 0
+        assert "Usage" in out
+
+
+def test_eval_fidelity(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    record = {"question": TEXT * 3, "answer": "Yes. " * 20}
+    text.write_text("\n".join(json.dumps(record) for _ in range(4)))
+    target = tmp_path / "rows.json"
+    code, _, _ = run(
+        *("eval", "fidelity", "--text", text, "-m", llama_folder, "--contexts", 3),
+        *("--context-tokens", 60, "--continuation-tokens", 10, "--json", target),
+        *("--codec", "raw", "--codec", "uniform"),
+    )
+    assert code == 0
+    content = json.loads(target.read_text())
+    assert content["schema"] == 1
+    raw, uniform = content["rows"]
+    assert raw["codec"] == "raw"
+    assert raw["n"] == 3
+    assert raw["kl"]["mean"] < 1e-6
+    assert raw["top1"]["mean"] == 1
+    assert uniform["kl"]["mean"] > 0
+    assert uniform["kl"]["ci95"][0] <= uniform["kl"]["mean"] <= uniform["kl"]["ci95"][1]
+    assert set(raw) == {
+        *("model", "codec", "allocator", "scorer", "budget", "bits_per_value", "n", "kl"),
+        *("top1", "delta_nll", "context_tokens", "continuation_tokens"),
+    }
+    code, _, err = run(
+        *("eval", "fidelity", "--text", text, "-m", llama_folder, "--contexts", 300),
+        *("--context-tokens", 60, "--continuation-tokens", 10),
+    )
+    assert code == 1
+    assert "TextError: the text has" in err
+
+
+def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:
+    path = make_card().save(tmp_path / "card")
+    script = (
+        "import sys; sys.argv = ['qkvshare', 'inspect', sys.argv[1]]\n"
+        "from qkvshare.cli import main\n"
+        "try: main()\n"
+        "finally: assert 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

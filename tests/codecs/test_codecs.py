@@ -1,0 +1,172 @@
+"""One matrix for all codecs: a new codec adds one line to `CODECS_UNDER_TEST`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkvshare.card import Codec as CodecRecord
+from qkvshare.card.errors import CardFormatError, CardVersionError, CodecError
+from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, Uniform, find_codec, from_record
+from qkvshare.kernels.reference import pack, unpack
+
+# codec, and the largest error it may make, in units of the spread of the values
+CODECS_UNDER_TEST: list[tuple[Codec, float]] = [
+    (Raw(), 0.0),
+    (Uniform(8), 0.02),
+    (Uniform(4), 0.25),
+    (Uniform(3), 0.5),
+    (Uniform(2), 1.2),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+shapes = st.builds(
+    Shape,
+    kv_heads=st.integers(1, 5),
+    tokens=st.integers(1, 40),
+    head_dim=st.sampled_from([8, 64, 80, 96, 128]),
+    v_head_dim=st.sampled_from([8, 64, 80]),
+)
+
+
+def random_layers(shape: Shape, count: int, dtype: torch.dtype, seed: int) -> list[LayerKV]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        LayerKV(
+            torch.randn(shape.keys, generator=generator).to(dtype),
+            torch.randn(shape.values, generator=generator).to(dtype),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_round_trip(
+    codec: Codec, bound: float, dtype: torch.dtype, shape: Shape, seed: int
+) -> None:
+    layers = random_layers(shape, 2, dtype, seed)
+    blobs = list(codec.encode(layers))
+    assert all(blob.dtype == np.uint8 and blob.ndim == 1 for blob in blobs)
+    again = list(from_record(codec.record()).decode(blobs, [shape, shape], dtype))
+    for before, after in zip(layers, again, strict=True):
+        assert after.keys.shape == shape.keys
+        assert after.values.shape == shape.values
+        assert after.keys.dtype == after.values.dtype == dtype
+        for x, y in ((before.keys, after.keys), (before.values, after.values)):
+            limit = bound + (0 if bound == 0 else 0.02)  # the output's own rounding
+            assert ((x - y).abs() <= limit).all() or (x - y).abs().max() <= limit * x.abs().max()
+    sizes = codec.parts(shape, blobs[0].nbytes)
+    assert sum(sizes.values()) == blobs[0].nbytes
+    assert min(sizes.values()) >= 0
+
+
+@pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
+def test_order_of_tokens_does_not_matter(codec: Codec, bound: float) -> None:
+    shape = Shape(3, 20, 64, 64)
+    (layer,) = random_layers(shape, 1, torch.float32, 0)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    mixed = LayerKV(layer.keys[:, order], layer.values[:, order])
+    (one,) = codec.decode(codec.encode([layer]), [shape], torch.float32)
+    (two,) = codec.decode(codec.encode([mixed]), [shape], torch.float32)
+    assert torch.equal(one.keys[:, order], two.keys)
+    assert torch.equal(one.values[:, order], two.values)
+
+
+@pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
+def test_decode_is_the_same_on_any_number_of_threads(codec: Codec, bound: float) -> None:
+    shape = Shape(3, 700, 64, 64)
+    layers = random_layers(shape, 1, torch.float32, 0)
+    (blob,) = codec.encode(layers)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        (one,) = codec.decode([blob], [shape], torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+    (two,) = codec.decode([blob], [shape], torch.float32)
+    assert torch.equal(one.keys, two.keys)
+
+
+@pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_blob_of_the_wrong_size(codec: Codec, bound: float, change: int) -> None:
+    shape = Shape(2, 9, 64, 64)
+    (blob,) = codec.encode(random_layers(shape, 1, torch.float32, 0))
+    wrong = np.resize(blob, blob.nbytes + change)
+    with pytest.raises(CardFormatError, match="bytes, its shape needs"):
+        list(codec.decode([wrong], [shape], torch.float32))
+
+
+def test_uniform_error_is_half_a_step() -> None:
+    shape = Shape(1, 50, 64, 64)
+    (layer,) = random_layers(shape, 1, torch.float32, 0)
+    for bits in (2, 3, 4, 8):
+        codec = Uniform(bits)
+        (back,) = codec.decode(codec.encode([layer]), [shape], torch.float32)
+        spread = layer.keys.amax(-1, keepdim=True) - layer.keys.amin(-1, keepdim=True)
+        half = spread / (2**bits - 1) / 2
+        # the float16 rounding of minimum and step shifts the grid by a little
+        assert ((layer.keys - back.keys).abs() <= half * 1.1 + 5e-3).all()
+    assert codec.parts(shape, 0)["scales"] == 2 * 50 * 4
+
+
+def test_uniform_constant_rows() -> None:
+    shape = Shape(1, 3, 64, 64)
+    layer = LayerKV(torch.zeros(shape.keys), torch.full(shape.values, 3.0))
+    (back,) = Uniform(2).decode(Uniform(2).encode([layer]), [shape], torch.float32)
+    assert torch.equal(back.keys, layer.keys)
+    assert torch.equal(back.values, layer.values)
+
+
+@given(
+    bits=st.integers(1, 8),
+    rows=st.integers(0, 5),
+    eights=st.integers(0, 20),
+    seed=st.integers(0, 999),
+)
+def test_pack_is_a_little_endian_bit_stream(bits: int, rows: int, eights: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, 8 * eights), dtype=np.uint8)
+    packed = pack(torch.from_numpy(codes), bits)
+    assert packed.shape == (rows, bits * eights)
+    assert torch.equal(unpack(packed, bits), torch.from_numpy(codes))
+    stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
+    expected = np.packbits(stream.reshape(rows, 8 * eights * bits), axis=-1, bitorder="little")
+    assert np.array_equal(packed.numpy(), expected)
+
+
+def test_unknown_codecs_and_parameters() -> None:
+    with pytest.raises(CodecError, match=r"no codec 'gzip'; known: raw, uniform"):
+        find_codec("gzip")
+    with pytest.raises(CardVersionError, match="'uniform' version 9"):
+        from_record(CodecRecord(name="uniform", version=9, parameters={"bits": 4}))
+    bad: list[dict[str, Any]] = [{}, {"bits": 4, "more": 1}, {"bits": "4"}, {"bits": 4.5}]
+    for parameters in bad:
+        with pytest.raises(CardFormatError, match="parameters"):
+            from_record(CodecRecord(name="uniform", version=1, parameters=parameters))
+    with pytest.raises(CodecError, match="no width of 7 bits"):
+        from_record(CodecRecord(name="uniform", version=1, parameters={"bits": 7}))
+
+
+def test_third_party_codecs_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point:
+        value = "package.module:Thing"
+
+        def __init__(self, thing: Any) -> None:
+            self.load = lambda: thing
+
+    monkeypatch.delitem(CODECS, "uniform")
+    for thing, accepted in ((Uniform, True), (Shape, False), ("text", False)):
+        monkeypatch.setattr("qkvshare.codecs.entry_points", lambda thing=thing, **_: [Point(thing)])
+        if accepted:
+            assert find_codec("uniform") is Uniform
+        else:
+            with pytest.raises(CodecError, match="package.module:Thing is not a dataclass"):
+                find_codec("uniform")

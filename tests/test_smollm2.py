@@ -1,0 +1,94 @@
+"""The real model: SmolLM2-135M-Instruct on real text."""
+
+from __future__ import annotations
+
+import json
+import socket
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qkvshare import CacheCard, Raw, Uniform, capture, inject
+from qkvshare.evals.fidelity import measure
+from qkvshare.hf.load import embedded_folder
+
+from .conftest import greedy, greedy_from_text
+from .hf.test_handoff import in_second_process
+
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "test-first-700.jsonl"
+
+PROMPTS = [
+    ("manual", "\n\nQuestion: What is the ink made from?\nAnswer:"),
+    ("A tide is the rise and fall of the sea. " * 6, "It is caused by"),
+    ("def fibonacci(n):\n    if n < 2:\n        return n\n", "    return fibonacci("),
+]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_same_64_tokens_from_a_card(smollm2: Any, number: int, tmp_path: Path) -> None:
+    model, tokenizer = smollm2
+    text, question = PROMPTS[number]
+    if text == "manual":
+        text = (files("qkvshare.cli") / "manual.txt").read_text()
+    context = tokenizer(text)["input_ids"]
+    new = tokenizer(question)["input_ids"]
+    expected = greedy_from_text(model, context + new, 64)
+    path = capture(model, tokenizer, text, codec=Raw()).save(tmp_path / "card")
+    assert greedy(model, 64, **inject(model, CacheCard.load(path), new)) == expected
+    assert in_second_process(embedded_folder(), path, new, 64) == expected
+
+
+def test_no_network_is_touched(smollm2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a network connection was attempted")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    from qkvshare.hf.load import EMBEDDED, load_model
+
+    model, tokenizer = load_model(EMBEDDED)
+    card = capture(model, tokenizer, "Nothing leaves this machine.")
+    greedy(model, 2, **inject(model, card, tokenizer=tokenizer))
+
+
+def test_uniform_on_gsm8k(smollm2: Any) -> None:
+    """The figures of DESIGN.md section 6: 1024 tokens of context, 64 teacher-forced."""
+    if not GSM8K.exists():
+        pytest.skip(f"needs GSM8K at {GSM8K}")
+    model, tokenizer = smollm2
+    records = [json.loads(line) for line in GSM8K.read_text().splitlines()]
+    contexts = []
+    for start in range(0, 144, 36):
+        problems = [f"Question: {r['question']}\nAnswer: {r['answer']}" for r in records[start:]]
+        contexts.append(tokenizer("\n\n".join(problems[:24]))["input_ids"][: 1024 + 64])
+    settings = [(Uniform(bits), None) for bits in (8, 4, 3, 2)]
+    scores = list(measure(model, contexts, 1024, settings))
+    kl = torch.tensor([[score.kl for score in row] for row in scores]).mean(0)
+    assert kl[0] < 0.001
+    for found, published in zip(kl[1:].tolist(), (0.0246, 0.174, 2.48), strict=True):
+        assert published * 0.8 < found < published * 1.2
+    bits = [score.bits_per_value for score in scores[0]]
+    assert bits == pytest.approx([8.508, 4.508, 3.508, 2.508], abs=2e-3)
+
+
+def test_raw_loses_nothing(smollm2: Any) -> None:
+    model, tokenizer = smollm2
+    text = (files("qkvshare.cli") / "manual.txt").read_text()
+    ids = tokenizer(text)["input_ids"][:600]
+    ((score,),) = measure(model, [ids], 536, [(Raw(), None)])
+    assert abs(score.kl) < 1e-7
+    assert score.top1 == 1
+    assert score.delta_nll == 0
+
+
+def test_chat_messages(smollm2: Any) -> None:
+    model, tokenizer = smollm2
+    messages = [{"role": "user", "content": "Remember the number 4821."}]
+    card = capture(model, tokenizer, messages)
+    following = [*messages, {"role": "assistant", "content": "Yes."}]
+    prompt = tokenizer.apply_chat_template(following, tokenize=True, return_dict=True)["input_ids"]
+    arguments = inject(model, card, prompt_ids=prompt, tokenizer=tokenizer)
+    assert arguments["attention_mask"].shape[1] == len(prompt)
