@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: venv demo test slow lint types clean
+.PHONY: venv demo test lint types clean
 
 venv: $(VENV)/ready
 
@@ -21,9 +21,6 @@ demo: venv
 
 test: venv
 	$(BIN)/pytest
-
-slow: venv
-	$(BIN)/pytest -m slow
 
 lint: venv
 	$(BIN)/ruff check .
