@@ -57,6 +57,14 @@ def test_capture_and_resume(run: Any, card: Path, llama: Any, llama_folder: Path
     assert out == tiny_tokenizer().decode(expected, skip_special_tokens=True) + "\n"
 
 
+def test_resume_hands_on_from_a_lossy_card(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    path, longer = tmp_path / "a", tmp_path / "b"
+    assert run("capture", "-m", llama_folder, "--prompt", TEXT, "-o", path)[0] == 0
+    more = ["-m", llama_folder, "--max-new-tokens", 5, "-o", longer]
+    assert run("resume", path, *more, "-p", " More")[0] == 0
+    assert CacheCard.load(longer).blob(2, 0).tobytes() == CacheCard.load(path).blob(2, 0).tobytes()
+
+
 def test_resume_hands_on(run: Any, card: Path, llama: Any, llama_folder: Path) -> None:
     second, third = card.with_name("b.card"), card.with_name("c.card")
     more = ["-m", llama_folder, "--max-new-tokens", 5]

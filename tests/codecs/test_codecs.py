@@ -170,3 +170,27 @@ def test_third_party_codecs_come_by_entry_point(monkeypatch: pytest.MonkeyPatch)
         else:
             with pytest.raises(CodecError, match="package.module:Thing is not a dataclass"):
                 find_codec("uniform")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_uniform_bytes_are_those_of_the_specification(bits: int, offset: int) -> None:
+    """A second implementation, from docs/cachecard.md, in plain numpy."""
+    shape = Shape(kv_heads=3, tokens=7, head_dim=48, v_head_dim=40)
+    (layer,) = random_layers(shape, 1, torch.float32, 0)
+    layer = LayerKV(layer.keys + offset, layer.values)
+    expected = []
+    for part in (layer.keys, layer.values):
+        rows = part.numpy().transpose(1, 0, 2).reshape(7, -1)
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 64)), mode="edge")
+        groups = rows.reshape(7, -1, 64)
+        low = groups.min(-1).astype(np.float16)
+        span = groups.max(-1) - low.astype(np.float32)
+        step = (span / np.float32(2**bits - 1)).astype(np.float16)
+        codes = (groups - low[..., None].astype(np.float32)) / step[..., None].astype(np.float32)
+        codes = np.clip(np.rint(codes), 0, 2**bits - 1).astype(np.uint8)
+        stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
+        expected += [low.tobytes(), step.tobytes()]
+        expected += [np.packbits(stream.reshape(-1), bitorder="little").tobytes()]
+    (blob,) = Uniform(bits).encode([layer])
+    assert blob.tobytes() == b"".join(expected)

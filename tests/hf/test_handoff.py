@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, Raw, capture, inject
+from qkvshare import CacheCard, Raw, Uniform, capture, inject
+from qkvshare.card.errors import CaptureError
+from qkvshare.codecs import Codec
 
 from ..conftest import FAMILIES, WINDOW, greedy, greedy_from_text, some_ids, tiny_model
 
@@ -107,10 +110,11 @@ def test_beam_search_from_one_card(llama: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hop_after_hop_keeps_old_bytes(family: str) -> None:
+@pytest.mark.parametrize("codec", [Raw(), Uniform(2)], ids=str)
+def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
     model = tiny_model(family)
     ids = some_ids(12)
-    card = capture(model, token_ids=ids, codec=Raw(), agent="first")
+    card = capture(model, token_ids=ids, codec=codec, agent="first")
     for hop in range(1, 4):
         new = some_ids(5, seed=hop)
         arguments = inject(model, card, new)
@@ -118,12 +122,33 @@ def test_hop_after_hop_keeps_old_bytes(family: str) -> None:
             model(**arguments)
         ids, before = ids + new, card
         cache = arguments["past_key_values"]
-        card = capture(model, token_ids=ids, cache=cache, codec=Raw(), parent=before)
+        card = capture(model, token_ids=ids, cache=cache, codec=codec)
         assert card.manifest.segments[:-1] == before.manifest.segments
         assert card.manifest.lineage[-1].parent == before.digest
         assert card.manifest.lineage[-1].hop == hop
         assert all((card.tensors[name] == before.tensors[name]).all() for name in before.tensors)
-    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, ids + NEW)
+        assert (card.token_ids == ids).all()
+    if codec == Raw():
+        assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, ids + NEW)
+
+
+def test_capture_of_an_injected_cache(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT, codec=Uniform(3))
+    arguments = inject(llama, card, NEW)
+    with torch.no_grad():
+        llama(**arguments)
+    cache = copy.deepcopy(arguments["past_key_values"])  # as people fork caches
+    with pytest.raises(CaptureError, match="injected from a card whose token 3 is"):
+        capture(llama, token_ids=[*CONTEXT[:3], 99, *CONTEXT[4:], *NEW], cache=cache)
+    with pytest.raises(CaptureError, match="first at token 41"):
+        capture(llama, token_ids=[*CONTEXT, NEW[0], 99, *NEW[2:]], cache=cache)
+    appended = capture(llama, token_ids=CONTEXT + NEW, cache=cache)
+    assert appended.manifest.segments[0] == card.manifest.segments[0]
+    anew = capture(llama, token_ids=CONTEXT + NEW, cache=cache, parent=None)
+    assert len(anew.manifest.segments) == 1
+    cache.crop(-len(NEW) - 2)  # back to a part of the card
+    shorter = capture(llama, token_ids=CONTEXT[:-2], cache=cache)
+    assert shorter.manifest.lineage[0].parent is None
 
 
 def live_cache(model: Any, ids: list[int]) -> Any:

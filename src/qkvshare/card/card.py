@@ -55,6 +55,10 @@ class CacheCard:
         container.write(target, self.tensors, self._metadata())
         return target
 
+    def __deepcopy__(self, _: object) -> CacheCard:
+        """Immutable, so a copy of whatever refers to it may share it."""
+        return self
+
     @property
     def tokens(self) -> int:
         """Number of tokens of context that the card stands for."""

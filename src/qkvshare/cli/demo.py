@@ -38,7 +38,7 @@ def demo() -> None:
     """Agent A reads a manual and writes a card; agent B, a fresh process, answers from it."""
     # Everything is local; a look-up by mistake should fail rather than wait.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    out.print("Agent A reads the manual of an invented machine. Agent B never sees the text.\n")
+    out.print("Agent A reads the manual of an invented machine. Agent B goes on from A's card.\n")
     with tempfile.TemporaryDirectory() as folder:
         raw, card = Path(folder) / "full-precision.card", Path(folder) / "manual.card"
         with progress.status("loading SmolLM2-135M-Instruct (converted once, about 30 s) …"):
@@ -172,7 +172,7 @@ def _answer(model: Any, tokenizer: Any, arguments: Any) -> Answer:
         )
     said = output[0, ready["input_ids"].shape[1] :]
     text = tokenizer.decode(said, skip_special_tokens=True).strip()
-    return Answer(text, 1000 * (clock.first - start))
+    return Answer(text.split(". ")[0], 1000 * (clock.first - start))
 
 
 def _print_cards(paths: dict[str, Path]) -> None:
@@ -189,10 +189,9 @@ def _print_cards(paths: dict[str, Path]) -> None:
 
 
 def _print_answers(answers: list[dict[str, Answer]]) -> None:
-    table = Table("question", "way", "first token", "answer")
+    out.print("B's time to first token, and the first sentence of its answer:")
+    table = Table("question", *answers[0], show_lines=True)
     for question, by_way in zip(QUESTIONS, answers, strict=True):
-        for index, (way, answer) in enumerate(by_way.items()):
-            last = index == len(by_way) - 1
-            label = "" if index else question
-            table.add_row(label, way, f"{answer.ttft_ms:,.0f} ms", answer.text, end_section=last)
+        cells = [f"[bold]{at.ttft_ms:,.0f} ms[/]\n{at.text}" for at in by_way.values()]
+        table.add_row(question, *cells)
     out.print(table)

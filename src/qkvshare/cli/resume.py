@@ -70,6 +70,5 @@ def _hand_on(
         token_ids=[*before.tolist(), *sequence[0].tolist()],
         cache=cache,
         codec=from_record(parent.manifest.segments[-1].codec),
-        parent=parent,
         agent=agent,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -30,7 +31,7 @@ def capture(
     row: int | None = None,
     codec: Codec | None = None,
     budget: float | None = None,
-    parent: CacheCard | None = None,
+    parent: CacheCard | Literal["cache"] | None = "cache",
     agent: str = "",
     ttl: float | None = None,
 ) -> CacheCard:
@@ -50,7 +51,8 @@ def capture(
         codec: how to encode; `Uniform` at 8 bits unless given.
         budget: bits per value of the whole card file; the codec is narrowed until it fits.
         parent: the card this context went on from: its segments are kept byte for byte, and only
-            the tokens after it are encoded.
+            the tokens after it are encoded. By default the card that ``cache`` was injected from,
+            if it was; None encodes everything anew, and a lossy codec loses again.
         agent: a name for the lineage.
         ttl: seconds after which the card refuses to be used.
 
@@ -59,6 +61,9 @@ def capture(
     """
     state = _origin(model, tokenizer, source, token_ids, cache, attention_mask, row)
     identity = identify(model, tokenizer)
+    if parent == "cache":
+        grown = state.card is not None and state.card.tokens < len(state.ids)
+        parent = state.card if grown else None
     start = 0 if parent is None else _require_parent(parent, state, identity)
 
     now = datetime.now(UTC)

@@ -15,6 +15,7 @@ from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..card.errors import PromptError
 from ..codecs import LayerKV, decode_layers, find_codec
+from .cache import CardCache
 from .identity import identify
 from .layers import attention_layers, decoder_layer, empty_cache, require_geometry
 from .rope import Rope
@@ -55,8 +56,7 @@ def inject(
     """
     card.require_fresh()
     card.manifest.identity.require(identify(model, tokenizer))
-    cache = empty_cache(model)
-    require_geometry(model, card.manifest.layers, cache)
+    require_geometry(model, card.manifest.layers, empty_cache(model))
     require_vocabulary(model, card.token_ids, "card")
     new = _new_tokens(model, card, as_ids(new_ids, "new_ids"), prompt_ids)
     kept = card.tokens
@@ -64,6 +64,7 @@ def inject(
         new, kept = card.token_ids[-1:], kept - 1
     require_length(model, kept + len(new))
 
+    cache = CardCache(card, config=model.config)
     places = attention_layers(model, cache)
     for number, layer in enumerate(_joined(model, card, kept)):
         # A model may be spread over devices.

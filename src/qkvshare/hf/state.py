@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from ..card import Layer
+from ..card import CacheCard, Layer
 from ..card.digest import TokenIds
 from ..card.errors import CaptureError
 from ..codecs import LayerKV
+from .cache import CardCache
 from .layers import attention_layers, describe, empty_cache, window_of
 from .rope import Rope
 from .tokens import (
@@ -31,12 +32,14 @@ class State:
     """The keys and values that ``model`` made of ``ids``, one `LayerKV` a layer, as cached.
 
     A sliding layer holds its last tokens only; the last one held is always the last of ``ids``.
+    ``card`` is the card whose tokens come first, where the cache was injected from one.
     """
 
     model: PreTrainedModel
     ids: TokenIds
     layers: list[Layer]
     held: list[LayerKV]
+    card: CacheCard | None
 
     def first(self, number: int) -> int:
         """The first token that layer ``number`` still holds."""
@@ -150,5 +153,21 @@ def _state(
         start = keys.shape[1] - count
         layers.append(layer)
         held.append(LayerKV(keys[:, start:], values[:, start:]))
-    require_cache_of(model, held[0].keys, ids, len(ids) - held[0].keys.shape[1])
-    return State(model, ids, layers, held)
+    card = cache.card if isinstance(cache, CardCache) else None
+    known = 0 if card is None else _require_ids_of(card, ids)
+    first = max(known, len(ids) - held[0].keys.shape[1])
+    require_cache_of(model, held[0].keys[:, first - len(ids) :], ids, first)
+    return State(model, ids, layers, held, card)
+
+
+def _require_ids_of(card: CacheCard, ids: TokenIds) -> int:
+    """How many tokens of ``ids`` the cache has from ``card``; they must be the card's."""
+    known = min(card.tokens, len(ids))
+    same = ids[:known] == card.token_ids[:known]
+    if not same.all():
+        at = int(np.argmin(same))
+        raise CaptureError(
+            f"the cache was injected from a card whose token {at} is {card.token_ids[at]}, the ids "
+            f"have {ids[at]} there. Pass the card's ids, then those that were fed since."
+        )
+    return known

@@ -92,6 +92,8 @@ def require_cache_of(model: PreTrainedModel, keys: Tensor, ids: TokenIds, first:
     every token it holds: ``keys [kv_heads, tokens, head_dim]`` from token ``first`` on. Costs about
     a hundredth of a prefill. Raises `CaptureError` naming the first token that differs.
     """
+    if first == len(ids):
+        return
     positions = torch.arange(first, len(ids), device=model.device)
     tokens = torch.from_numpy(ids[first:]).to(model.device)
     expected = _first_layer_keys(model, tokens, positions).float()
