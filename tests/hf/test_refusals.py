@@ -207,13 +207,17 @@ def test_layer_kinds_that_a_card_cannot_carry() -> None:
         capture(model, token_ids=CONTEXT)
 
 
-def test_shared_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_and_chunked_layers_are_refused() -> None:
     model = tiny_model("gemma3")
     kinds = ["full_attention", "chunked_attention", "full_attention"]
     model.config.layer_types = kinds
     with pytest.raises(UnsupportedModelError, match="layer 1 .* 'chunked_attention'"):
         capture(model, token_ids=CONTEXT)
     model.config.layer_types = ["full_attention"] * 3
+    model.config.num_kv_shared_layers = 1
+    with pytest.raises(UnsupportedModelError, match="layer 2 .* 'keys and values of another"):
+        capture(model, token_ids=CONTEXT)
+    del model.config.num_kv_shared_layers
     model.config.kv_sharing_modes = [None, None, "reuse"]
     with pytest.raises(UnsupportedModelError, match="layer 2 .* 'DummyLayer'"):
         capture(model, token_ids=CONTEXT)

@@ -54,9 +54,14 @@ def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]
 
 
 def _require_kinds(model: PreTrainedModel) -> None:
-    for number, kind in enumerate(getattr(text_config(model), "layer_types", None) or []):
+    config = text_config(model)
+    for number, kind in enumerate(getattr(config, "layer_types", None) or []):
         if kind not in _CONFIG_KINDS:
             _refuse(number, kind)
+    # Older releases of transformers give such layers no place in the cache at all.
+    shared = getattr(config, "num_kv_shared_layers", None)
+    if shared:
+        _refuse(config.num_hidden_layers - shared, "keys and values of another layer")
 
 
 def _refuse(number: int, kind: str) -> None:
