@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from qkvshare import CacheCard, Raw, Uniform, capture, inject
-from qkvshare.evals.fidelity import measure
+from qkvshare.evals.fidelity import measure_fidelity
+from qkvshare.evals.handoff import Setting
 from qkvshare.hf.load import embedded_folder
 
 from .conftest import greedy, greedy_from_text
@@ -64,8 +65,8 @@ def test_uniform_on_gsm8k(smollm2: Any) -> None:
     for start in range(0, 144, 36):
         problems = [f"Question: {r['question']}\nAnswer: {r['answer']}" for r in records[start:]]
         contexts.append(tokenizer("\n\n".join(problems[:24]))["input_ids"][: 1024 + 64])
-    settings = [(Uniform(bits), None) for bits in (8, 4, 3, 2)]
-    scores = list(measure(model, contexts, 1024, settings))
+    settings = [Setting(Uniform(bits)) for bits in (8, 4, 3, 2)]
+    scores = list(measure_fidelity(model, contexts, 1024, settings))
     kl = torch.tensor([[score.kl for score in row] for row in scores]).mean(0)
     assert kl[0] < 0.001
     for found, published in zip(kl[1:].tolist(), (0.0246, 0.174, 2.48), strict=True):
@@ -78,7 +79,7 @@ def test_raw_loses_nothing(smollm2: Any) -> None:
     model, tokenizer = smollm2
     text = (files("qkvshare.cli") / "manual.txt").read_text()
     ids = tokenizer(text)["input_ids"][:600]
-    ((score,),) = measure(model, [ids], 536, [(Raw(), None)])
+    ((score,),) = measure_fidelity(model, [ids], 536, [Setting(Raw())])
     assert abs(score.kl) < 1e-7
     assert score.top1 == 1
     assert score.delta_nll == 0

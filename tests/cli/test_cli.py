@@ -209,6 +209,33 @@ def test_eval_fidelity(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     assert "TextError: the text has" in err
 
 
+def test_eval_recall(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    # one character is one token: the tiny model has room for no more than a context of facts
+    text = tmp_path / "text.txt"
+    text.write_text("Grain of sand. " * 400)
+    tiny_model(max_position_embeddings=2048).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    code, out, _ = run(
+        *("eval", "recall", "--text", text, "-m", tmp_path / "model", "--questions", 16),
+        *("--context-tokens", 800, "--json", "-", "--codec", "raw", "--codec", "uniform"),
+    )
+    assert code == 0
+    none, raw, uniform = json.loads(out)["rows"]
+    assert [row["codec"] for row in (none, raw, uniform)] == ["none", "raw", "uniform"]
+    assert raw["answer_nll"]["mean"] == pytest.approx(none["answer_nll"]["mean"], abs=1e-5)
+    assert raw["exact"] == none["exact"]
+    assert uniform["answer_nll"]["mean"] != raw["answer_nll"]["mean"]
+    assert none["n"] == 16
+    assert set(none) == {
+        *("model", "codec", "allocator", "scorer", "budget", "bits_per_value", "n"),
+        *("context_tokens", "exact", "answer_nll"),
+    }
+    few = ["eval", "recall", "--text", text, "-m", tmp_path / "model", "--context-tokens"]
+    code, _, err = run(*few, 100)
+    assert code == 1
+    assert "TextError: 8 facts in 100 tokens leave" in err
+
+
 def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:
     path = make_card().save(tmp_path / "card")
     script = (

@@ -6,7 +6,8 @@ import typer
 
 from .capture import capture
 from .demo import demo
-from .evaluate import evaluate
+from .eval_fidelity import fidelity
+from .eval_recall import recall
 from .inspect import inspect
 from .resume import resume
 from .verify import verify
@@ -20,4 +21,7 @@ app = typer.Typer(
 )
 for verb in (demo, capture, resume, inspect, verify):
     app.command()(verb)
-app.add_typer(evaluate, name="eval")
+evaluations = typer.Typer(help="What quality costs, measured on real cards.", no_args_is_help=True)
+evaluations.command()(fidelity)
+evaluations.command()(recall)
+app.add_typer(evaluations, name="eval")

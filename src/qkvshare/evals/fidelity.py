@@ -16,17 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from ..card import CacheCard
-from ..codecs import Codec
-from ..hf.capture import capture
 from ..hf.inject import inject
+from .handoff import Setting, hand_over, log_probabilities, read_context
 
 
 @dataclass(frozen=True)
-class Score:
-    """One context under one codec."""
+class Fidelity:
+    """One context under one setting."""
 
     bits_per_value: float
     kl: float
@@ -34,43 +31,34 @@ class Score:
     delta_nll: float
 
 
-def measure(
+def measure_fidelity(
     model: Any,
     contexts: Sequence[Sequence[int]],
     context_tokens: int,
-    settings: Sequence[tuple[Codec, float | None]],
-) -> Iterator[list[Score]]:
-    """For each context (ids, the tokens after ``context_tokens`` are the continuation): a score
-    for each setting, a codec and the budget it must meet."""
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    settings: Sequence[Setting],
+) -> Iterator[list[Fidelity]]:
+    """For each context (ids; what is behind ``context_tokens`` is the continuation): one result
+    for each setting."""
+    with tempfile.TemporaryDirectory() as folder:
         for ids in contexts:
             known, rest = list(ids[:context_tokens]), list(ids[context_tokens:])
-            cache = DynamicCache(config=model.config)
-            tokens = torch.tensor([known], device=model.device)
-            model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = read_context(model, known)
             # The reference reads on in a copy; the cards are made of the untouched original.
             after = torch.tensor([rest], device=model.device)
-            reference = _distribution(
-                model(input_ids=after, past_key_values=copy.deepcopy(cache), use_cache=True)
+            reference = log_probabilities(
+                model, input_ids=after, past_key_values=copy.deepcopy(cache)
             )
-            scores = []
-            for codec, budget in settings:
-                card = capture(model, token_ids=known, cache=cache, codec=codec, budget=budget)
-                file = CacheCard.load(card.save(Path(folder) / "card"))
-                found = _distribution(model(**inject(model, file, rest)))
-                scores.append(_score(reference, found, rest, file.bits_per_value))
-            yield scores
+            results = []
+            for card in hand_over(model, known, cache, settings, Path(folder)):
+                found = log_probabilities(model, **inject(model, card, rest))
+                results.append(_compare(reference, found, rest, card.bits_per_value))
+            yield results
 
 
-def _distribution(output: Any) -> Tensor:
-    """Log probabilities ``[tokens, vocabulary]`` of the only sequence."""
-    return torch.log_softmax(output.logits[0].float(), dim=-1)
-
-
-def _score(reference: Tensor, found: Tensor, ids: Sequence[int], bits: float) -> Score:
+def _compare(reference: Tensor, found: Tensor, ids: Sequence[int], bits: float) -> Fidelity:
     following = torch.tensor(ids[1:], device=found.device)[:, None]  # the last has none
     loss = reference[:-1].gather(1, following) - found[:-1].gather(1, following)
-    return Score(
+    return Fidelity(
         bits_per_value=bits,
         kl=(reference.exp() * (reference - found)).sum(-1).mean().item(),
         top1=(reference.argmax(-1) == found.argmax(-1)).float().mean().item(),

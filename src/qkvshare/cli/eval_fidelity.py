@@ -1,0 +1,44 @@
+"""``qkvshare eval fidelity``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from .evaluate import Budgets, CodecNames, ContextTokens, Text, make_row, make_settings, report
+from .options import Json, Model, progress
+
+
+def fidelity(
+    text: Text,
+    model: Model = "smollm2-135m",
+    contexts: Annotated[int, typer.Option(min=1, help="How many, from the text's start.")] = 16,
+    context_tokens: ContextTokens = 1024,
+    continuation_tokens: Annotated[int, typer.Option(min=2, help="Tokens compared.")] = 64,
+    codec: CodecNames = None,
+    budget: Budgets = None,
+    json: Json = None,
+) -> None:
+    """KL, top-1 agreement and ΔNLL of the expected continuation, against no hand-off."""
+    from ..evals.fidelity import measure_fidelity
+    from ..evals.text import read_text, windows
+    from ..hf.load import load_model
+
+    settings = make_settings(codec, budget)
+    content = read_text(text)
+    with progress.status("loading the model …"):
+        loaded, tokenizer = load_model(model)
+        ids = tokenizer(content)["input_ids"]
+        runs = windows(ids, contexts, context_tokens + continuation_tokens)
+    with Progress(console=progress, transient=True) as bar:
+        measured = measure_fidelity(loaded, runs, context_tokens, settings)
+        results = list(bar.track(measured, total=contexts, description="contexts"))
+    lengths = {"context_tokens": context_tokens, "continuation_tokens": continuation_tokens}
+    rows = [
+        make_row(model, setting, column, contexts, **lengths)
+        for setting, column in zip(settings, zip(*results, strict=True), strict=True)
+    ]
+    columns = {"kl": "{:.5f}".format, "top1": "{:.3f}".format, "delta_nll": "{:.4f}".format}
+    report(rows, columns, json)

@@ -1,0 +1,111 @@
+"""Recall: what the next agent can still ask.
+
+Facts are hidden in filler text; each is asked for after the hand-off. Exact is the share of answers
+that greedy decoding copies without a mistake, answer NLL the mean negative log likelihood of an
+answer's tokens in nats. The salience of a scorer that knows only the context's own attention does
+not protect such facts: nobody has asked about them yet.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..hf.inject import inject
+from .facts import Fact, random_facts
+from .handoff import Setting, hand_over, log_probabilities, read_context
+from .text import TextError
+
+FACTS = 8
+
+
+@dataclass(frozen=True)
+class Recall:
+    """One context under one setting: means over its questions."""
+
+    bits_per_value: float
+    exact: float
+    answer_nll: float
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """A context's token ids, and ids of question and answer for every fact hidden in it."""
+
+    ids: list[int]
+    questions: list[tuple[list[int], list[int]]]
+
+
+def build_haystack(
+    tokenizer: Any, filler: Sequence[int], tokens: int, facts: Sequence[Fact]
+) -> Haystack:
+    """A context of exactly ``tokens`` ids: facts at equal distances in ``filler``.
+
+    Raises `TextError` where the facts or the filler do not fit.
+    """
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    hidden = [encode("\n" + fact.statement + "\n") for fact in facts]
+    room = tokens - sum(map(len, hidden))
+    if room < len(facts) + 1 or len(filler) < room:
+        raise TextError(
+            f"{len(facts)} facts in {tokens} tokens leave {room} for filler, and the text gives "
+            f"{len(filler)}. Ask for longer contexts, or give more text."
+        )
+    ids, start = [], 0
+    for index, fact in enumerate(hidden):
+        end = (index + 1) * room // (len(hidden) + 1)
+        ids += [*filler[start:end], *fact]
+        start = end
+    ids += filler[start:room]
+    asked = [(encode("\n" + fact.question), encode(fact.answer)) for fact in facts]
+    return Haystack(ids, asked)
+
+
+def measure_recall(
+    model: Any,
+    tokenizer: Any,
+    filler: Sequence[int],
+    contexts: int,
+    context_tokens: int,
+    settings: Sequence[Setting],
+    seed: int = 0,
+) -> Iterator[list[Recall]]:
+    """For each context: the result at full precision without hand-off, then one a setting."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(contexts):
+            own = filler[number * context_tokens : (number + 1) * context_tokens]
+            facts = random_facts(seed + number, FACTS)
+            hay = build_haystack(tokenizer, own, context_tokens, facts)
+            cache = read_context(model, hay.ids)
+
+            def at_full_precision(new: list[int], cache: Any = cache) -> dict[str, Any]:
+                ids = torch.tensor([new], device=model.device)
+                return {"input_ids": ids, "past_key_values": copy.deepcopy(cache)}
+
+            bits = 8.0 * model.dtype.itemsize
+            results = [_ask(model, hay, at_full_precision, bits)]
+            for card in hand_over(model, hay.ids, cache, settings, Path(folder)):
+                from_card = lambda new, card=card: inject(model, card, new)  # noqa: E731
+                results.append(_ask(model, hay, from_card, card.bits_per_value))
+            yield results
+
+
+def _ask(model: Any, hay: Haystack, arguments: Any, bits: float) -> Recall:
+    exact, nll = [], []
+    for question, answer in hay.questions:
+        found = log_probabilities(model, **arguments(question + answer))
+        found = found[len(question) - 1 : -1]  # those that predict the answer's tokens
+        expected = torch.tensor(answer, device=found.device)
+        exact.append(float((found.argmax(-1) == expected).all()))
+        nll.append(-found.gather(1, expected[:, None]).mean().item())
+    return Recall(bits, sum(exact) / len(exact), sum(nll) / len(nll))
