@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from qkvshare.card import Codec as CodecRecord
 from qkvshare.card.errors import CardFormatError, CardVersionError, CodecError
-from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, Uniform, find_codec, from_record
+from qkvshare.codecs import (
+    CODECS,
+    Codec,
+    Kivi,
+    LayerKV,
+    Raw,
+    Shape,
+    Uniform,
+    find_codec,
+    from_record,
+)
 from qkvshare.kernels.reference import pack, unpack
 
 # codec, and the largest error it may make, in units of the spread of the values
@@ -22,6 +32,9 @@ CODECS_UNDER_TEST: list[tuple[Codec, float]] = [
     (Uniform(4), 0.25),
     (Uniform(3), 0.5),
     (Uniform(2), 1.2),
+    (Kivi(8), 0.02),
+    (Kivi(4), 0.25),
+    (Kivi(2), 1.2),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -143,7 +156,7 @@ def test_pack_is_a_little_endian_bit_stream(bits: int, rows: int, eights: int, s
 
 
 def test_unknown_codecs_and_parameters() -> None:
-    with pytest.raises(CodecError, match=r"no codec 'gzip'; known: raw, uniform"):
+    with pytest.raises(CodecError, match=r"no codec 'gzip'; known: kivi, raw, uniform"):
         find_codec("gzip")
     with pytest.raises(CardVersionError, match="'uniform' version 9"):
         from_record(CodecRecord(name="uniform", version=9, parameters={"bits": 4}))

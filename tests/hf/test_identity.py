@@ -112,6 +112,18 @@ def test_adapters() -> None:
         inject(one, card, NEW)
 
 
+def test_weights_behind_a_replaced_module_count() -> None:
+    def with_head(change: float) -> Any:
+        base = tiny_model()
+        with torch.no_grad():
+            base.lm_head.weight[0, 0] += change
+        config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+        return get_peft_model(base, config).eval()
+
+    assert identify(with_head(0)).weights == identify(tiny_model()).weights
+    assert identify(with_head(1)).weights != identify(tiny_model()).weights
+
+
 @pytest.mark.parametrize("field", ["tokenizer", "chat_template"])
 def test_unknown_never_matches_unknown(field: str) -> None:
     known: dict[str, Any] = {

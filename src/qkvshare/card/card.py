@@ -49,10 +49,11 @@ class CacheCard:
     def save(self, path: str | Path) -> Path:
         """Write the card atomically; readers see the old file or the whole new one.
 
-        Raises `CardWriteError`. Returns the path.
+        Raises `CardWriteError`, or `CardDigestError` rather than write damaged bytes. Returns
+        the path.
         """
         target = Path(path)
-        container.write(target, self.tensors, self._metadata())
+        container.write(target, self.verify(), self._metadata())
         return target
 
     def __deepcopy__(self, _: object) -> CacheCard:
@@ -100,11 +101,14 @@ class CacheCard:
             )
         return data
 
-    def verify(self) -> None:
-        """Read every byte and check it. Raises `CardDigestError`."""
-        for segment in range(len(self.manifest.segments)):
+    def verify(self) -> dict[str, Array]:
+        """Read every byte and check it; returns all tensors. Raises `CardDigestError`."""
+        checked: dict[str, Array] = {}
+        for index, segment in enumerate(self.manifest.segments):
+            checked[ids_name(index)] = self.token_ids[segment.start : segment.end]
             for layer in range(len(self.manifest.layers)):
-                self.blob(layer, segment)
+                checked[blob_name(layer, index)] = self.blob(layer, index)
+        return checked
 
     def require_fresh(self) -> None:
         """Raise `CardExpiredError` once the card's time has passed."""

@@ -23,6 +23,15 @@ Budgets = Annotated[
 ]
 
 
+_LABELS = {
+    "kl": "KL (nats)",
+    "top1": "top-1",
+    "delta_nll": "ΔNLL (nats)",
+    "exact": "exact",
+    "answer_nll": "answer NLL (nats)",
+}
+
+
 def make_settings(codecs: list[str] | None, budgets: list[float] | None) -> list[Setting]:
     """Every codec at every budget; ``uniform`` and no limit where none is named."""
     from ..codecs import find_codec
@@ -59,7 +68,7 @@ def report(
     from ..evals.results import write_rows
 
     if json != "-":
-        table = Table("codec", "budget", "bits/value", *columns, "n")
+        table = Table("codec", "budget", "bits/value", *map(_LABELS.get, columns), "n")
         for row in rows:
             budget = "—" if row["budget"] is None else f"{row['budget']:g}"
             cells = [_cell(row[name], text) for name, text in columns.items()]

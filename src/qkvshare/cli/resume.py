@@ -56,7 +56,6 @@ def _hand_on(
     """The parent's segments, and one more for what was read and said since."""
     import torch
 
-    from ..codecs import from_record
     from ..hf.capture import capture
 
     cache, sequence = result.past_key_values, result.sequences
@@ -69,6 +68,5 @@ def _hand_on(
         tokenizer,
         token_ids=[*before.tolist(), *sequence[0].tolist()],
         cache=cache,
-        codec=from_record(parent.manifest.segments[-1].codec),
         agent=agent,
     )

@@ -18,13 +18,25 @@ from ..card import Codec as CodecRecord
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
 from .base import Codec, LayerKV, Shape
+from .kivi import Kivi
 from .raw import Raw
 from .uniform import Uniform
 
-__all__ = ["CODECS", "Codec", "LayerKV", "Raw", "Shape", "Uniform", "decode_layers", "find_codec"]
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Kivi",
+    "LayerKV",
+    "Raw",
+    "Shape",
+    "Uniform",
+    "decode_layers",
+    "find_codec",
+    "from_record",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, Uniform)}
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, Uniform, Kivi)}
 
 
 def find_codec(name: str) -> type[Codec]:

@@ -13,16 +13,10 @@ from typing import Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ..card.digest import Bytes
-from ..card.errors import CodecError
-from ..kernels.reference import pack, unpack
+from . import affine
 from .base import Codec, LayerKV, Shape, require_bytes
-
-GROUP = 64
-BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -36,13 +30,13 @@ class Uniform(Codec):
 
     def __post_init__(self) -> None:
         """Refuse widths that nobody packs."""
-        if self.bits not in BITS:
-            raise CodecError(f"uniform has no width of {self.bits} bits; choose one of {BITS}.")
+        affine.require_width(self.bits, self.name)
 
     def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
-        """Bytes of a layer: keys' minima, steps, codes, then the same for values."""
+        """Keys, then values; a row is a token, its heads side by side."""
         for layer in layers:
-            yield np.concatenate([*self._quantize(layer.keys), *self._quantize(layer.values)])
+            parts = (part.transpose(0, 1).flatten(1) for part in (layer.keys, layer.values))
+            yield np.concatenate([affine.quantize(rows, self.bits) for rows in parts])
 
     def decode(
         self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
@@ -51,10 +45,8 @@ class Uniform(Codec):
         for blob, shape in zip(blobs, shapes, strict=True):
             split = sum(self._sizes(shape.keys))
             require_bytes(blob, split + sum(self._sizes(shape.values)), self)
-            yield LayerKV(
-                self._dequantize(blob[:split], shape.keys).to(dtype),
-                self._dequantize(blob[split:], shape.values).to(dtype),
-            )
+            keys = self._part(blob[:split], shape.keys)
+            yield LayerKV(keys.to(dtype), self._part(blob[split:], shape.values).to(dtype))
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Minima and steps are scales."""
@@ -62,48 +54,15 @@ class Uniform(Codec):
         return {"codes": nbytes - scales, "scales": scales}
 
     def narrower(self) -> Self | None:
-        """8 → 4 → 3 → 2 → None."""
-        below = [bits for bits in BITS if bits < self.bits]
-        return type(self)(max(below)) if below else None
+        """The next width below."""
+        bits = affine.next_width(self.bits)
+        return None if bits is None else type(self)(bits)
 
     def _sizes(self, shape: tuple[int, int, int]) -> tuple[int, int]:
-        """Bytes of scales and of codes for ``[kv_heads, tokens, dim]``."""
-        groups = shape[1] * _groups(shape)
-        return 4 * groups, groups * GROUP * self.bits // 8
-
-    def _quantize(self, x: Tensor) -> tuple[Bytes, Bytes]:
-        # [kv_heads, tokens, dim] -> [tokens, groups, 64], heads side by side; a last group that
-        # is short repeats its last value, which changes neither its minimum nor its maximum
-        rows = x.float().transpose(0, 1).flatten(1)
-        padding = -rows.shape[1] % GROUP
-        rows = F.pad(rows[None], (0, padding), mode="replicate")[0] if padding else rows
-        groups = rows.view(len(rows), -1, GROUP)
-
-        low = groups.amin(-1, keepdim=True).half()
-        high = groups.amax(-1, keepdim=True)
-        levels = 2**self.bits - 1
-        # The step is taken from the rounded minimum, so rounding it does not shift the top.
-        step = ((high - low.float()) / levels).clamp(min=1e-6).half()
-        if not (torch.isfinite(low).all() and torch.isfinite(step).all()):
-            raise CodecError(
-                f"values up to {x.abs().max().item():g} do not fit the float16 scales of "
-                "'uniform' (65504 at most). Use the codec 'raw' for this model."
-            )
-        codes = ((groups - low.float()) / step.float()).round().clamp(0, levels)
-        scales = torch.stack([low, step]).flatten().view(torch.uint8)
-        packed = pack(codes.to(torch.uint8), self.bits).flatten()
-        return scales.cpu().numpy(), packed.cpu().numpy()
-
-    def _dequantize(self, blob: Bytes, shape: tuple[int, int, int]) -> Tensor:
         heads, tokens, dim = shape
-        split, _ = self._sizes(shape)
-        data = torch.from_numpy(blob)
-        scales = data[:split].clone().view(torch.float16).float()
-        low, step = scales.view(2, tokens, _groups(shape), 1).unbind()
-        packed = data[split:].view(tokens, _groups(shape), GROUP * self.bits // 8)
-        groups = torch.addcmul(low, unpack(packed, self.bits).float(), step)
-        return groups.flatten(1)[:, : heads * dim].reshape(tokens, heads, dim).transpose(0, 1)
+        return affine.sizes(tokens, heads * dim, self.bits)
 
-
-def _groups(shape: tuple[int, int, int]) -> int:
-    return -(-shape[0] * shape[2] // GROUP)
+    def _part(self, blob: Bytes, shape: tuple[int, int, int]) -> torch.Tensor:
+        heads, tokens, dim = shape
+        rows = affine.dequantize(blob, tokens, heads * dim, self.bits)
+        return rows.reshape(tokens, heads, dim).transpose(0, 1)

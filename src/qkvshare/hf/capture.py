@@ -14,7 +14,7 @@ from ..card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
 from ..card.container import Array, blob_name, ids_name
 from ..card.digest import EMPTY_CHAIN, digest_bytes, extend_chain
 from ..card.errors import BudgetError, CaptureError
-from ..codecs import Codec, Uniform
+from ..codecs import Codec, Uniform, from_record
 from .identity import identify
 from .state import State, pick_row, read
 from .tokens import Ids, Message, tokenize
@@ -45,10 +45,11 @@ def capture(
         tokenizer: needed for ``source``; otherwise optional, to bind the card to it.
         source: a prompt, or messages for the chat template.
         token_ids: ``[tokens]``; for a batched ``cache`` ``[batch, tokens]``.
-        cache: a ``DynamicCache`` that holds exactly ``token_ids``, from position 0.
+        cache: a ``DynamicCache`` that ``model`` made of exactly ``token_ids``, from position 0.
+            (Its first layer is checked against the ids; that no other model made the rest is not.)
         attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
         row: which sequence of the batch; needed where there are several.
-        codec: how to encode; `Uniform` at 8 bits unless given.
+        codec: how to encode; by default as the parent, and `Uniform` at 8 bits without one.
         budget: bits per value of the whole card file; the codec is narrowed until it fits.
         parent: the card this context went on from: its segments are kept byte for byte, and only
             the tokens after it are encoded. By default the card that ``cache`` was injected from,
@@ -75,14 +76,13 @@ def capture(
         tokens_added=len(state.ids) - start,
         parent=None if parent is None else parent.digest,
     )
-    tensors: dict[str, Array] = {}
-    if parent is not None:
-        parent.verify()
-        tensors.update(parent.tensors)
+    tensors = {} if parent is None else parent.verify()
+    segments = [] if known is None else list(known.segments)
+    if codec is None:
+        codec = from_record(segments[-1].codec) if segments else Uniform()
 
-    narrower: Codec | None = codec if codec is not None else Uniform()
+    narrower: Codec | None = codec
     while narrower is not None:
-        segments = [] if known is None else list(known.segments)
         segment, new = _encode(state, start, segments, narrower, budget)
         manifest = Manifest(
             created=now,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -59,8 +59,7 @@ def _weight_digests(model: PreTrainedModel) -> tuple[str, Adapter | None]:
             if name in adapters:
                 extra[name] = _tensor_digest(name, tensor)
             elif not _is_adapter_tensor(name, model):
-                plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-                base[plain] = _tensor_digest(name, tensor)
+                base[_plain_name(name)] = _tensor_digest(name, tensor)
         adapter = Adapter(digest_json([extra, sorted(scale)]), _common(scale)) if extra else None
         known = _weights[model] = (stamp, digest_json(base), adapter)
     return known[1], known[2]
@@ -89,14 +88,23 @@ def _active_adapters(model: nn.Module) -> tuple[set[str], list[float]]:
 
 
 def _is_adapter_tensor(name: str, model: nn.Module) -> bool:
-    """Whether ``name`` belongs to a tuner layer but not to the layer it wraps."""
+    """Whether ``name`` is an adapter's, active or not, and not the wrapped layer's."""
     parent, _, _ = name.rpartition(".")
     while parent:
         module = model.get_submodule(parent)
         if hasattr(module, "adapter_layer_names"):
-            return not name.removeprefix(parent + ".").startswith("base_layer.")
+            # What is not known to be an adapter's counts as weights: a mismatch, never a hole.
+            return name.removeprefix(parent + ".").split(".")[0] in tuple(
+                cast(Any, module).adapter_layer_names
+            )
         parent = parent.rpartition(".")[0]
     return False
+
+
+def _plain_name(name: str) -> str:
+    """The name that a weight has without peft around it."""
+    plain = name.removeprefix("base_model.model.")
+    return plain.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _common(scales: list[float]) -> float:

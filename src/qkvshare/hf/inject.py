@@ -109,14 +109,15 @@ def _joined(model: PreTrainedModel, card: CacheCard, kept: int) -> Iterator[Laye
     """Layers of the whole context up to ``kept`` tokens: segments joined, keys rotated."""
     records = card.manifest.segments
     streams = [decode_layers(card, segment) for segment in range(len(records))]
+    unrotated = [find_codec(record.codec.name).pre_rope for record in records]
     for number, at in enumerate(card.manifest.layers):
         parts = [next(stream) for stream in streams]
         needed = 0 if at.window is None else max(0, kept - at.window + 1)
         keys, values = [], []
-        for record, part in zip(records, parts, strict=True):
+        for record, part, before_rope in zip(records, parts, unrotated, strict=True):
             first = record.end - part.keys.shape[1]
             rotated = part.keys
-            if find_codec(record.codec.name).pre_rope:
+            if before_rope:
                 positions = torch.arange(first, record.end)
                 rotated = Rope(model, number).rotate(part.keys, positions)
             use = slice(max(0, needed - first), max(0, kept - first))

@@ -1,0 +1,54 @@
+"""``kivi``: keys per channel, values per token (KIVI, arXiv:2402.02750).
+
+Keys have a few channels with large values throughout; a group of 64 *tokens* of one channel has a
+narrow range where a group of 64 channels of one token has not. KIVI keeps the newest tokens, which
+do not fill a group, in full precision, because its cache grows. A card is complete, so here the
+last group of keys is quantized too, with scales of its own: cheaper in bytes at every length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..card.digest import Bytes
+from . import affine
+from .base import LayerKV, Shape, require_bytes
+from .uniform import Uniform
+
+
+@dataclass(frozen=True)
+class Kivi(Uniform):
+    """``bits`` (2, 3, 4 or 8) for every value; ``uniform`` but for its keys."""
+
+    name = "kivi"
+
+    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
+        """Keys, a row being a channel; then values, a row being a token."""
+        for layer in layers:
+            channels = layer.keys.transpose(1, 2).flatten(0, 1)
+            tokens = layer.values.transpose(0, 1).flatten(1)
+            yield np.concatenate([affine.quantize(rows, self.bits) for rows in (channels, tokens)])
+
+    def decode(
+        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+    ) -> Iterator[LayerKV]:
+        """``minimum + code · step`` in float32, then ``dtype``."""
+        for blob, shape in zip(blobs, shapes, strict=True):
+            split = sum(self._key_sizes(shape))
+            require_bytes(blob, split + sum(self._sizes(shape.values)), self)
+            channels = shape.kv_heads * shape.head_dim
+            keys = affine.dequantize(blob[:split], channels, shape.tokens, self.bits)
+            keys = keys.reshape(shape.kv_heads, shape.head_dim, shape.tokens).transpose(1, 2)
+            yield LayerKV(keys.to(dtype), self._part(blob[split:], shape.values).to(dtype))
+
+    def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
+        """Minima and steps are scales."""
+        scales = self._key_sizes(shape)[0] + self._sizes(shape.values)[0]
+        return {"codes": nbytes - scales, "scales": scales}
+
+    def _key_sizes(self, shape: Shape) -> tuple[int, int]:
+        return affine.sizes(shape.kv_heads * shape.head_dim, shape.tokens, self.bits)
