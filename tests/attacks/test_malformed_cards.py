@@ -379,7 +379,7 @@ def test_forged_chain(path: Path) -> None:
         open_fully(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_random_damage(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Any edit of any byte run: refused, or the very same decode."""
@@ -394,7 +394,7 @@ def test_random_damage(tmp_path_factory: pytest.TempPathFactory, data: st.DataOb
         assert open_fully(path) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

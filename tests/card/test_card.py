@@ -27,7 +27,7 @@ from qkvshare.codecs import decode_layers
 from ..cards import make_card
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     runs=st.lists(st.integers(1, 30), min_size=1, max_size=5).map(tuple),
     codec=st.sampled_from([Raw(), Uniform(8), Uniform(3)]),
@@ -174,10 +174,10 @@ def test_killed_writer_leaves_a_whole_card(tmp_path: Path) -> None:
         "sys.path.insert(0, sys.argv[2])\n"
         "from tests.cards import make_card\n"
         "cards = [make_card(runs=(2000,), seed=seed) for seed in range(3)]\n"
-        "print('ready', flush=True)\n"
         "while True:\n"
         "    for card in cards:\n"
         "        card.save(sys.argv[1])\n"
+        "    print('round', flush=True)\n"
     )
     whole = {make_card(runs=(2000,), seed=seed).digest for seed in range(3)}
     root = Path(__file__).parents[2]
@@ -191,8 +191,6 @@ def test_killed_writer_leaves_a_whole_card(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        if path.exists():
-            card = CacheCard.load(path)
-            card.verify()
-            assert card.digest in whole
-    assert path.exists()
+        card = CacheCard.load(path)
+        card.verify()
+        assert card.digest in whole

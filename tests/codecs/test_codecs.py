@@ -60,7 +60,7 @@ def random_layers(shape: Shape, count: int, dtype: torch.dtype, seed: int) -> li
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=shapes, seed=st.integers(0, 99))
 def test_round_trip(
     codec: Codec, bound: float, dtype: torch.dtype, shape: Shape, seed: int

@@ -68,7 +68,7 @@ def report(
     from ..evals.results import write_rows
 
     if json != "-":
-        table = Table("codec", "budget", "bits/value", *map(_LABELS.get, columns), "n")
+        table = Table("codec", "budget", "bits/value", *(_LABELS[name] for name in columns), "n")
         for row in rows:
             budget = "—" if row["budget"] is None else f"{row['budget']:g}"
             cells = [_cell(row[name], text) for name, text in columns.items()]
