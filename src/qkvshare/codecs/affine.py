@@ -1,7 +1,8 @@
 """Asymmetric round-to-nearest in groups of 64: what ``uniform`` and ``kivi`` have in common.
 
 Rows ``[rows, length]`` are cut along ``length`` into groups of 64; each stores its minimum and its
-step in float16. Bytes: all minima, all steps (each ``[rows, groups]``), all codes.
+step in float16. Bytes: all minima, all steps (each ``[rows, groups]``), then the codes row by row,
+each row filled up to a multiple of 8 codes.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ def next_width(bits: int) -> int | None:
 
 def sizes(rows: int, length: int, bits: int) -> tuple[int, int]:
     """Bytes of scales and of codes."""
-    groups = rows * _groups(length)
-    return 4 * groups, groups * GROUP * bits // 8
+    return 4 * rows * _groups(length), rows * _eights(length) * bits
 
 
 def quantize(rows: Tensor, bits: int) -> Bytes:
@@ -53,9 +53,9 @@ def quantize(rows: Tensor, bits: int) -> Bytes:
             f"values up to {rows.abs().max().item():g} do not fit float16 scales (65504 at most). "
             "Use the codec 'raw' for this model."
         )
-    codes = ((groups - low.float()) / step.float()).round().clamp(0, levels)
+    codes = ((groups - low.float()) / step.float()).round().clamp(0, levels).to(torch.uint8)
     scales = torch.stack([low, step]).flatten().view(torch.uint8)
-    packed = pack(codes.to(torch.uint8), bits).flatten()
+    packed = pack(codes.flatten(1)[:, : 8 * _eights(rows.shape[1])], bits).flatten()
     return np.concatenate([scales.cpu().numpy(), packed.cpu().numpy()])
 
 
@@ -65,10 +65,14 @@ def dequantize(blob: Bytes, rows: int, length: int, bits: int) -> Tensor:
     data, groups = torch.from_numpy(blob), _groups(length)
     scales = data[:split].clone().view(torch.float16).float()
     low, step = scales.view(2, rows, groups, 1).unbind()
-    packed = data[split:].view(rows, groups, GROUP * bits // 8)
-    values = torch.addcmul(low, unpack(packed, bits).float(), step)
-    return values.flatten(1)[:, :length]
+    codes = unpack(data[split:].view(rows, _eights(length) * bits), bits)
+    padded = F.pad(codes, (0, groups * GROUP - codes.shape[1])).view(rows, groups, GROUP)
+    return torch.addcmul(low, padded.float(), step).flatten(1)[:, :length]
 
 
 def _groups(length: int) -> int:
     return -(-length // GROUP)
+
+
+def _eights(length: int) -> int:
+    return -(-length // 8)
