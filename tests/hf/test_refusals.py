@@ -159,7 +159,7 @@ def test_budget_is_met_or_refused(llama: Any) -> None:
     unlimited = capture(llama, token_ids=long)
     assert unlimited.manifest.segments[0].codec.parameters == {"bits": 8}
     for bits in (4, 3, 2):
-        limit = capture(llama, token_ids=long, codec=Uniform(bits)).bits_per_value * 1.001
+        limit = capture(llama, token_ids=long, codec=Uniform(bits)).bits_per_value * 1.02
         card = capture(llama, token_ids=long, budget=limit)
         assert card.manifest.segments[0].codec.parameters == {"bits": bits}
         assert card.bits_per_value <= limit

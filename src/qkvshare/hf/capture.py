@@ -85,7 +85,7 @@ def capture(
     while narrower is not None:
         segment, new = _encode(state, start, segments, narrower, budget)
         manifest = Manifest(
-            created=now,
+            created=now.replace(microsecond=0),
             expires=None if ttl is None else now + timedelta(seconds=ttl),
             identity=identity,
             layers=state.layers,
