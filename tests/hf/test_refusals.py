@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
+    GPT2Config,
     Lfm2Config,
     QuantizedCache,
     StaticCache,
@@ -186,8 +187,11 @@ def test_caches_of_other_kinds(llama: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="StaticCache"):
         capture(llama, token_ids=CONTEXT, cache=static)
     quantized = QuantizedCache("fp8", config=llama.config)
-    with pytest.raises(UnsupportedModelError):
+    with pytest.raises(UnsupportedModelError, match="QuantizedCache"):
         capture(llama, token_ids=CONTEXT, cache=quantized)
+    pairs: Any = tuple((at.keys, at.values) for at in live_cache(llama, CONTEXT).layers)
+    with pytest.raises(UnsupportedModelError, match="the cache is a tuple"):
+        capture(llama, token_ids=CONTEXT, cache=pairs)
     with pytest.raises(CaptureError, match="layer 0 of the cache is empty"):
         capture(llama, token_ids=CONTEXT, cache=DynamicCache(config=llama.config))
 
@@ -220,6 +224,13 @@ def test_shared_and_chunked_layers_are_refused() -> None:
     del model.config.num_kv_shared_layers
     model.config.kv_sharing_modes = [None, None, "reuse"]
     with pytest.raises(UnsupportedModelError, match="layer 2 .* 'DummyLayer'"):
+        capture(model, token_ids=CONTEXT)
+
+
+def test_model_without_rotary_positions() -> None:
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UnsupportedModelError, match="no rope_parameters"):
         capture(model, token_ids=CONTEXT)
 
 

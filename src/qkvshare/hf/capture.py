@@ -60,8 +60,8 @@ def capture(
     Raises:
         CaptureError, PromptError, UnsupportedModelError, CodecError, BudgetError, IdentityError.
     """
+    identity = identify(model, tokenizer)  # refuses models before anything long is read
     state = _origin(model, tokenizer, source, token_ids, cache, attention_mask, row)
-    identity = identify(model, tokenizer)
     if parent == "cache":
         grown = state.card is not None and state.card.tokens < len(state.ids)
         parent = state.card if grown else None
