@@ -227,6 +227,11 @@ def test_shared_and_chunked_layers_are_refused() -> None:
         capture(model, token_ids=CONTEXT)
 
 
+def test_model_in_double_precision(llama: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="the model is in float64; a card carries"):
+        capture(copy.deepcopy(llama).double(), token_ids=CONTEXT)
+
+
 def test_model_without_rotary_positions() -> None:
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     model = AutoModelForCausalLM.from_config(config).eval()

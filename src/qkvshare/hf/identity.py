@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..card import Adapter, Identity
 from ..card.digest import digest_bytes, digest_json
 from ..card.errors import UnsupportedModelError
+from ..codecs import DTYPES
 from .layers import text_config
 from .rope import rope_parameters
 
@@ -36,13 +37,18 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
 
     Raises `UnsupportedModelError`.
     """
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UnsupportedModelError(
+            f"the model is in {dtype}; a card carries {', '.join(sorted(DTYPES))}."
+        )
     weights, adapter = _weight_digests(model)
     return Identity(
         weights=weights,
         config=digest_json(_stable(text_config(model).to_diff_dict())),
         adapter=adapter,
         rope=msgspec.json.encode(rope_parameters(model), order="sorted").decode(),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype,
         tokenizer=None if tokenizer is None else _tokenizer_digest(tokenizer),
         chat_template=None if tokenizer is None else _template_digest(tokenizer),
     )

@@ -18,9 +18,9 @@ from .layers import empty_cache, text_config
 Ids = Sequence[int] | Tensor | npt.NDArray[np.integer[Any]]
 Message = dict[str, Any]
 
-# Relative error per key vector between two runs of the same projection, far below that of
-# another token or position (which is of order 1): rounding, and other matmul shapes.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+# Relative error per key vector between two runs of the same projection: rounding, and other matmul
+# shapes. Another token is much farther away (on SmolLM2 its nearest neighbour is at 0.2, median).
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 def as_array(ids: Ids) -> npt.NDArray[Any]:
@@ -99,7 +99,7 @@ def require_cache_of(model: PreTrainedModel, keys: Tensor, ids: TokenIds, first:
     expected = _first_layer_keys(model, tokens, positions).float()
     difference = (keys.float() - expected).norm(dim=-1).amax(0)  # [tokens], worst head
     scale = expected.norm(dim=-1).amax(0).clamp(min=1e-6)
-    wrong = ~(difference <= _TOLERANCE.get(keys.dtype, 6e-2) * scale)
+    wrong = ~(difference <= _TOLERANCE[keys.dtype] * scale)
     if wrong.any():
         at = first + int(wrong.int().argmax())
         raise CaptureError(
