@@ -1,4 +1,4 @@
-"""``qkvshare demo``: the main job. One process reads, another answers; nothing is read twice."""
+"""``qkvshare demo``: the main job. One process reads, another answers from the card."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def demo() -> None:
         out.print(f"A read {tokens} tokens in {seconds:.1f} s and wrote:")
         _print_cards({"full precision": raw, "card": card})
         with progress.status("agent B, a fresh process, answers three questions three ways …"):
-            answers, refusal = _in_process(_agent_b, raw, card)
+            answers, weights, refusal = _in_process(_agent_b, raw, card)
         _print_answers(answers)
-        out.print("B with one of its 134,515,008 weights changed is offered the same card:")
+        out.print(f"B with one of its {weights:,} weights changed is offered the same card:")
         out.print(f"  refused: {refusal}", style="yellow", highlight=False, soft_wrap=True)
 
 
@@ -81,7 +81,7 @@ def _load() -> tuple[Any, Any, str]:
 
 
 def _agent_a(raw: Path, card: Path) -> tuple[int, float]:
-    """Read once; write the state twice, exactly and small. Returns tokens and seconds."""
+    """Write the state twice, small and exactly. Returns tokens, and seconds for the small one."""
     from ..codecs import Raw
     from ..hf.capture import capture
 
@@ -95,8 +95,11 @@ def _agent_a(raw: Path, card: Path) -> tuple[int, float]:
     return small.tokens, seconds
 
 
-def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], str]:
-    """Answer every question by re-prefill, full-precision file and card; try a changed model."""
+def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], int, str]:
+    """Answers by re-prefill, full-precision file and card; then the card in a changed model.
+
+    Returns the answers by question and way, the number of weights, and the refusal.
+    """
     import torch
 
     from ..card import CacheCard
@@ -140,7 +143,7 @@ def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], str]:
     try:
         from_card(card, QUESTIONS[0])
     except IdentityError as error:
-        return answers, str(error)
+        return answers, model.num_parameters(), str(error)
     raise AssertionError("a card was accepted by a model with other weights")
 
 

@@ -82,7 +82,7 @@ class Codec(ABC):
 
     def record(self) -> CodecRecord:
         """What the manifest says of this codec; enough to decode."""
-        # Only codecs that are dataclasses can be registered, see `codecs.register`.
+        # Only codecs that are dataclasses can be registered, see `codecs.find_codec`.
         parameters = dataclasses.asdict(self)  # type: ignore[call-overload]
         return CodecRecord(name=self.name, version=self.version, parameters=parameters)
 
