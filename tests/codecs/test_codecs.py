@@ -16,14 +16,18 @@ from qkvshare.codecs import (
     CODECS,
     Codec,
     Kivi,
+    LayerBits,
     LayerKV,
+    Packed,
     Raw,
     Shape,
     Uniform,
     find_codec,
     from_record,
 )
-from qkvshare.kernels.reference import pack, unpack
+from qkvshare.codecs.bits import BitMap
+from qkvshare.codecs.rotation import rotate, unrotate
+from qkvshare.kernels.reference import pack, pack_planes, unpack, unpack_planes
 
 # codec, and the largest error it may make, in units of the spread of the values
 CODECS_UNDER_TEST: list[tuple[Codec, float]] = [
@@ -35,6 +39,7 @@ CODECS_UNDER_TEST: list[tuple[Codec, float]] = [
     (Kivi(8), 0.02),
     (Kivi(4), 0.25),
     (Kivi(2), 1.2),
+    (Packed(), 0.0),  # bounded below, by width
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -58,6 +63,17 @@ def random_layers(shape: Shape, count: int, dtype: torch.dtype, seed: int) -> li
     ]
 
 
+def random_bits(codec: Codec, shape: Shape, count: int, seed: int) -> BitMap | None:
+    """Any bit map at all, for codecs that take one."""
+    if not codec.tiers:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    tiers = torch.tensor(codec.tiers, dtype=torch.uint8)
+    grid = (shape.kv_heads, shape.tokens)
+    draw = lambda: tiers[torch.randint(len(tiers), grid, generator=generator)]  # noqa: E731
+    return [LayerBits(draw(), draw()) for _ in range(count)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
 @settings(max_examples=25)
@@ -66,7 +82,8 @@ def test_round_trip(
     codec: Codec, bound: float, dtype: torch.dtype, shape: Shape, seed: int
 ) -> None:
     layers = random_layers(shape, 2, dtype, seed)
-    blobs = list(codec.encode(layers))
+    bits = random_bits(codec, shape, 2, seed)
+    blobs = list(codec.encode(layers, bits))
     assert all(blob.dtype == np.uint8 and blob.ndim == 1 for blob in blobs)
     again = list(from_record(codec.record()).decode(blobs, [shape, shape], dtype))
     for before, after in zip(layers, again, strict=True):
@@ -74,6 +91,8 @@ def test_round_trip(
         assert after.values.shape == shape.values
         assert after.keys.dtype == after.values.dtype == dtype
         for x, y in ((before.keys, after.keys), (before.values, after.values)):
+            if bits is not None:
+                continue  # see test_packed_error_is_that_of_its_width
             limit = bound + (0 if bound == 0 else 0.02)  # the output's own rounding
             assert ((x - y).abs() <= limit).all() or (x - y).abs().max() <= limit * x.abs().max()
     sizes = codec.parts(shape, blobs[0].nbytes)
@@ -87,8 +106,10 @@ def test_order_of_tokens_does_not_matter(codec: Codec, bound: float) -> None:
     (layer,) = random_layers(shape, 1, torch.float32, 0)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     mixed = LayerKV(layer.keys[:, order], layer.values[:, order])
-    (one,) = codec.decode(codec.encode([layer]), [shape], torch.float32)
-    (two,) = codec.decode(codec.encode([mixed]), [shape], torch.float32)
+    bits = random_bits(codec, shape, 1, 0)
+    moved = bits and [LayerBits(at.keys[:, order], at.values[:, order]) for at in bits]
+    (one,) = codec.decode(codec.encode([layer], bits), [shape], torch.float32)
+    (two,) = codec.decode(codec.encode([mixed], moved), [shape], torch.float32)
     assert torch.equal(one.keys[:, order], two.keys)
     assert torch.equal(one.values[:, order], two.values)
 
@@ -97,7 +118,7 @@ def test_order_of_tokens_does_not_matter(codec: Codec, bound: float) -> None:
 def test_decode_is_the_same_on_any_number_of_threads(codec: Codec, bound: float) -> None:
     shape = Shape(3, 700, 64, 64)
     layers = random_layers(shape, 1, torch.float32, 0)
-    (blob,) = codec.encode(layers)
+    (blob,) = codec.encode(layers, random_bits(codec, shape, 1, 0))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -112,7 +133,8 @@ def test_decode_is_the_same_on_any_number_of_threads(codec: Codec, bound: float)
 @pytest.mark.parametrize("change", [-1, 1])
 def test_blob_of_the_wrong_size(codec: Codec, bound: float, change: int) -> None:
     shape = Shape(2, 9, 64, 64)
-    (blob,) = codec.encode(random_layers(shape, 1, torch.float32, 0))
+    layers = random_layers(shape, 1, torch.float32, 0)
+    (blob,) = codec.encode(layers, random_bits(codec, shape, 1, 0))
     wrong = np.resize(blob, blob.nbytes + change)
     with pytest.raises(CardFormatError, match="bytes, its shape needs"):
         list(codec.decode([wrong], [shape], torch.float32))
@@ -156,7 +178,7 @@ def test_pack_is_a_little_endian_bit_stream(bits: int, rows: int, eights: int, s
 
 
 def test_unknown_codecs_and_parameters() -> None:
-    with pytest.raises(CodecError, match=r"no codec 'gzip'; known: kivi, raw, uniform"):
+    with pytest.raises(CodecError, match=r"no codec 'gzip'; known: kivi, packed, raw, uniform"):
         find_codec("gzip")
     with pytest.raises(CardVersionError, match="'uniform' version 9"):
         from_record(CodecRecord(name="uniform", version=9, parameters={"bits": 4}))
@@ -177,7 +199,8 @@ def test_third_party_codecs_come_by_entry_point(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.delitem(CODECS, "uniform")
     for thing, accepted in ((Uniform, True), (Shape, False), ("text", False)):
-        monkeypatch.setattr("qkvshare.codecs.entry_points", lambda thing=thing, **_: [Point(thing)])
+        found = [Point(thing)]
+        monkeypatch.setattr("qkvshare.registry.entry_points", lambda found=found, **_: found)
         if accepted:
             assert find_codec("uniform") is Uniform
         else:
@@ -208,3 +231,82 @@ def test_uniform_bytes_are_those_of_the_specification(bits: int, offset: int) ->
         expected += [np.packbits(stream.reshape(-1), bitorder="little").tobytes()]
     (blob,) = Uniform(bits).encode([layer])
     assert blob.tobytes() == b"".join(expected)
+
+
+@given(
+    bits=st.integers(1, 8), rows=st.integers(0, 5), n=st.integers(1, 70), seed=st.integers(0, 999)
+)
+def test_planes_hold_every_stride_th_code(bits: int, rows: int, n: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, n), dtype=np.uint8)
+    packed = pack_planes(torch.from_numpy(codes), bits)
+    eighth = -(-n // 8)
+    assert packed.shape == (rows, bits * eighth)
+    assert torch.equal(unpack_planes(packed, bits)[:, :n], torch.from_numpy(codes))
+    padded = np.pad(codes, ((0, 0), (0, 8 * eighth - n)))
+    for row in range(rows):
+        at = low = 0
+        for width in (8, 4, 2, 1):
+            if not bits & width:
+                continue
+            for i in range(8 * eighth):
+                byte = int(packed[row, at + i % (eighth * width)])
+                part = byte >> (i // (eighth * width) * width) & (2**width - 1)
+                assert part == padded[row, i] >> low & (2**width - 1)
+            at, low = at + eighth * width, low + width
+
+
+@pytest.mark.parametrize("n", [8, 36, 48, 64, 80, 96, 128, 256])
+def test_rotation_is_orthonormal(n: int) -> None:
+    matrix = rotate(torch.eye(n))
+    assert torch.allclose(matrix @ matrix.T, torch.eye(n), atol=1e-5)
+    assert torch.allclose(unrotate(matrix), torch.eye(n), atol=1e-5)
+    odd = n // (n & -n)
+    spread = 1.0 if odd == 1 else 2**0.5  # a DCT's largest entry
+    assert matrix.abs().max() <= spread / n**0.5 + 1e-5
+
+
+@pytest.mark.parametrize("bits", Packed.tiers)
+def test_packed_error_is_that_of_its_width(bits: int) -> None:
+    """Least squared error of Gaussian numbers at each width, and keys' means for free."""
+    codec, shape = Packed(), Shape(3, 2000, 64, 80)
+    (layer,) = random_layers(shape, 1, torch.float32, 0)
+    layer = LayerKV(layer.keys + 10 * torch.randn(3, 1, 64), layer.values)
+    every = LayerBits(*(torch.full((3, 2000), bits, dtype=torch.uint8) for _ in range(2)))
+    (blob,) = codec.encode([layer], [every])
+    assert 8 * (blob.nbytes - codec.overhead(shape)) == 3 * 2000 * (64 + 80) * bits
+    (back,) = codec.decode([blob], [shape], torch.float32)
+    energy, expected = codec.energy(layer), codec.distortion[codec.tiers.index(bits)]
+    for x, y, energies in (
+        (layer.keys, back.keys, energy.keys),
+        (layer.values, back.values, energy.values),
+    ):
+        found = ((x - y).square().mean() / energies.mean()).item()
+        assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_packed_never_clips_at_eight_bits() -> None:
+    """A row with all of its energy in one direction of the rotated basis."""
+    codec, shape = Packed(), Shape(1, 3, 64, 64)
+    spike = torch.zeros(shape.values)
+    spike[0, 1, 5] = 100.0
+    layer = LayerKV(torch.zeros(shape.keys), unrotate(spike))
+    every = [LayerBits(*(torch.full((1, 3), 8, dtype=torch.uint8) for _ in range(2)))]
+    (back,) = codec.decode(codec.encode([layer], every), [shape], torch.float32)
+    assert (rotate(back.values) - spike).abs().max() < 1.0
+    assert back.keys.abs().max() < 1e-20
+
+
+def test_packed_needs_a_bit_map() -> None:
+    with pytest.raises(CodecError, match="needs a bit map"):
+        list(Packed().encode(random_layers(Shape(1, 3, 8, 8), 1, torch.float32, 0)))
+
+
+@pytest.mark.parametrize("exponent", [-301, 385, 32767])
+def test_packed_refuses_exponents_of_no_float32(exponent: int) -> None:
+    codec, shape = Packed(), Shape(1, 3, 64, 64)
+    (blob,) = codec.encode(
+        random_layers(shape, 1, torch.float32, 0), random_bits(codec, shape, 1, 0)
+    )
+    blob[:2] = np.frombuffer(np.int16(exponent).tobytes(), np.uint8)
+    with pytest.raises(CardFormatError, match=f"exponent {exponent}, expected -300 to 384"):
+        list(codec.decode([blob], [shape], torch.float32))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..card.errors import CaptureError
-from .options import Budget, CodecName, Model, Output, out, progress
+from .options import AllocatorName, Budget, CodecName, Model, Output, ScorerName, out, progress
 
 
 def capture(
@@ -17,7 +17,12 @@ def capture(
     text: Annotated[Path | None, typer.Option(help="Read this file (UTF-8).")] = None,
     prompt: Annotated[str | None, typer.Option(help="Read this string.")] = None,
     codec: CodecName = None,
+    scorer: ScorerName = None,
+    allocator: AllocatorName = None,
     budget: Budget = None,
+    focus: Annotated[
+        str | None, typer.Option(help="The receiver's question, where it is known (for packed).")
+    ] = None,
     agent: Annotated[str, typer.Option(help="A name for the card's lineage.")] = "",
 ) -> None:
     """Read a text with a model and write what it understood to a card."""
@@ -27,14 +32,26 @@ def capture(
     assert content is not None
 
     with progress.status("loading the model …") as status:
+        from ..allocators import find_allocator
         from ..codecs import find_codec
         from ..hf.capture import capture as capture_state
         from ..hf.load import load_model
+        from ..scorers import find_scorer
 
         chosen = None if codec is None else find_codec(codec)()
         loaded, tokenizer = load_model(model)
         status.update("reading …")
-        card = capture_state(loaded, tokenizer, content, codec=chosen, budget=budget, agent=agent)
+        card = capture_state(
+            loaded,
+            tokenizer,
+            content,
+            codec=chosen,
+            scorer=None if scorer is None else find_scorer(scorer)(),
+            allocator=None if allocator is None else find_allocator(allocator)(),
+            budget=budget,
+            focus=focus,
+            agent=agent,
+        )
         card.save(output)
     written = card.manifest.segments[-1].codec
     out.print(

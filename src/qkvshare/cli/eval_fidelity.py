@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from .evaluate import Budgets, CodecNames, ContextTokens, Text, make_row, make_settings, report
+from .evaluate import (
+    AllocatorNames,
+    Budgets,
+    CodecNames,
+    ContextTokens,
+    ScorerNames,
+    Text,
+    make_row,
+    make_settings,
+    report,
+)
 from .options import Json, Model, progress
 
 
@@ -18,6 +28,8 @@ def fidelity(
     context_tokens: ContextTokens = 1024,
     continuation_tokens: Annotated[int, typer.Option(min=2, help="Tokens compared.")] = 64,
     codec: CodecNames = None,
+    scorer: ScorerNames = None,
+    allocator: AllocatorNames = None,
     budget: Budgets = None,
     json: Json = None,
 ) -> None:
@@ -26,7 +38,7 @@ def fidelity(
     from ..evals.text import read_text, windows
     from ..hf.load import load_model
 
-    settings = make_settings(codec, budget)
+    settings = make_settings(codec, scorer, allocator, budget)
     content = read_text(text)
     with progress.status("loading the model …"):
         loaded, tokenizer = load_model(model)

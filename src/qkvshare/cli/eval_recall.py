@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from .evaluate import Budgets, CodecNames, ContextTokens, Text, make_row, make_settings, report
+from .evaluate import (
+    AllocatorNames,
+    Budgets,
+    CodecNames,
+    ContextTokens,
+    ScorerNames,
+    Text,
+    make_row,
+    make_settings,
+    report,
+)
 from .options import Json, Model, progress
 
 
@@ -18,6 +28,8 @@ def recall(
     context_tokens: ContextTokens = 1024,
     seed: Annotated[int, typer.Option(help="Chooses the facts.")] = 0,
     codec: CodecNames = None,
+    scorer: ScorerNames = None,
+    allocator: AllocatorNames = None,
     budget: Budgets = None,
     json: Json = None,
 ) -> None:
@@ -26,7 +38,7 @@ def recall(
     from ..evals.text import read_text
     from ..hf.load import load_model
 
-    settings = make_settings(codec, budget)
+    settings = make_settings(codec, scorer, allocator, budget)
     content = read_text(text)
     contexts = -(-questions // FACTS)
     with progress.status("loading the model …"):

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 Text = Annotated[Path, typer.Option(help="Plain text, or JSONL with text, or question and answer.")]
 ContextTokens = Annotated[int, typer.Option(min=1, help="Tokens handed over.")]
 CodecNames = Annotated[list[str] | None, typer.Option("--codec", help="Repeat for several.")]
+ScorerNames = Annotated[
+    list[str] | None, typer.Option("--scorer", help="Repeat for several (codecs with tiers).")
+]
+AllocatorNames = Annotated[
+    list[str] | None, typer.Option("--allocator", help="Repeat for several (codecs with tiers).")
+]
 Budgets = Annotated[
     list[float] | None,
     typer.Option("--budget", help="Bits per value of the whole file; repeat for several."),
@@ -32,13 +38,34 @@ _LABELS = {
 }
 
 
-def make_settings(codecs: list[str] | None, budgets: list[float] | None) -> list[Setting]:
-    """Every codec at every budget; ``uniform`` and no limit where none is named."""
+def make_settings(
+    codecs: list[str] | None,
+    scorers: list[str] | None,
+    allocators: list[str] | None,
+    budgets: list[float] | None,
+) -> list[Setting]:
+    """Every codec at every budget; where it has tiers, under every allocator and scorer.
+
+    ``uniform`` and no limit where none is named.
+    """
+    from ..allocators import Lagrangian, find_allocator
     from ..codecs import find_codec
     from ..evals.handoff import Setting
+    from ..scorers import Attention, Scorer, find_scorer
 
     limits: list[float | None] = [*budgets] if budgets else [None]
-    return [Setting(find_codec(name)(), at) for name in codecs or ["uniform"] for at in limits]
+    spenders = [find_allocator(name)() for name in allocators or [Lagrangian.name]]
+    judges = [find_scorer(name)() for name in scorers or [Attention.name]]
+    settings = []
+    for name in codecs or ["uniform"]:
+        codec = find_codec(name)()
+        if not codec.tiers:
+            settings += [Setting(codec, at) for at in limits]
+            continue
+        for spender in spenders:
+            asked: list[Scorer | None] = [*judges] if spender.uses_salience else [None]
+            settings += [Setting(codec, at, spender, judge) for judge in asked for at in limits]
+    return settings
 
 
 def make_row(
@@ -50,8 +77,8 @@ def make_row(
     row: dict[str, Any] = {
         "model": model,
         "codec": "none" if setting is None else setting.codec.name,
-        "allocator": None if setting is None else "uniform",
-        "scorer": None,
+        "allocator": None if setting is None else _allocator_name(setting),
+        "scorer": None if setting is None or setting.scorer is None else setting.scorer.name,
         "budget": None if setting is None else setting.budget,
         "bits_per_value": interval([result.bits_per_value for result in results])["mean"],
         **extra,
@@ -61,6 +88,11 @@ def make_row(
     return row | {name: interval([getattr(at, name) for at in results]) for name in figures}
 
 
+def _allocator_name(setting: Setting) -> str:
+    # A codec without tiers treats all rows alike.
+    return "uniform" if setting.allocator is None else setting.allocator.name
+
+
 def report(
     rows: list[dict[str, Any]], columns: Mapping[str, Callable[[float], str]], json: str | None
 ) -> None:
@@ -68,16 +100,26 @@ def report(
     from ..evals.results import write_rows
 
     if json != "-":
-        table = Table("codec", "budget", "bits/value", *(_LABELS[name] for name in columns), "n")
+        names = [_LABELS[name] for name in columns]
+        table = Table("codec", "spent by", "budget", "bits/value", *names, "n")
         for row in rows:
             budget = "—" if row["budget"] is None else f"{row['budget']:g}"
             cells = [_cell(row[name], text) for name, text in columns.items()]
             table.add_row(
-                row["codec"], budget, f"{row['bits_per_value']:.3f}", *cells, str(row["n"])
+                row["codec"],
+                _spent_by(row),
+                budget,
+                f"{row['bits_per_value']:.3f}",
+                *cells,
+                str(row["n"]),
             )
         out.print(table)
     if json is not None:
         write_rows(json, rows)
+
+
+def _spent_by(row: dict[str, Any]) -> str:
+    return " × ".join(row[key] for key in ("scorer", "allocator") if row[key]) or "—"
 
 
 def _cell(value: dict[str, Any], text: Callable[[float], str]) -> str:

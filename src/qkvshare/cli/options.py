@@ -18,11 +18,21 @@ Model = Annotated[
     typer.Option("--model", "-m", help="A hub id, a folder, or smollm2-135m (the embedded model)."),
 ]
 CodecName = Annotated[
-    str | None, typer.Option(help="How to encode: raw, uniform, or one from a plug-in.")
+    str | None, typer.Option(help="How to encode: raw, uniform, kivi, packed, or a plug-in's.")
+]
+ScorerName = Annotated[
+    str | None,
+    typer.Option(help="Who tells what later queries look at: attention, key-norm (for packed)."),
+]
+AllocatorName = Annotated[
+    str | None,
+    typer.Option(
+        help="Who spends the budget: lagrangian, uniform, random, recency, salient (for packed)."
+    ),
 ]
 Budget = Annotated[
     float | None,
-    typer.Option(min=0.01, help="Bits per value of the whole file; the codec is narrowed to fit."),
+    typer.Option(min=0.01, help="Bits per value of the whole file."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the card.")]
 Json = Annotated[str | None, typer.Option("--json", help="Also write JSON here; - for stdout.")]

@@ -7,8 +7,7 @@ A new codec is one file here and one line in `CODECS`, or an entry point of the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
+from dataclasses import fields
 
 import msgspec
 import torch
@@ -17,16 +16,23 @@ from ..card import CacheCard
 from ..card import Codec as CodecRecord
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
+from ..registry import find
 from .base import Codec, LayerKV, Shape
+from .bits import BitMap, Energy, LayerBits
 from .kivi import Kivi
+from .packed import Packed
 from .raw import Raw
 from .uniform import Uniform
 
 __all__ = [
     "CODECS",
+    "BitMap",
     "Codec",
+    "Energy",
     "Kivi",
+    "LayerBits",
     "LayerKV",
+    "Packed",
     "Raw",
     "Shape",
     "Uniform",
@@ -36,19 +42,12 @@ __all__ = [
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, Uniform, Kivi)}
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, Uniform, Kivi, Packed)}
 
 
 def find_codec(name: str) -> type[Codec]:
     """The codec class registered as ``name``. Raises `CodecError` with the names there are."""
-    if name in CODECS:
-        return CODECS[name]
-    for point in entry_points(group="qkvshare.codecs", name=name):
-        found = point.load()
-        if isinstance(found, type) and issubclass(found, Codec) and is_dataclass(found):
-            return found
-        raise CodecError(f"the entry point {point.value} is not a dataclass derived from Codec.")
-    raise CodecError(f"there is no codec {name!r}; known: {', '.join(sorted(CODECS))}.")
+    return find(name, Codec, CODECS, "codec", CodecError)  # type: ignore[type-abstract]
 
 
 def from_record(record: CodecRecord) -> Codec:

@@ -15,6 +15,7 @@ from ..card import Codec as CodecRecord
 from ..card import Layer
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
+from .bits import BitMap, Energy
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,17 @@ class Codec(ABC):
     version: ClassVar[int] = 1
     # Whether keys arrive un-rotated (before RoPE, better statistics) or as the cache holds them.
     pre_rope: ClassVar[bool] = True
+    # Bits per number that a row can have, ascending, and the mean squared error of each as a share
+    # of the row's energy; empty for codecs that treat all rows alike and take no bit map.
+    tiers: ClassVar[tuple[int, ...]] = ()
+    distortion: ClassVar[tuple[float, ...]] = ()
 
     @abstractmethod
-    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
-        """Yield each layer's bytes, uint8 ``[bytes]``. Raises `CodecError`."""
+    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
+        """Yield each layer's bytes, uint8 ``[bytes]``; ``bits`` for codecs with `tiers`.
+
+        Raises `CodecError`.
+        """
 
     @abstractmethod
     def decode(
@@ -75,6 +83,18 @@ class Codec(ABC):
     @abstractmethod
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Split a layer's ``nbytes`` bytes by kind: codes, scales, maps."""
+
+    def energy(self, layer: LayerKV) -> Energy:
+        """Energies of a layer's rows; for codecs with `tiers`."""
+        raise NotImplementedError
+
+    def row_bits(self, dim: int, bits: int) -> int:
+        """Size of a row of ``dim`` numbers at ``bits`` bits, in bits; for codecs with `tiers`."""
+        raise NotImplementedError
+
+    def overhead(self, shape: Shape) -> int:
+        """Bytes of a layer whose rows all have 0 bits; for codecs with `tiers`."""
+        raise NotImplementedError
 
     def narrower(self) -> Self | None:
         """The same codec at its next lower rate, or None at its lowest."""

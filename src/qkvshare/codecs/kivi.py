@@ -17,6 +17,7 @@ import torch
 from ..card.digest import Bytes
 from . import affine
 from .base import LayerKV, Shape, require_bytes
+from .bits import BitMap
 from .uniform import Uniform
 
 
@@ -26,7 +27,7 @@ class Kivi(Uniform):
 
     name = "kivi"
 
-    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
+    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
         """Keys, a row being a channel; then values, a row being a token."""
         for layer in layers:
             channels = layer.keys.transpose(1, 2).flatten(0, 1)

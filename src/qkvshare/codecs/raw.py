@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from .base import Codec, LayerKV, Shape, require_bytes
+from .bits import BitMap
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Raw(Codec):
     name = "raw"
     pre_rope = False  # un-rotating and rotating again would not be bit for bit
 
-    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
+    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
         """Copy the bytes."""
         for layer in layers:
             yield np.concatenate([_bytes(layer.keys), _bytes(layer.values)])

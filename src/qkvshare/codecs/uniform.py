@@ -17,6 +17,7 @@ import torch
 from ..card.digest import Bytes
 from . import affine
 from .base import Codec, LayerKV, Shape, require_bytes
+from .bits import BitMap
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Uniform(Codec):
         """Refuse widths that nobody packs."""
         affine.require_width(self.bits, self.name)
 
-    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
+    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
         """Keys, then values; a row is a token, its heads side by side."""
         for layer in layers:
             parts = (part.transpose(0, 1).flatten(1) for part in (layer.keys, layer.values))

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ..allocators import Allocator
 from ..card import CacheCard
 from ..codecs import Codec
 from ..hf.capture import capture
+from ..scorers import Scorer
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A codec, and the bits per value its card must stay under."""
+    """A codec, the bits per value of its card, and how they are spent (codecs with tiers)."""
 
     codec: Codec
     budget: float | None = None
+    allocator: Allocator | None = None
+    scorer: Scorer | None = None
 
 
 def read_context(model: Any, ids: Sequence[int]) -> DynamicCache:
@@ -39,7 +43,13 @@ def hand_over(
     """The card of one context under each setting, as the receiver loads it from ``folder``."""
     for setting in settings:
         card = capture(
-            model, token_ids=ids, cache=cache, codec=setting.codec, budget=setting.budget
+            model,
+            token_ids=ids,
+            cache=cache,
+            codec=setting.codec,
+            budget=setting.budget,
+            allocator=setting.allocator,
+            scorer=setting.scorer,
         )
         yield CacheCard.load(card.save(folder / "card"))
 

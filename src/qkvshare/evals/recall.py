@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from ..hf.inject import inject
 from .facts import Fact, random_facts
@@ -87,23 +88,19 @@ def measure_recall(
             facts = random_facts(seed + number, FACTS)
             hay = build_haystack(tokenizer, own, context_tokens, facts)
             cache = read_context(model, hay.ids)
-
-            def at_full_precision(new: list[int], cache: Any = cache) -> dict[str, Any]:
-                ids = torch.tensor([new], device=model.device)
-                return {"input_ids": ids, "past_key_values": copy.deepcopy(cache)}
-
-            bits = 8.0 * model.dtype.itemsize
-            results = [_ask(model, hay, at_full_precision, bits)]
+            results = [_ask(model, hay, cache, 8.0 * model.dtype.itemsize)]
             for card in hand_over(model, hay.ids, cache, settings, Path(folder)):
-                from_card = lambda new, card=card: inject(model, card, new)  # noqa: E731
-                results.append(_ask(model, hay, from_card, card.bits_per_value))
+                injected = inject(model, card, hay.questions[0][0])["past_key_values"]
+                results.append(_ask(model, hay, injected, card.bits_per_value))
             yield results
 
 
-def _ask(model: Any, hay: Haystack, arguments: Any, bits: float) -> Recall:
+def _ask(model: Any, hay: Haystack, cache: DynamicCache, bits: float) -> Recall:
+    """Every question is asked of its own copy of the cache."""
     exact, nll = [], []
     for question, answer in hay.questions:
-        found = log_probabilities(model, **arguments(question + answer))
+        ids = torch.tensor([question + answer], device=model.device)
+        found = log_probabilities(model, input_ids=ids, past_key_values=copy.deepcopy(cache))
         found = found[len(question) - 1 : -1]  # those that predict the answer's tokens
         expected = torch.tensor(answer, device=found.device)
         exact.append(float((found.argmax(-1) == expected).all()))

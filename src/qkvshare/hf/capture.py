@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
-from ..card.container import Array, blob_name, ids_name
-from ..card.digest import EMPTY_CHAIN, digest_bytes, extend_chain
-from ..card.errors import BudgetError, CaptureError
+from ..allocators import Allocator, Lagrangian
+from ..card import CacheCard, Hop, Identity
+from ..card.digest import TokenIds
+from ..card.errors import CaptureError, CodecError
 from ..codecs import Codec, Uniform, from_record
+from ..scorers import Attention, Scorer
 from .identity import identify
+from .segments import Before, encode_alike, encode_tiers
+from .spend import Spending
 from .state import State, pick_row, read
-from .tokens import Ids, Message, tokenize
+from .tokens import Ids, Message, as_ids, require_vocabulary, tokenize
 
 
 def capture(
@@ -31,6 +34,9 @@ def capture(
     row: int | None = None,
     codec: Codec | None = None,
     budget: float | None = None,
+    scorer: Scorer | None = None,
+    allocator: Allocator | None = None,
+    focus: str | Ids | None = None,
     parent: CacheCard | Literal["cache"] | None = "cache",
     agent: str = "",
     ttl: float | None = None,
@@ -50,7 +56,13 @@ def capture(
         attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
         row: which sequence of the batch; needed where there are several.
         codec: how to encode; by default as the parent, and `Uniform` at 8 bits without one.
-        budget: bits per value of the whole card file; the codec is narrowed until it fits.
+        budget: bits per value of the whole card file. A codec with `Codec.tiers` spends it row by
+            row and comes within 2 % of it; any other is narrowed until it fits. Without a budget
+            a codec with tiers gives the new tokens the parent's, or `DEFAULT_BUDGET`.
+        scorer: for codecs with tiers: who tells what later queries look at; by default `Attention`.
+        allocator: for codecs with tiers: who spends the budget; by default `Lagrangian`.
+        focus: the receiver's instruction or question (text, or token ids), where the sender knows
+            it: the scorer then asks what that looks at, instead of a sample of the context.
         parent: the card this context went on from: its segments are kept byte for byte, and only
             the tokens after it are encoded. By default the card that ``cache`` was injected from,
             if it was; None encodes everything anew, and a lossy codec loses again.
@@ -76,31 +88,26 @@ def capture(
         tokens_added=len(state.ids) - start,
         parent=None if parent is None else parent.digest,
     )
-    tensors = {} if parent is None else parent.verify()
-    segments = [] if known is None else list(known.segments)
-    if codec is None:
-        codec = from_record(segments[-1].codec) if segments else Uniform()
-
-    narrower: Codec | None = codec
-    while narrower is not None:
-        segment, new = _encode(state, start, segments, narrower, budget)
-        manifest = Manifest(
-            created=now.replace(microsecond=0),
-            expires=None if ttl is None else now + timedelta(seconds=ttl),
-            identity=identity,
-            layers=state.layers,
-            segments=[*segments, segment],
-            lineage=[*lineage, hop],
-        )
-        card = CacheCard(manifest, tensors | new)
-        if budget is None or card.bits_per_value <= budget:
-            return card
-        narrower = narrower.narrower()
-    raise BudgetError(
-        f"a budget of {budget:g} bits per value cannot be met: the least for these {card.tokens} "
-        f"tokens is {card.bits_per_value:.3f}, header and scales included. "
-        "Raise it or choose another codec."
+    before = Before(
+        now=now,
+        identity=identity,
+        lineage=[*lineage, hop],
+        segments=[] if known is None else list(known.segments),
+        tensors={} if parent is None else parent.verify(),
+        ttl=ttl,
     )
+    if codec is None:
+        codec = from_record(before.segments[-1].codec) if before.segments else Uniform()
+    if codec.tiers:
+        ids = _focus(model, tokenizer, focus)
+        how = Spending(scorer or Attention(), allocator or Lagrangian(), ids)
+        return encode_tiers(state, start, before, codec, how, budget)
+    if scorer is not None or allocator is not None or focus is not None:
+        raise CodecError(
+            f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a codec "
+            "with tiers, such as 'packed'."
+        )
+    return encode_alike(state, start, before, codec, budget)
 
 
 def _origin(
@@ -133,26 +140,19 @@ def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:
     return start
 
 
-def _encode(
-    state: State, start: int, before: list[Segment], codec: Codec, budget: float | None
-) -> tuple[Segment, dict[str, Array]]:
-    """One segment for the tokens from ``start`` on, behind the segments ``before``."""
-    ids, index = state.ids[start:], len(before)
-    tensors: dict[str, Array] = {ids_name(index): ids}
-    numbers = range(len(state.layers))
-    layers = (state.layer(number, start, codec.pre_rope) for number in numbers)
-    for number, blob in enumerate(codec.encode(layers)):
-        tensors[blob_name(number, index)] = blob
-    first = [max(start, state.first(number)) for number in numbers]
-    prefix = before[-1].chain if before else EMPTY_CHAIN
-    segment = Segment(
-        start=start,
-        end=len(state.ids),
-        prefix=prefix,
-        chain=extend_chain(prefix, ids),
-        codec=codec.record(),
-        allocation=Allocation(budget=budget),
-        blobs=[digest_bytes(tensors[blob_name(number, index)]) for number in numbers],
-        first=first if any(at > start for at in first) else None,
-    )
-    return segment, tensors
+def _focus(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, focus: str | Ids | None
+) -> TokenIds | None:
+    """The receiver's words as ids; text without the tokens that begin a prompt."""
+    if focus is None:
+        return None
+    if isinstance(focus, str):
+        if tokenizer is None:
+            raise CaptureError("a focus in words needs the tokenizer; pass tokenizer= or ids.")
+        ids = as_ids(tokenizer(focus, add_special_tokens=False)["input_ids"])
+    else:
+        ids = as_ids(focus, "focus")
+    if len(ids) == 0:
+        raise CaptureError("the focus is empty; expected the receiver's question or None.")
+    require_vocabulary(model, ids, "focus")
+    return ids

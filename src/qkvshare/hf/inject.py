@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..card import CacheCard
 from ..card.digest import TokenIds
@@ -17,7 +16,13 @@ from ..card.errors import PromptError
 from ..codecs import LayerKV, decode_layers, find_codec
 from .cache import CardCache
 from .identity import identify
-from .layers import attention_layers, decoder_layer, empty_cache, require_geometry
+from .layers import (
+    attention_layers,
+    decoder_layer,
+    empty_cache,
+    place_layer,
+    require_geometry,
+)
 from .rope import Rope
 from .tokens import Ids, as_ids, require_length, require_vocabulary
 
@@ -68,7 +73,8 @@ def inject(
     places = attention_layers(model, cache)
     for number, layer in enumerate(_joined(model, card, kept)):
         # A model may be spread over devices.
-        _fill(places[number], layer, kept, next(decoder_layer(model, number).parameters()).device)
+        device = next(decoder_layer(model, number).parameters()).device
+        place_layer(places[number], layer.keys.to(device), layer.values.to(device), kept)
     device = model.device
     return {
         "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
@@ -136,15 +142,3 @@ def _joined(model: PreTrainedModel, card: CacheCard, kept: int) -> Iterator[Laye
 
 def _cat(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _fill(place: DynamicLayer, layer: LayerKV, kept: int, device: torch.device) -> None:
-    """Make ``layer`` the state of an empty cache layer, as if it had seen ``kept`` tokens."""
-    if kept == 0:
-        return
-    keys, values = (part[None].contiguous().to(device) for part in (layer.keys, layer.values))
-    place.lazy_initialization(keys, values)
-    place.keys, place.values = keys, values
-    if isinstance(place, DynamicSlidingWindowLayer):
-        # The true length: masks and positions are computed from it, not from what is held.
-        place.cumulative_length = kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -106,3 +107,15 @@ def require_geometry(model: PreTrainedModel, layers: list[Layer], cache: Dynamic
                 f"layer {number} (window, KV heads, head dim): the card has {found}, "
                 f"the model {expected}."
             )
+
+
+def place_layer(place: DynamicLayer, keys: Tensor, values: Tensor, seen: int) -> None:
+    """Make ``[kv_heads, tokens, dim]`` the state of an empty cache layer that has seen ``seen``."""
+    if seen == 0:
+        return
+    batch = [part[None].contiguous() for part in (keys, values)]
+    place.lazy_initialization(*batch)
+    place.keys, place.values = batch
+    if isinstance(place, DynamicSlidingWindowLayer):
+        # The true length: masks and positions are computed from it, not from what is held.
+        place.cumulative_length = seen

@@ -1,12 +1,19 @@
 """Sub-byte packing in plain torch.
 
-Codes of ``bits`` bits (1 to 8) form a little-endian bit stream per row: code ``i`` occupies bits
-``[i·bits, (i+1)·bits)``. Eight codes are exactly ``bits`` bytes, so rows are multiples of eight.
+`pack`: codes of ``bits`` bits (1 to 8) form a little-endian bit stream per row: code ``i`` occupies
+bits ``[i·bits, (i+1)·bits)``. Eight codes are exactly ``bits`` bytes, so rows are multiples of
+eight.
+
+`pack_planes`: codes are split into planes of 8, 4, 2 or 1 bits, the lowest bits first in the widest
+plane (5 = 4 + 1). Byte ``i`` of a plane of width ``w`` and ``n`` bytes holds elements ``i``,
+``i + n``, ``i + 2n``, … from its lowest bits up. Neighbours are then unpacked by the same shift,
+which processors do many at a time.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,6 +38,37 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     word = (parts << _steps(8, bits, packed)).sum(-1, keepdim=True)
     codes: Tensor = (word >> _steps(bits, 8, packed)) & (2**bits - 1)
     return codes.to(torch.uint8).flatten(-2)
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """Widths of the planes of a code: the powers of two in ``bits``, widest first."""
+    return tuple(width for width in (8, 4, 2, 1) if bits & width)
+
+
+def pack_planes(codes: Tensor, bits: int) -> Tensor:
+    """Pack uint8 ``[rows, n]`` codes below ``2**bits`` into uint8 ``[rows, ⌈n/8⌉·bits]``."""
+    assert 1 <= bits <= 8
+    padded = F.pad(codes, (0, -codes.shape[1] % 8))
+    out, low = [], 0
+    for width in planes(bits):
+        part = (padded >> low) & (2**width - 1)
+        folded = part.view(len(codes), 8 // width, part.shape[1] * width // 8)  # shift, byte
+        shifts = _steps(width, 8 // width, codes).to(torch.uint8)[:, None]
+        out.append((folded << shifts).sum(1, dtype=torch.uint8))
+        low += width
+    return torch.cat(out, dim=1)
+
+
+def unpack_planes(packed: Tensor, bits: int) -> Tensor:
+    """Undo `pack_planes`, padding included: uint8 ``[rows, n/8·bits]`` to uint8 ``[rows, n]``."""
+    eighth, at, low = packed.shape[1] // bits, 0, 0
+    codes = torch.zeros(len(packed), 8 * eighth, dtype=torch.uint8, device=packed.device)
+    for width in planes(bits):
+        part = packed[:, None, at : at + eighth * width]
+        shifts = _steps(width, 8 // width, packed).to(torch.uint8)[:, None]
+        codes |= (((part >> shifts) & (2**width - 1)) << low).flatten(1)
+        at, low = at + eighth * width, low + width
+    return codes
 
 
 def _steps(step: int, count: int, like: Tensor) -> Tensor:

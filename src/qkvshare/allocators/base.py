@@ -1,0 +1,143 @@
+"""What an allocator is: salience and a budget to a bit map."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..card.errors import BudgetError
+from ..codecs import Codec, Energy, LayerBits, Shape
+from ..codecs.bits import BitMap
+
+# The first tokens of a context are attention sinks: few, always looked at, and far from the rest.
+SINKS = 4
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What there is to spend bits on, layer by layer.
+
+    Attributes:
+        codec: one with `Codec.tiers`.
+        shapes: geometry of each layer.
+        energy: of each layer's rows, from `Codec.energy`.
+        salience: how much later queries look at each row, ``[kv_heads, tokens]`` a layer with mean
+            1; None where no scorer was asked.
+        sinks: how many of the first tokens get the widest tier.
+    """
+
+    codec: Codec
+    shapes: Sequence[Shape]
+    energy: Sequence[Energy]
+    salience: Sequence[Tensor] | None
+    sinks: int
+
+    def costs(self) -> Tensor:
+        """Bits of a row in every tier, ``[layers, 2 (keys, values), tiers]``, int64."""
+        size, tiers = self.codec.row_bits, self.codec.tiers
+        return torch.tensor(
+            [
+                [[size(dim, bits) for bits in tiers] for dim in (at.head_dim, at.v_head_dim)]
+                for at in self.shapes
+            ]
+        )
+
+
+class Allocator(ABC):
+    """Base of all allocators: frozen dataclasses whose fields are their parameters."""
+
+    name: ClassVar[str]
+    # Whether `allocate` looks at `Demand.salience`: scoring costs a forward pass.
+    uses_salience: ClassVar[bool] = False
+
+    @abstractmethod
+    def allocate(self, demand: Demand, budget: int) -> BitMap:
+        """Spend at most ``budget`` bits on codes. Raises `BudgetError`."""
+
+
+def split(flat: Tensor, shapes: Sequence[Shape]) -> BitMap:
+    """Rows in the order layer, keys before values, head, token, cut into layers."""
+    out, at = [], 0
+    for shape in shapes:
+        count = shape.kv_heads * shape.tokens
+        keys, values = flat[at : at + count], flat[at + count : at + 2 * count]
+        grid = shape.kv_heads, shape.tokens
+        out.append(LayerBits(keys.view(grid), values.view(grid)))
+        at += 2 * count
+    return out
+
+
+def fill(
+    demand: Demand, budget: int, worth: Sequence[Tensor], distortion: Sequence[float]
+) -> BitMap:
+    """Spend ``budget`` bits where they lower ``Σ worth · distortion`` most.
+
+    The exact solution of the Lagrangian: a row goes from one tier to the next while worth times the
+    fall in distortion per bit exceeds λ, and λ is the least that the budget allows. Worth is
+    rounded to 1/32 octave, which makes the search a walk over a histogram; bits left over go to the
+    rows that are next in line, in order.
+
+    Args:
+        demand: the rows; sinks are given the widest tier before anything else.
+        budget: bits for codes.
+        worth: per layer ``[2 (keys, values), kv_heads, tokens]``, at least 0.
+        distortion: per tier, falling and convex in bits.
+
+    Raises:
+        BudgetError: where the narrowest tier everywhere already costs more.
+    """
+    costs = demand.costs()
+    per_row = torch.cat(
+        [
+            costs[number, :, None].expand(2, at.kv_heads * at.tokens, -1).flatten(0, 1)
+            for number, at in enumerate(demand.shapes)
+        ]
+    )  # [rows, tiers]
+    sink = torch.cat(
+        [(torch.arange(at.tokens) < demand.sinks).repeat(2 * at.kv_heads) for at in demand.shapes]
+    )
+    tiers = torch.tensor(demand.codec.tiers, dtype=torch.float64)
+    value = torch.cat([part.flatten().double().cpu() for part in worth])
+    # A row's own price is left out: within a model all head dims are alike.
+    fall = -torch.tensor(distortion, dtype=torch.float64).diff() / tiers.diff()
+    steps = _log(fall)  # falling
+    level = _log(value)
+    last = len(demand.codec.tiers) - 1
+
+    def tier_at(slope: int) -> Tensor:
+        """The tier of every row where a step is worth more than ``slope``."""
+        chosen = torch.searchsorted(-steps, level - slope)
+        return torch.where(sink, last, chosen)
+
+    def spent(chosen: Tensor) -> int:
+        return int(per_row.gather(1, chosen[:, None]).sum())
+
+    least = torch.where(sink, last, torch.zeros_like(level))
+    if spent(least) > budget:
+        raise BudgetError(
+            f"{budget} bits for codes are fewer than the {spent(least)} of the narrowest widths."
+        )
+    low, high = int(level.min() + steps.min()) - 2, int(level.max() + steps.max()) + 2
+    if high - low > 1 and spent(tier_at(low)) <= budget:
+        return split(_widths(demand, tier_at(low)), demand.shapes)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spent(tier_at(middle)) > budget else (low, middle)
+    chosen, next_ = tier_at(high), tier_at(low)
+    extra = (per_row.gather(1, next_[:, None]) - per_row.gather(1, chosen[:, None])).squeeze(1)
+    chosen = torch.where(extra.cumsum(0) <= budget - spent(chosen), next_, chosen)
+    return split(_widths(demand, chosen), demand.shapes)
+
+
+def _widths(demand: Demand, chosen: Tensor) -> Tensor:
+    return torch.tensor(demand.codec.tiers, dtype=torch.uint8)[chosen]
+
+
+def _log(x: Tensor) -> Tensor:
+    """Logarithm to base 2 in units of 1/32, int64."""
+    return (torch.log2(x.clamp(min=2.0**-200)) * 32).round().long()

@@ -1,0 +1,141 @@
+"""The new card: what was before it, and one more segment.
+
+Two ways to meet a budget: a codec with tiers spends it row by row; any other is narrowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from ..card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
+from ..card.container import Array, blob_name, ids_name
+from ..card.digest import EMPTY_CHAIN, Bytes, digest_bytes, extend_chain
+from ..card.errors import BudgetError
+from ..codecs import Codec, LayerKV
+from .spend import Spending, least_bits, shapes_of, spend
+from .state import State
+
+# Bits per number of the codes and what belongs to them, for tokens that come without a budget.
+DEFAULT_BUDGET = 4.0
+
+
+@dataclass(frozen=True)
+class Before:
+    """All of the new card but its last segment."""
+
+    now: datetime
+    identity: Identity
+    lineage: list[Hop]
+    segments: list[Segment]
+    tensors: dict[str, Array]
+    ttl: float | None
+
+    def card(self, state: State, segment: Segment, new: dict[str, Array]) -> CacheCard:
+        """The card with ``segment`` at its end."""
+        lasting = None if self.ttl is None else self.now + timedelta(seconds=self.ttl)
+        manifest = Manifest(
+            created=self.now.replace(microsecond=0),
+            expires=lasting,
+            identity=self.identity,
+            layers=state.layers,
+            segments=[*self.segments, segment],
+            lineage=self.lineage,
+        )
+        return CacheCard(manifest, self.tensors | new)
+
+
+def encode_alike(
+    state: State, start: int, before: Before, codec: Codec, budget: float | None
+) -> CacheCard:
+    """A codec without tiers: narrower and narrower until the card fits."""
+    narrower: Codec | None = codec
+    while narrower is not None:
+        layers = _layers(state, start, narrower)
+        allocation = Allocation(budget=budget)
+        segment, new = _segment(state, start, before, narrower, allocation, narrower.encode(layers))
+        card = before.card(state, segment, new)
+        if budget is None or card.bits_per_value <= budget:
+            return card
+        narrower = narrower.narrower()
+    raise _impossible(budget, card.tokens, card.bits_per_value)
+
+
+def encode_tiers(
+    state: State, start: int, before: Before, codec: Codec, how: Spending, budget: float | None
+) -> CacheCard:
+    """A codec with tiers: bits row by row, so that the finished card has ``budget``."""
+    shapes = shapes_of(state, start)
+    scorer = how.scored_by
+    allocation = Allocation(
+        scorer=None if scorer is None else scorer.name,
+        allocator=how.allocator.name,
+        budget=budget,
+    )
+    # How large all but the codes will be is known from a card with nothing in its blobs. The sizes
+    # stand in the header, so they are given as many digits as they can come to have.
+    most = [at.kv_heads * at.tokens * (at.head_dim + at.v_head_dim) for at in shapes]
+    hollow = [codec.overhead(at) + more for at, more in zip(shapes, most, strict=True)]
+    blobs = (np.broadcast_to(np.uint8(0), size) for size in hollow)
+    draft = before.card(
+        state, *_segment(state, start, before, codec, allocation, blobs, digests=False)
+    )
+    fixed, least = draft.nbytes - sum(most), least_bits(state, start, codec)
+    if budget is None:
+        # Not a promise about the card: what the tokens before have cost does not matter.
+        known = before.segments[-1].allocation.budget if before.segments else None
+        room = int((known or DEFAULT_BUDGET) * sum(most)) - 8 * sum(map(codec.overhead, shapes))
+        room = max(room, least)
+    else:
+        room = int(budget * draft.values) - 8 * fixed
+        if room < least:
+            raise _impossible(budget, draft.tokens, (8 * fixed + least) / draft.values)
+    bits = spend(state, start, codec, how, room)
+    encoded = codec.encode(_layers(state, start, codec), bits)
+    return before.card(state, *_segment(state, start, before, codec, allocation, encoded))
+
+
+def _layers(state: State, start: int, codec: Codec) -> Iterator[LayerKV]:
+    return (state.layer(at, start, codec.pre_rope) for at in range(len(state.layers)))
+
+
+def _segment(
+    state: State,
+    start: int,
+    before: Before,
+    codec: Codec,
+    allocation: Allocation,
+    blobs: Iterable[Bytes],
+    digests: bool = True,
+) -> tuple[Segment, dict[str, Array]]:
+    """One segment for the tokens from ``start`` on; a draft does without the blobs' digests."""
+    ids, index = state.ids[start:], len(before.segments)
+    tensors: dict[str, Array] = {ids_name(index): ids}
+    names = []
+    for number, blob in enumerate(blobs):
+        tensors[blob_name(number, index)] = blob
+        names.append(digest_bytes(blob) if digests else EMPTY_CHAIN)
+    first = [max(start, state.first(number)) for number in range(len(state.layers))]
+    prefix = before.segments[-1].chain if before.segments else EMPTY_CHAIN
+    segment = Segment(
+        start=start,
+        end=len(state.ids),
+        prefix=prefix,
+        chain=extend_chain(prefix, ids),
+        codec=codec.record(),
+        allocation=allocation,
+        blobs=names,
+        first=first if any(at > start for at in first) else None,
+    )
+    return segment, tensors
+
+
+def _impossible(budget: float | None, tokens: int, least: float) -> BudgetError:
+    return BudgetError(
+        f"a budget of {budget:g} bits per value cannot be met: the least for these {tokens} "
+        f"tokens is {least:.3f}, header and scales included. "
+        "Raise it or choose another codec."
+    )
