@@ -14,7 +14,8 @@ import torch
 from qkvshare.card import Allocation, CacheCard, Hop, Identity, Layer, Manifest, Segment
 from qkvshare.card.container import MAGIC, Array, blob_name, ids_name
 from qkvshare.card.digest import EMPTY_CHAIN, digest_bytes, extend_chain
-from qkvshare.codecs import Codec, LayerKV, Raw
+from qkvshare.codecs import Codec, LayerBits, LayerKV, Raw
+from qkvshare.codecs.bits import BitMap
 
 IDENTITY = Identity(
     weights="1" * 64,
@@ -29,6 +30,19 @@ LAYERS = [
     Layer(kind="full", kv_heads=2, head_dim=8, v_head_dim=8),
     Layer(kind="sliding", kv_heads=2, head_dim=8, v_head_dim=8, window=4),
 ]
+
+
+def every_width(codec: Codec, layers: list[LayerKV]) -> BitMap | None:
+    """A bit map with all of a codec's tiers in turn."""
+    if not codec.tiers:
+        return None
+    tiers = torch.tensor(codec.tiers, dtype=torch.uint8)
+
+    def turn(part: torch.Tensor, first: int) -> torch.Tensor:
+        heads, tokens = part.shape[:2]
+        return tiers[(torch.arange(heads * tokens) + first) % len(tiers)].view(heads, tokens)
+
+    return [LayerBits(turn(layer.keys, 0), turn(layer.values, 3)) for layer in layers]
 
 
 def make_card(
@@ -50,7 +64,7 @@ def make_card(
             shape = (layer.kv_heads, end - held_from, layer.head_dim)
             keys = torch.randn(shape, generator=generator)
             layers.append(LayerKV(keys, torch.randn(shape, generator=generator)))
-        blobs = list(codec.encode(layers))
+        blobs = list(codec.encode(layers, every_width(codec, layers)))
         tensors[ids_name(index)] = ids
         tensors |= {blob_name(layer, index): blob for layer, blob in enumerate(blobs)}
         after = extend_chain(chain, ids)

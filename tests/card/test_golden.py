@@ -12,7 +12,7 @@ import pytest
 
 from qkvshare import CacheCard, Raw, Uniform
 from qkvshare.card.digest import digest_bytes
-from qkvshare.codecs import Codec, Kivi, decode_layers
+from qkvshare.codecs import Codec, Kivi, Packed, decode_layers
 
 from ..cards import make_card
 
@@ -24,6 +24,7 @@ CODECS: dict[str, Codec] = {
     "uniform3": Uniform(3),
     "uniform2": Uniform(2),
     "kivi4": Kivi(4),
+    "packed": Packed(),
 }
 
 

@@ -1,0 +1,173 @@
+"""Capture with a codec that spends bits row by row: budgets, probes, focus."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qkvshare import CacheCard, Uniform, capture, inject
+from qkvshare.allocators import Lagrangian, Salient
+from qkvshare.allocators import Uniform as Evenly
+from qkvshare.card.errors import BudgetError, CaptureError, CodecError, PromptError
+from qkvshare.codecs import Packed
+from qkvshare.hf.probe import choose_probes, salience
+from qkvshare.hf.state import pick_row, read
+from qkvshare.scorers import Attention, KeyNorm
+
+from ..conftest import FAMILIES, greedy, some_ids, tiny_model, tiny_tokenizer
+
+CONTEXT, NEW = some_ids(200), some_ids(5, seed=1)
+
+
+def live_cache(model: Any, ids: list[int]) -> Any:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("allocator", [Lagrangian(), Salient(), Evenly()], ids=str)
+def test_budget_of_the_written_file(family: str, allocator: Any, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    least = None
+    try:
+        capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, budget=0.1)
+    except BudgetError as error:
+        least = float(str(error).split("tokens is ")[1].split(",")[0])
+    assert least is not None
+    # Where windows have forgotten tokens, even the widest tier leaves a large budget unspent.
+    most = capture(model, token_ids=CONTEXT, codec=Packed(), budget=99).bits_per_value
+    budgets = [at for at in (least + 0.01, least + 0.1, least + 1, least + 3.3) if at < most]
+    assert len(budgets) >= 2
+    for budget in budgets:
+        card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, budget=budget)
+        path = card.save(tmp_path / "card")
+        assert budget * 0.98 <= 8 * path.stat().st_size / card.values <= budget
+        assert CacheCard.load(path).manifest.segments[0].allocation.allocator == allocator.name
+        model(**inject(model, CacheCard.load(path), NEW))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wide_enough_is_nearly_exact(family: str) -> None:
+    """At 8 bits everywhere; the error of a wrong position or mean would be as large as the keys."""
+    model = tiny_model(family)
+    cache = live_cache(model, CONTEXT)
+    card = capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), budget=99)
+    back = inject(model, card, NEW)["past_key_values"]
+    for ours, theirs in zip(cache.layers, back.layers, strict=True):
+        for one, two in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            assert (one - two).norm() < 0.02 * one.norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_probing_leaves_model_and_cache_as_they_were(family: str) -> None:
+    model = tiny_model(family)
+    before = model.config._attn_implementation
+    cache = live_cache(model, CONTEXT)
+    kept = copy.deepcopy(cache)
+    capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), budget=6)
+    assert model.config._attn_implementation == before
+    for ours, theirs in zip(cache.layers, kept.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_salience_is_the_models_attention(family: str) -> None:
+    """Against the attention weights that eager attention gives for context and probes."""
+    model = tiny_model(family)
+    probes = np.array(some_ids(6, seed=3), np.int32)
+    state = pick_row(model, live_cache(model, CONTEXT), CONTEXT)
+    found = salience(state, Attention(), probes)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    both = torch.tensor([CONTEXT + probes.tolist()])
+    weights = eager(input_ids=both, output_attentions=True).attentions
+    for number, score in enumerate(found):
+        kv_heads, held = score.shape
+        seen = weights[number][0, :, -6:, len(CONTEXT) - held : len(CONTEXT)].mean(1)
+        expected = seen.view(kv_heads, -1, held).mean(1)
+        assert torch.allclose(score, expected / expected.mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_context_read_for_the_card_gives_the_same_salience() -> None:
+    model = tiny_model("gemma3")
+    probes = np.array(NEW, np.int32)
+    one = salience(pick_row(model, live_cache(model, CONTEXT), CONTEXT), Attention(), probes)
+    two = salience(read(model, CONTEXT), Attention(), probes)
+    for score, again in zip(one, two, strict=True):  # a window read for a card is one longer
+        again = again[:, again.shape[1] - score.shape[1] :]
+        assert torch.allclose(score, again / again.mean(), atol=1e-4)
+
+
+def test_probes_are_a_sample_or_the_focus() -> None:
+    ids = np.arange(1000, dtype=np.int32)
+    sample = choose_probes(ids, None)
+    assert len(sample) == 32
+    assert sample[-1] == 999
+    assert np.array_equal(choose_probes(ids[:20], None), ids[:20])
+    assert np.array_equal(choose_probes(ids, ids[3:5]), ids[3:5])
+
+
+def test_focus_moves_bits() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    cards = [
+        capture(model, tokenizer, "x" * 150, codec=Packed(), budget=6, focus=focus)
+        for focus in (None, "where is it?", some_ids(4, seed=9))
+    ]
+    assert len({card.digest for card in cards}) == 3
+    assert len({card.nbytes // 100 for card in cards}) == 1
+    with pytest.raises(CaptureError, match="focus is empty"):
+        capture(model, token_ids=CONTEXT, codec=Packed(), focus=[])
+    with pytest.raises(CaptureError, match="needs the tokenizer"):
+        capture(model, token_ids=CONTEXT, codec=Packed(), focus="where?")
+    with pytest.raises(PromptError, match="focus"):
+        capture(model, token_ids=CONTEXT, codec=Packed(), focus=[10**6])
+
+
+def test_strategies_need_a_codec_with_tiers() -> None:
+    model = tiny_model()
+    for wrong in ({"scorer": KeyNorm()}, {"allocator": Evenly()}, {"focus": NEW}):
+        with pytest.raises(CodecError, match="'uniform' treats all tokens alike"):
+            capture(model, token_ids=CONTEXT, codec=Uniform(), **wrong)
+
+
+def test_manifest_says_who_spent() -> None:
+    model = tiny_model()
+    allocation = capture(model, token_ids=CONTEXT, codec=Packed()).manifest.segments[0].allocation
+    assert (allocation.scorer, allocation.allocator, allocation.budget) == (
+        "attention",
+        "lagrangian",
+        None,
+    )
+    card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly(), budget=6.5)
+    allocation = card.manifest.segments[0].allocation
+    assert (allocation.scorer, allocation.allocator, allocation.budget) == (None, "uniform", 6.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("added", [1, 3, 40])
+def test_appending(family: str, added: int) -> None:
+    """Old bytes stay; the new tokens get the parent's rate, however few they are."""
+    model = tiny_model(family)
+    parent = capture(model, token_ids=CONTEXT, codec=Packed(), budget=9)
+    more = some_ids(added, seed=5)
+    arguments = inject(model, parent, more)
+    cache = model(**arguments, use_cache=True).past_key_values
+    child = capture(model, token_ids=CONTEXT + more, cache=cache)
+    assert len(child.manifest.segments) == 2
+    assert child.manifest.segments[0] == parent.manifest.segments[0]
+    assert child.manifest.segments[1].codec.name == "packed"
+    assert len(greedy(model, 4, **inject(model, child, NEW))) == 4
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65])
+def test_short_contexts(length: int) -> None:
+    model = tiny_model()
+    card = capture(model, token_ids=CONTEXT[:length], codec=Packed())
+    assert len(greedy(model, 4, **inject(model, card, NEW))) == 4
