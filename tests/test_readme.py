@@ -15,7 +15,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_python_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    code = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.S))
     local, hub = str(embedded_folder()), "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert hub in code
     monkeypatch.chdir(tmp_path)

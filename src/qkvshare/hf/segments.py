@@ -86,8 +86,9 @@ def encode_tiers(
     fixed, least = draft.nbytes - sum(most), least_bits(state, start, codec)
     if budget is None:
         # Not a promise about the card: what the tokens before have cost does not matter.
-        known = before.segments[-1].allocation.budget if before.segments else None
-        room = int((known or DEFAULT_BUDGET) * sum(most)) - 8 * sum(map(codec.overhead, shapes))
+        asked = (old.allocation.budget for old in reversed(before.segments))
+        rate = next((at for at in asked if at is not None), DEFAULT_BUDGET)
+        room = int(rate * sum(most)) - 8 * sum(map(codec.overhead, shapes))
         room = max(room, least)
     else:
         room = int(budget * draft.values) - 8 * fixed
