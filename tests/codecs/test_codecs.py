@@ -26,6 +26,7 @@ from qkvshare.codecs import (
     from_record,
 )
 from qkvshare.codecs.bits import BitMap
+from qkvshare.codecs.levels import levels, thresholds
 from qkvshare.codecs.rotation import rotate, unrotate
 from qkvshare.kernels.reference import pack, pack_planes, unpack, unpack_planes
 
@@ -74,6 +75,16 @@ def random_bits(codec: Codec, shape: Shape, count: int, seed: int) -> BitMap | N
     return [LayerBits(draw(), draw()) for _ in range(count)]
 
 
+def require_rows(x: torch.Tensor, y: torch.Tensor, bits: torch.Tensor) -> None:
+    """Every row is where it was, as exact as its width; a misplaced one is off by its own norm."""
+    norm = x.float().norm(dim=-1)
+    error = (x.float() - y.float()).norm(dim=-1) / norm
+    assert (y[bits == 0] == 0).all()
+    assert (error[bits == 8] < 0.07).all()
+    assert (error[(bits >= 4) & (bits < 8)] < 0.4).all()
+    assert (error < 1.4).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
 @settings(max_examples=25)
@@ -92,9 +103,13 @@ def test_round_trip(
         assert after.keys.dtype == after.values.dtype == dtype
         for x, y in ((before.keys, after.keys), (before.values, after.values)):
             if bits is not None:
-                continue  # see test_packed_error_is_that_of_its_width
+                continue  # row by row, below
             limit = bound + (0 if bound == 0 else 0.02)  # the output's own rounding
             assert ((x - y).abs() <= limit).all() or (x - y).abs().max() <= limit * x.abs().max()
+    for number, layer in enumerate(bits or []):
+        before, after = layers[number], again[number]
+        require_rows(before.keys, after.keys, layer.keys)
+        require_rows(before.values, after.values, layer.values)
     sizes = codec.parts(shape, blobs[0].nbytes)
     assert sum(sizes.values()) == blobs[0].nbytes
     assert min(sizes.values()) >= 0
@@ -282,6 +297,18 @@ def test_packed_error_is_that_of_its_width(bits: int) -> None:
     ):
         found = ((x - y).square().mean() / energies.mean()).item()
         assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_levels_are_close_to_those_of_max() -> None:
+    """Least squared errors of Max, "Quantizing for minimum distortion" (1960), table I."""
+    best = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499}
+    x = torch.linspace(-6, 6, 200_001, dtype=torch.float64)
+    weight = torch.exp(-x * x / 2)
+    for bits, allowed in zip(best, (0.003, 0.003, 0.003, 0.021, 0.07), strict=True):
+        nearest = levels(bits).double()[torch.bucketize(x, thresholds(bits).double())]
+        found = float(((x - nearest).square() * weight).sum() / weight.sum())
+        assert found == pytest.approx(Packed.distortion[Packed.tiers.index(bits)], rel=1e-3)
+        assert best[bits] * 0.999 < found < best[bits] * (1 + allowed)
 
 
 def test_packed_never_clips_at_eight_bits() -> None:

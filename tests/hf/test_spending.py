@@ -13,7 +13,13 @@ import torch
 from qkvshare import CacheCard, Uniform, capture, inject
 from qkvshare.allocators import Lagrangian, Salient
 from qkvshare.allocators import Uniform as Evenly
-from qkvshare.card.errors import BudgetError, CaptureError, CodecError, PromptError
+from qkvshare.card.errors import (
+    BudgetError,
+    CaptureError,
+    CodecError,
+    PromptError,
+    UnsupportedModelError,
+)
 from qkvshare.codecs import Packed
 from qkvshare.hf.probe import choose_probes, salience
 from qkvshare.hf.state import pick_row, read
@@ -135,6 +141,28 @@ def test_strategies_need_a_codec_with_tiers() -> None:
     for wrong in ({"scorer": KeyNorm()}, {"allocator": Evenly()}, {"focus": NEW}):
         with pytest.raises(CodecError, match="'uniform' treats all tokens alike"):
             capture(model, token_ids=CONTEXT, codec=Uniform(), **wrong)
+
+
+def test_a_scorer_that_nobody_asks_is_refused() -> None:
+    model = tiny_model()
+    for ignored in ({"scorer": KeyNorm()}, {"focus": NEW}):
+        with pytest.raises(CodecError, match="'uniform' asks no scorer"):
+            capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly(), **ignored)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("codec", [Packed(), Uniform()], ids=str)
+def test_budgets_that_are_none(codec: Any, budget: float) -> None:
+    with pytest.raises(BudgetError, match="expected a number above 0"):
+        capture(tiny_model(), token_ids=CONTEXT, codec=codec, budget=budget)
+
+
+def test_model_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(model, "set_attn_implementation", lambda _: None)
+    with pytest.raises(UnsupportedModelError, match="lets 0 of its 3 attention layers"):
+        capture(model, token_ids=CONTEXT, codec=Packed())
+    capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly())
 
 
 def test_manifest_says_who_spent() -> None:

@@ -79,8 +79,8 @@ def fill(
 
     The exact solution of the Lagrangian: a row goes from one tier to the next while worth times the
     fall in distortion per bit exceeds λ, and λ is the least that the budget allows. Worth is
-    rounded to 1/32 octave, which makes the search a walk over a histogram; bits left over go to the
-    rows that are next in line, in order.
+    rounded to 1/32 octave, so λ is found by bisection of integers; bits left over go to the rows
+    that are next in line, in order.
 
     Args:
         demand: the rows; sinks are given the widest tier before anything else.
@@ -132,6 +132,23 @@ def fill(
     extra = (per_row.gather(1, next_[:, None]) - per_row.gather(1, chosen[:, None])).squeeze(1)
     chosen = torch.where(extra.cumsum(0) <= budget - spent(chosen), next_, chosen)
     return split(_widths(demand, chosen), demand.shapes)
+
+
+def evenly(tokens: int) -> Tensor:
+    """A worth for each token, all within one octave, whose largest are spread over the context.
+
+    Multiples of the golden ratio spread evenly, however many of them are taken.
+    """
+    return torch.exp2((torch.arange(tokens) * 0.6180339887498949) % 1)
+
+
+def in_turn(demand: Demand, budget: int, worth: Sequence[Tensor]) -> BitMap:
+    """Like `fill`, but tier after tier: each further bit divides the distortion by 16.
+
+    A row whose worth is 16 times another's is one bit ahead of it; rows within an octave are never
+    two tiers apart.
+    """
+    return fill(demand, budget, worth, [16.0**-bits for bits in demand.codec.tiers])
 
 
 def _widths(demand: Demand, chosen: Tensor) -> Tensor:

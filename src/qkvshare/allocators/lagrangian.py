@@ -28,11 +28,10 @@ class Lagrangian(Allocator):
 
     def allocate(self, demand: Demand, budget: int) -> BitMap:
         """Raises `BudgetError`."""
+        assert demand.salience is not None
         worth = []
-        for number, energy in enumerate(demand.energy):
+        for energy, salience in zip(demand.energy, demand.salience, strict=True):
             both = torch.stack([energy.keys, energy.values])  # [2, kv_heads, tokens]
             both = both / both.mean((1, 2), keepdim=True).clamp(min=1e-30)
-            if demand.salience is not None:
-                both = both * (self.floor + self.share * demand.salience[number].to(both.device))
-            worth.append(both)
+            worth.append(both * (self.floor + self.share * salience.to(both.device)))
         return fill(demand, budget, worth, demand.codec.distortion)

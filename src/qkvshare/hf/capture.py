@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -13,7 +14,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from ..allocators import Allocator, Lagrangian
 from ..card import CacheCard, Hop, Identity
 from ..card.digest import TokenIds
-from ..card.errors import CaptureError, CodecError
+from ..card.errors import BudgetError, CaptureError, CodecError
 from ..codecs import Codec, Uniform, from_record
 from ..scorers import Attention, Scorer
 from .identity import identify
@@ -72,6 +73,8 @@ def capture(
     Raises:
         CaptureError, PromptError, UnsupportedModelError, CodecError, BudgetError, IdentityError.
     """
+    if budget is not None and not 0 < budget < math.inf:
+        raise BudgetError(f"a budget of {budget:g} bits per value; expected a number above 0.")
     identity = identify(model, tokenizer)  # refuses models before anything long is read
     state = _origin(model, tokenizer, source, token_ids, cache, attention_mask, row)
     if parent == "cache":
@@ -99,8 +102,14 @@ def capture(
     if codec is None:
         codec = from_record(before.segments[-1].codec) if before.segments else Uniform()
     if codec.tiers:
+        allocator = allocator or Lagrangian()
+        if not allocator.uses_salience and (scorer is not None or focus is not None):
+            raise CodecError(
+                f"the allocator {allocator.name!r} asks no scorer: scorer= and focus= would change "
+                "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
+            )
         ids = _focus(model, tokenizer, focus)
-        how = Spending(scorer or Attention(), allocator or Lagrangian(), ids)
+        how = Spending(scorer or Attention(), allocator, ids)
         return encode_tiers(state, start, before, codec, how, budget)
     if scorer is not None or allocator is not None or focus is not None:
         raise CodecError(

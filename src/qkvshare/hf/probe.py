@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..card.digest import TokenIds
+from ..card.errors import UnsupportedModelError
 from ..scorers import Glance, Scorer
 from .layers import attention_layers, empty_cache, place_layer
 from .state import State
@@ -32,7 +33,7 @@ _found = threading.local()
 
 def choose_probes(ids: TokenIds, focus: TokenIds | None) -> TokenIds:
     """The receiver's instruction where it is known, else a sample of the context."""
-    if focus is not None and len(focus):
+    if focus is not None:
         return focus
     if len(ids) <= _CHUNKS * _CHUNK:
         return ids
@@ -45,7 +46,7 @@ def salience(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
     """Salience of each layer's held tokens, ``[kv_heads, tokens]`` with mean 1, float32.
 
     The model's attention function is exchanged while the probes are read; other threads must not
-    use the model meanwhile.
+    use the model meanwhile. Raises `UnsupportedModelError` for models without such a function.
     """
     model, known = state.model, len(state.ids)
     cache = empty_cache(model)
@@ -59,6 +60,12 @@ def salience(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
     scores: dict[int, Tensor] = {}
     with _observed(model, scores, scorer), torch.no_grad():
         cast(Any, model).get_decoder()(input_ids=tokens, past_key_values=cache, use_cache=True)
+    if len(scores) != len(state.held):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} lets {len(scores)} of its {len(state.held)} attention layers "
+            "be observed, so its tokens cannot be scored. Choose an allocator that needs no scorer, "
+            "such as 'uniform'."
+        )
     out = []
     for number, held in enumerate(state.held):
         missing = held.keys.shape[1] - scores[number].shape[1]
