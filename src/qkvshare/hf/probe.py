@@ -63,8 +63,8 @@ def salience(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
     if len(scores) != len(state.held):
         raise UnsupportedModelError(
             f"{type(model).__name__} lets {len(scores)} of its {len(state.held)} attention layers "
-            "be observed, so its tokens cannot be scored. Choose an allocator that needs no scorer, "
-            "such as 'uniform'."
+            "be observed, so its tokens cannot be scored. Choose an allocator that needs no "
+            "scorer, such as 'uniform'."
         )
     out = []
     for number, held in enumerate(state.held):
