@@ -21,7 +21,9 @@ from qkvshare.card.errors import (
     UnsupportedModelError,
 )
 from qkvshare.codecs import Packed
+from qkvshare.hf import segments
 from qkvshare.hf.probe import choose_probes, salience
+from qkvshare.hf.spend import spend
 from qkvshare.hf.state import pick_row, read
 from qkvshare.scorers import Attention, KeyNorm
 
@@ -192,6 +194,21 @@ def test_appending(family: str, added: int) -> None:
     assert child.manifest.segments[0] == parent.manifest.segments[0]
     assert child.manifest.segments[1].codec.name == "packed"
     assert len(greedy(model, 4, **inject(model, child, NEW))) == 4
+
+
+def test_every_later_segment_has_the_rate_last_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids, rooms = tiny_model(), CONTEXT[:150], []
+    monkeypatch.setattr(segments, "spend", lambda *given: rooms.append(given[-1]) or spend(*given))
+    card = capture(model, token_ids=ids, codec=Packed(), budget=13)
+    for seed in (5, 6):
+        more = some_ids(40, seed=seed)
+        cache = model(**inject(model, card, more), use_cache=True).past_key_values
+        ids = ids + more
+        card = capture(model, token_ids=ids, cache=cache)
+        assert card.manifest.segments[-1].allocation.budget is None
+    added = 40 * card.values // len(ids)
+    assert rooms[1] == rooms[2]
+    assert 11 * added < rooms[1] < 13 * added
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65])
