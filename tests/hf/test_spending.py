@@ -22,8 +22,8 @@ from qkvshare.card.errors import (
 )
 from qkvshare.codecs import Packed
 from qkvshare.hf import segments
-from qkvshare.hf.probe import choose_probes, salience
-from qkvshare.hf.spend import spend
+from qkvshare.hf.probe import choose_probes
+from qkvshare.hf.spend import salience, spend
 from qkvshare.hf.state import pick_row, read
 from qkvshare.scorers import Attention, KeyNorm
 
@@ -86,40 +86,69 @@ def test_probing_leaves_model_and_cache_as_they_were(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_salience_is_the_models_attention(family: str) -> None:
+def test_salience_of_probes_behind_is_the_models_attention(family: str) -> None:
     """Against the attention weights that eager attention gives for context and probes."""
     model = tiny_model(family)
     probes = np.array(some_ids(6, seed=3), np.int32)
     state = pick_row(model, live_cache(model, CONTEXT), CONTEXT)
-    found = salience(state, Attention(), probes)
-    eager = copy.deepcopy(model)
-    eager.set_attn_implementation("eager")
-    both = torch.tensor([CONTEXT + probes.tolist()])
-    weights = eager(input_ids=both, output_attentions=True).attentions
-    for number, score in enumerate(found):
+    weights = eager_attention(model, CONTEXT + probes.tolist())
+    for number, score in enumerate(salience(state, Attention(), probes)):
         kv_heads, held = score.shape
-        seen = weights[number][0, :, -6:, len(CONTEXT) - held : len(CONTEXT)].mean(1)
-        expected = seen.view(kv_heads, -1, held).mean(1)
+        seen = weights[number][0, :, -6:, len(CONTEXT) - held : len(CONTEXT)]
+        window = state.layers[number].window or 1000
+        age = torch.arange(held, 0, -1) + torch.arange(6)[:, None]  # from probe back to token
+        visible = (age < window).sum(0).clamp(min=1)
+        expected = seen.sum(1).view(kv_heads, -1, held).sum(1) / visible
         assert torch.allclose(score, expected / expected.mean(), atol=1e-3, rtol=1e-3)
 
 
-def test_context_read_for_the_card_gives_the_same_salience() -> None:
-    model = tiny_model("gemma3")
-    probes = np.array(NEW, np.int32)
-    one = salience(pick_row(model, live_cache(model, CONTEXT), CONTEXT), Attention(), probes)
-    two = salience(read(model, CONTEXT), Attention(), probes)
-    for score, again in zip(one, two, strict=True):  # a window read for a card is one longer
-        again = again[:, again.shape[1] - score.shape[1] :]
-        assert torch.allclose(score, again / again.mean(), atol=1e-4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_salience_of_a_context_read_for_the_card_is_the_models_attention(family: str) -> None:
+    model, scorer = tiny_model(family), Attention(16)
+    state = read(model, CONTEXT, [scorer])
+    weights = eager_attention(model, CONTEXT)
+    chosen = scorer.probes(len(CONTEXT))
+    for number, score in enumerate(salience(state, scorer)):
+        kv_heads, held = score.shape
+        seen = weights[number][0][:, chosen]
+        age = chosen[:, None] - torch.arange(len(CONTEXT))
+        visible = (age >= 0) & (age < (state.layers[number].window or 1000))
+        mean = seen.sum(1).view(kv_heads, -1, len(CONTEXT)).sum(1) / visible.sum(0).clamp(min=1)
+        expected = mean[:, len(CONTEXT) - held :]
+        assert torch.allclose(score, expected / expected.mean(), atol=1e-3, rtol=1e-3)
 
 
-def test_probes_are_a_sample_or_the_focus() -> None:
+def eager_attention(model: Any, ids: list[int]) -> Any:
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    return eager(input_ids=torch.tensor([ids]), output_attentions=True).attentions
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_watching_a_context_being_read_changes_nothing(family: str) -> None:
+    model = tiny_model(family)
+    plain, watched = read(model, CONTEXT), read(model, CONTEXT, [Attention()])
+    assert not plain.scores
+    assert watched.scores
+    for one, two in zip(plain.held, watched.held, strict=True):
+        assert torch.equal(one.keys, two.keys)
+        assert torch.equal(one.values, two.values)
+
+
+def test_attention_that_is_not_sdpa_is_left_alone_and_looked_at_behind() -> None:
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    state = read(model, CONTEXT, [Attention()])
+    assert not state.scores
+    assert len(salience(state, Attention())) == 3
+
+
+def test_a_live_cache_is_probed_by_a_sample_of_its_context() -> None:
     ids = np.arange(1000, dtype=np.int32)
-    sample = choose_probes(ids, None)
+    sample = choose_probes(ids)
     assert len(sample) == 32
     assert sample[-1] == 999
-    assert np.array_equal(choose_probes(ids[:20], None), ids[:20])
-    assert np.array_equal(choose_probes(ids, ids[3:5]), ids[3:5])
+    assert np.array_equal(choose_probes(ids[:20]), ids[:20])
 
 
 def test_focus_moves_bits() -> None:

@@ -16,7 +16,7 @@ def make_glance(tokens: int, probes: int) -> Glance:
     queries = torch.randn(2, 3, probes, 16, generator=generator)
     keys = torch.randn(2, tokens + probes, 16, generator=generator)
     visible = torch.ones(probes, tokens + probes, dtype=torch.bool).tril(tokens)
-    return Glance(queries, keys, visible, 0.25)
+    return Glance(queries, keys, visible, 0.25, tokens)
 
 
 def test_matrix_is_complete() -> None:

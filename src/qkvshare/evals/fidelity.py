@@ -7,7 +7,6 @@ For each context: read it, hand it over by a card on disk, and let the text go o
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,14 +41,11 @@ def measure_fidelity(
     with tempfile.TemporaryDirectory() as folder:
         for ids in contexts:
             known, rest = list(ids[:context_tokens]), list(ids[context_tokens:])
-            cache = read_context(model, known)
-            # The reference reads on in a copy; the cards are made of the untouched original.
+            state = read_context(model, known, settings)
             after = torch.tensor([rest], device=model.device)
-            reference = log_probabilities(
-                model, input_ids=after, past_key_values=copy.deepcopy(cache)
-            )
+            reference = log_probabilities(model, input_ids=after, past_key_values=state.cache())
             results = []
-            for card in hand_over(model, known, cache, settings, Path(folder)):
+            for card in hand_over(state, settings, Path(folder)):
                 found = log_probabilities(model, **inject(model, card, rest))
                 results.append(_compare(reference, found, rest, card.bits_per_value))
             yield results

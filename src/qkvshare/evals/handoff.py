@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from ..allocators import Allocator
 from ..card import CacheCard
 from ..codecs import Codec
-from ..hf.capture import capture
+from ..hf.capture import make_card, spending
+from ..hf.identity import identify
+from ..hf.spend import Spending
+from ..hf.state import State, read
 from ..scorers import Scorer
 
 
@@ -27,30 +29,23 @@ class Setting:
     allocator: Allocator | None = None
     scorer: Scorer | None = None
 
-
-def read_context(model: Any, ids: Sequence[int]) -> DynamicCache:
-    """Prefill; the cache at full precision."""
-    cache = DynamicCache(config=model.config)
-    tokens = torch.tensor([ids], device=model.device)
-    with torch.no_grad():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
+    @property
+    def spending(self) -> Spending | None:
+        """As capture would spend."""
+        return spending(self.codec, self.scorer, self.allocator, None)
 
 
-def hand_over(
-    model: Any, ids: Sequence[int], cache: DynamicCache, settings: Sequence[Setting], folder: Path
-) -> Iterator[CacheCard]:
+def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) -> State:
+    """Prefill, at full precision; the scorers of ``settings`` are asked on the way."""
+    spenders = [how for setting in settings if (how := setting.spending) is not None]
+    return read(model, ids, list({how.scored_by for how in spenders if how.scored_by}))
+
+
+def hand_over(state: State, settings: Sequence[Setting], folder: Path) -> Iterator[CacheCard]:
     """The card of one context under each setting, as the receiver loads it from ``folder``."""
+    identity = identify(state.model)
     for setting in settings:
-        card = capture(
-            model,
-            token_ids=ids,
-            cache=cache,
-            codec=setting.codec,
-            budget=setting.budget,
-            allocator=setting.allocator,
-            scorer=setting.scorer,
-        )
+        card = make_card(state, identity, setting.codec, setting.spending, setting.budget)
         yield CacheCard.load(card.save(folder / "card"))
 
 

@@ -87,20 +87,22 @@ def measure_recall(
             own = filler[number * context_tokens : (number + 1) * context_tokens]
             facts = random_facts(seed + number, FACTS)
             hay = build_haystack(tokenizer, own, context_tokens, facts)
-            cache = read_context(model, hay.ids)
-            results = [_ask(model, hay, cache, 8.0 * model.dtype.itemsize)]
-            for card in hand_over(model, hay.ids, cache, settings, Path(folder)):
+            state = read_context(model, hay.ids, settings)
+            results = [_ask(model, hay, state.cache(), 8.0 * model.dtype.itemsize)]
+            for card in hand_over(state, settings, Path(folder)):
                 injected = inject(model, card, hay.questions[0][0])["past_key_values"]
                 results.append(_ask(model, hay, injected, card.bits_per_value))
             yield results
 
 
 def _ask(model: Any, hay: Haystack, cache: DynamicCache, bits: float) -> Recall:
-    """Every question is asked of its own copy of the cache."""
+    """Every question is asked of its own copy of the cache, over the same memory."""
     exact, nll = [], []
     for question, answer in hay.questions:
         ids = torch.tensor([question + answer], device=model.device)
-        found = log_probabilities(model, input_ids=ids, past_key_values=copy.deepcopy(cache))
+        own = copy.copy(cache)
+        own.layers = [copy.copy(layer) for layer in cache.layers]
+        found = log_probabilities(model, input_ids=ids, past_key_values=own)
         found = found[len(question) - 1 : -1]  # those that predict the answer's tokens
         expected = torch.tensor(answer, device=found.device)
         exact.append(float((found.argmax(-1) == expected).all()))

@@ -75,13 +75,40 @@ def capture(
     """
     if budget is not None and not 0 < budget < math.inf:
         raise BudgetError(f"a budget of {budget:g} bits per value; expected a number above 0.")
+    if (source is None) == (token_ids is None):
+        raise CaptureError("give a prompt, chat messages or token_ids=, and only one of them.")
     identity = identify(model, tokenizer)  # refuses models before anything long is read
-    state = _origin(model, tokenizer, source, token_ids, cache, attention_mask, row)
-    if parent == "cache":
-        grown = state.card is not None and state.card.tokens < len(state.ids)
-        parent = state.card if grown else None
-    start = 0 if parent is None else _require_parent(parent, state, identity)
+    ids = _focus(model, tokenizer, focus)
+    if cache is None:
+        parent = None if parent == "cache" else parent
+        how = spending(codec or _inherited(parent), scorer, allocator, ids)
+        early = [how.scored_by] if how and how.scored_by and how.focus is None else []
+        state = read(model, tokenize(tokenizer, source) if token_ids is None else token_ids, early)
+    else:
+        if token_ids is None:
+            raise CaptureError("a live cache comes with token_ids=, the ids it was made of.")
+        state = pick_row(model, cache, token_ids, attention_mask, row)
+        if parent == "cache":
+            grown = state.card is not None and state.card.tokens < len(state.ids)
+            parent = state.card if grown else None
+        how = spending(codec or _inherited(parent), scorer, allocator, ids)
+    codec = codec or _inherited(parent)
+    return make_card(state, identity, codec, how, budget, parent=parent, agent=agent, ttl=ttl)
 
+
+def make_card(
+    state: State,
+    identity: Identity,
+    codec: Codec,
+    how: Spending | None,
+    budget: float | None,
+    *,
+    parent: CacheCard | None = None,
+    agent: str = "",
+    ttl: float | None = None,
+) -> CacheCard:
+    """The card of ``state``; ``how`` for codecs with tiers. Raises as `capture`."""
+    start = 0 if parent is None else _require_parent(parent, state, identity)
     now = datetime.now(UTC)
     known = parent.manifest if parent is not None else None
     lineage = [] if known is None else list(known.lineage)
@@ -99,42 +126,34 @@ def capture(
         tensors={} if parent is None else parent.verify(),
         ttl=ttl,
     )
-    if codec is None:
-        codec = from_record(before.segments[-1].codec) if before.segments else Uniform()
-    if codec.tiers:
-        allocator = allocator or Lagrangian()
-        if not allocator.uses_salience and (scorer is not None or focus is not None):
+    if how is None:
+        return encode_alike(state, start, before, codec, budget)
+    return encode_tiers(state, start, before, codec, how, budget)
+
+
+def _inherited(parent: CacheCard | None) -> Codec:
+    return Uniform() if parent is None else from_record(parent.manifest.segments[-1].codec)
+
+
+def spending(
+    codec: Codec, scorer: Scorer | None, allocator: Allocator | None, focus: TokenIds | None
+) -> Spending | None:
+    """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
+    given = scorer is not None or focus is not None
+    if not codec.tiers:
+        if given or allocator is not None:
             raise CodecError(
-                f"the allocator {allocator.name!r} asks no scorer: scorer= and focus= would change "
-                "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
+                f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a "
+                "codec with tiers, such as 'packed'."
             )
-        ids = _focus(model, tokenizer, focus)
-        how = Spending(scorer or Attention(), allocator, ids)
-        return encode_tiers(state, start, before, codec, how, budget)
-    if scorer is not None or allocator is not None or focus is not None:
+        return None
+    allocator = allocator or Lagrangian()
+    if given and not allocator.uses_salience:
         raise CodecError(
-            f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a codec "
-            "with tiers, such as 'packed'."
+            f"the allocator {allocator.name!r} asks no scorer: scorer= and focus= would change "
+            "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
         )
-    return encode_alike(state, start, before, codec, budget)
-
-
-def _origin(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    source: str | Sequence[Message] | None,
-    token_ids: Ids | None,
-    cache: Cache | None,
-    attention_mask: Tensor | None,
-    row: int | None,
-) -> State:
-    if (source is None) == (token_ids is None):
-        raise CaptureError("give a prompt, chat messages or token_ids=, and only one of them.")
-    if cache is None:
-        return read(model, tokenize(tokenizer, source) if token_ids is None else token_ids)
-    if token_ids is None:
-        raise CaptureError("a live cache comes with token_ids=, the ids it was made of.")
-    return pick_row(model, cache, token_ids, attention_mask, row)
+    return Spending(scorer or Attention(), allocator, focus)
 
 
 def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:

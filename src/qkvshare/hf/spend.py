@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 from ..allocators import SINKS, Allocator, Demand
 from ..card.digest import TokenIds
+from ..card.errors import UnsupportedModelError
 from ..codecs import Codec, Shape
 from ..codecs.bits import BitMap
-from ..scorers import Scorer
-from .probe import choose_probes, salience
+from ..scorers import Glance, Scorer
+from .probe import Watch, choose_probes, watched
 from .state import State
 
 # Fewer tokens than this per sink, and sinks would eat what the others need.
@@ -57,10 +62,9 @@ def spend(state: State, start: int, codec: Codec, how: Spending, budget: int) ->
     shapes = shapes_of(state, start)
     scores = None
     if how.scored_by is not None:
-        probes = choose_probes(state.ids, how.focus)
-        every = salience(state, how.scored_by, probes)
         scores = [
-            score[:, score.shape[1] - at.tokens :] for score, at in zip(every, shapes, strict=True)
+            score[:, score.shape[1] - at.tokens :]
+            for score, at in zip(salience(state, how.scored_by, how.focus), shapes, strict=True)
         ]
     demand = Demand(
         codec=codec,
@@ -73,6 +77,51 @@ def spend(state: State, start: int, codec: Codec, how: Spending, budget: int) ->
         sinks=_sinks(state, start),
     )
     return how.allocator.allocate(demand, budget)
+
+
+def salience(state: State, scorer: Scorer, focus: TokenIds | None = None) -> list[Tensor]:
+    """Salience of each layer's held tokens, ``[kv_heads, tokens]`` with mean 1, float32.
+
+    What ``scorer`` said while the context was read; where it was not asked, or a focus is given,
+    probes are read behind the context. Raises `UnsupportedModelError` for models whose attention
+    cannot be watched.
+    """
+    seen = state.scores.get(scorer) if focus is None else None
+    if seen is None and len(scorer.probes(len(state.ids))) == 0:
+        seen = [scorer.score(_unlooked(held.keys)) for held in state.held]
+    elif seen is None:
+        seen = _look_back(state, scorer, choose_probes(state.ids) if focus is None else focus)
+    out = []
+    for score, held in zip(seen, state.held, strict=True):
+        # A token that only a roll back can need has left the window: nobody looks at it.
+        missing = held.keys.shape[1] - score.shape[1]
+        fitting = torch.nn.functional.pad(score, (missing, 0))
+        out.append(fitting / fitting.mean().clamp(min=1e-30))
+    return out
+
+
+def _unlooked(keys: Tensor) -> Glance:
+    """A layer that no query looks at."""
+    kv_heads, tokens, dim = keys.shape
+    nobody = torch.zeros(0, tokens, dtype=torch.bool, device=keys.device)
+    return Glance(keys.new_zeros(kv_heads, 1, 0, dim), keys, nobody, 1.0, tokens)
+
+
+def _look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
+    model = state.model
+    tokens = torch.from_numpy(probes).long()[None].to(model.device)
+    watch = Watch([scorer], behind=len(probes))
+    with watched(model, watch), torch.no_grad():
+        decoder = cast(Any, model).get_decoder()
+        decoder(input_ids=tokens, past_key_values=state.cache(), use_cache=True)
+    found = watch.scores.get(scorer, {})
+    if len(found) != len(state.held):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} lets {len(found)} of its {len(state.held)} attention layers "
+            "be observed, so its tokens cannot be scored. Choose an allocator that needs no "
+            "scorer, such as 'uniform'."
+        )
+    return list(found.values())
 
 
 def _sinks(state: State, start: int) -> int:

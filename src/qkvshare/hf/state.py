@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..card import CacheCard, Layer
 from ..card.digest import TokenIds
 from ..card.errors import CaptureError
 from ..codecs import LayerKV
+from ..scorers import Scorer
 from .cache import CardCache
-from .layers import attention_layers, describe, empty_cache, window_of
+from .layers import attention_layers, describe, empty_cache, place_layer, window_of
+from .probe import Watch, can_watch_reading, watched
 from .rope import Rope
 from .tokens import (
     Ids,
@@ -32,18 +36,32 @@ class State:
     """The keys and values that ``model`` made of ``ids``, one `LayerKV` a layer, as cached.
 
     A sliding layer holds its last tokens only; the last one held is always the last of ``ids``.
-    ``card`` is the card whose tokens come first, where the cache was injected from one.
+    ``card`` is the card whose tokens come first, where the cache was injected from one. ``scores``
+    is what scorers said while the model read ``ids``, ``[kv_heads, tokens]`` a layer.
     """
 
     model: PreTrainedModel
     ids: TokenIds
     layers: list[Layer]
     held: list[LayerKV]
-    card: CacheCard | None
+    card: CacheCard | None = None
+    scores: Mapping[Scorer, list[Tensor]] = field(default_factory=dict)
 
     def first(self, number: int) -> int:
         """The first token that layer ``number`` still holds."""
         return len(self.ids) - self.held[number].keys.shape[1]
+
+    def cache(self) -> DynamicCache:
+        """A cache to go on from, over the same memory: what it grows by is its own."""
+        cache = empty_cache(self.model)
+        known = len(self.ids)
+        for place, held, layer in zip(
+            attention_layers(self.model, cache), self.held, self.layers, strict=True
+        ):
+            keep = min(known, held.keys.shape[1], (layer.window or known + 1) - 1)
+            skip = held.keys.shape[1] - keep
+            place_layer(place, held.keys[:, skip:], held.values[:, skip:], known)
+        return cache
 
     def layer(self, number: int, start: int, pre_rope: bool) -> LayerKV:
         """Layer ``number`` from token ``start`` on (or the first held), keys before RoPE if asked.
@@ -64,8 +82,11 @@ class State:
         return LayerKV(keys, values)
 
 
-def read(model: PreTrainedModel, token_ids: Ids) -> State:
-    """Prefill ``token_ids``. Raises `CaptureError` or `PromptError`."""
+def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ()) -> State:
+    """Prefill ``token_ids``, asking ``scorers`` on the way where the model can be watched.
+
+    Raises `CaptureError` or `PromptError`.
+    """
     ids = as_ids(token_ids)
     require_context(model, ids)
     cache = empty_cache(model)
@@ -74,10 +95,15 @@ def read(model: PreTrainedModel, token_ids: Ids) -> State:
     if windows and len(ids) >= min(windows):
         cache.activate_past_recording()  # type: ignore[no-untyped-call]
     tokens = torch.from_numpy(ids).long()[None].to(model.device)
-    with torch.no_grad():
+    asked = [scorer for scorer in scorers if len(scorer.probes(len(ids)))]
+    watch = Watch(asked if can_watch_reading(model) else ())
+    with torch.no_grad(), watched(model, watch) if watch.scorers else nullcontext():
         # One row of logits: the vocabulary projection of the others would be thrown away.
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return _state(model, cache, 0, ids, None)
+    state = _state(model, cache, 0, ids, None)
+    seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
+    whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.held)}
+    return replace(state, scores=whole)
 
 
 def pick_row(

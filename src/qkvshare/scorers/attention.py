@@ -1,4 +1,4 @@
-"""``attention``: the mean attention that a token receives from the probes."""
+"""``attention``: the mean attention that a token receives from the queries that can see it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from .base import Glance, Scorer
 
 @dataclass(frozen=True)
 class Attention(Scorer):
-    """No parameters. Averaged over probes and over the query heads that share a KV head."""
+    """``count`` queries, evenly spaced and ending with the last; averaged over query heads."""
+
+    count: int = 64
 
     name = "attention"
 
+    def probes(self, tokens: int) -> Tensor:
+        """Evenly spaced."""
+        count = min(self.count, tokens)
+        return (torch.arange(1, count + 1) * tokens) // count - 1
+
     def score(self, glance: Glance) -> Tensor:
-        """Probabilities are taken over context and probes together, as the model takes them."""
-        queries, keys = glance.queries.float(), glance.keys.float()
-        logits = queries @ keys[:, None].mT * glance.scaling  # [kv_heads, group, probes, keys]
-        logits = logits.masked_fill(~glance.visible, float("-inf"))
-        return torch.softmax(logits, dim=-1)[..., : glance.tokens].mean((1, 2))
+        """A late token is seen by few queries: the mean is over those, not over all."""
+        seen = glance.visible[:, : glance.tokens].sum(0).clamp(min=1)
+        return glance.attention()[..., : glance.tokens].mean(1).sum(1) / seen

@@ -6,35 +6,48 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Glance:
-    """One layer's attention as probe tokens see it, which the model read behind the context.
+    """One layer's attention as some queries, the probes, see it.
 
     Attributes:
         queries: ``[kv_heads, group, probes, head_dim]``, after RoPE.
-        keys: ``[kv_heads, tokens + probes, head_dim]``, after RoPE, the probes' own at the end.
-        visible: bool ``[probes, tokens + probes]``.
+        keys: ``[kv_heads, tokens + behind, head_dim]``, after RoPE.
+        visible: bool ``[probes, tokens + behind]``.
         scaling: what the model multiplies ``queries · keys`` with.
+        tokens: how many of the keys are the context's; those behind belong to probes that the
+            model read after it.
     """
 
     queries: Tensor
     keys: Tensor
     visible: Tensor
     scaling: float
+    tokens: int
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of context that the layer holds."""
-        return self.keys.shape[1] - self.queries.shape[2]
+    def attention(self) -> Tensor:
+        """Probabilities ``[kv_heads, group, probes, tokens + behind]``, float32."""
+        logits = self.queries.float() @ self.keys[:, None].float().mT
+        logits.mul_(self.scaling).masked_fill_(~self.visible, float("-inf"))
+        return torch.softmax(logits, dim=-1)
 
 
 class Scorer(ABC):
     """Base of all scorers: frozen dataclasses whose fields are their parameters."""
 
     name: ClassVar[str]
+
+    def probes(self, tokens: int) -> Tensor:
+        """Which of ``tokens`` queries of a context to look at, ascending, int64 ``[probes]``.
+
+        None for scorers that do without queries: the model need not be watched for them.
+        """
+        del tokens
+        return torch.arange(0)
 
     @abstractmethod
     def score(self, glance: Glance) -> Tensor:
