@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..card.errors import CodecError
-from ..kernels.reference import pack, unpack
+from ..kernels.planes import pack, unpack
 
 GROUP = 64
 BITS = (2, 3, 4, 8)

@@ -12,6 +12,7 @@ Rows of one width lie together, so every inner loop has one width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,13 +22,14 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CodecError
-from ..kernels.reference import pack_planes, unpack_planes
+from ..kernels.ahead import ahead
+from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
+from ..kernels.operators import decode_rows, encode_rows
+from ..kernels.reference import eights
+from ..kernels.rotation import power_of_two, rotate
 from .base import Codec, LayerKV, Shape, require_bytes
 from .bits import BitMap, Energy
-from .levels import LEVELS, TOP, levels, thresholds
-from .rotation import rotate, unrotate
 
-TIERS = (0, 1, 2, 3, 4, 5, 6, 8)
 # Below this the mean costs more than it brings.
 MEAN_TOKENS = 64
 OCTAVE = 3  # scales per factor of two
@@ -40,7 +42,7 @@ class Packed(Codec):
 
     name = "packed"
     tiers = TIERS
-    distortion = (1.0, *(LEVELS[bits][2] for bits in TIERS[1:]))
+    distortion = DISTORTION
 
     def energy(self, layer: LayerKV) -> Energy:
         """Mean squares; rotation does not change them."""
@@ -51,7 +53,7 @@ class Packed(Codec):
 
     def row_bits(self, dim: int, bits: int) -> int:
         """Codes fill whole bytes."""
-        return _eights(dim) * bits
+        return eights(dim) * bits
 
     def overhead(self, shape: Shape) -> int:
         """Bytes of a layer beside its codes."""
@@ -75,29 +77,26 @@ class Packed(Codec):
         self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
     ) -> Iterator[LayerKV]:
         """Level times scale, rotated back, plus mean: all in float32, then ``dtype``."""
-        for blob, shape in zip(blobs, shapes, strict=True):
-            at = _mean_bytes(shape)
-            if blob.nbytes < self.overhead(shape):
-                require_bytes(blob, self.overhead(shape), self)
-            data = torch.from_numpy(blob)
-            key_rows, at = _find_rows(data, at, shape.keys)
-            value_rows, at = _find_rows(data, at, shape.values)
-            require_bytes(blob, at, self)
-            keys = _decode_rows(key_rows, shape.keys)
-            if at_mean := _mean_bytes(shape):
-                keys = keys + _read_mean(data[:at_mean], shape)
-            values = _decode_rows(value_rows, shape.values)
-            yield LayerKV(keys.to(dtype), values.to(dtype))
+        yield from ahead(lambda one: self._decode(*one, dtype), zip(blobs, shapes, strict=True))
+
+    def _decode(self, blob: Bytes, shape: Shape, dtype: torch.dtype) -> LayerKV:
+        at = _mean_bytes(shape)
+        if blob.nbytes < self.overhead(shape):
+            require_bytes(blob, self.overhead(shape), self)
+        data = torch.from_numpy(blob)
+        mean = _read_mean(data[:at], shape)
+        key_rows, at = _find_rows(data, at, shape.keys)
+        value_rows, at = _find_rows(data, at, shape.values)
+        require_bytes(blob, at, self)
+        nothing = torch.zeros(shape.kv_heads, shape.v_head_dim)
+        keys = key_rows.decode(mean, dtype).view(shape.keys)
+        return LayerKV(keys, value_rows.decode(nothing, dtype).view(shape.values))
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Of a row's byte three bits are map, five are scale."""
         overhead = self.overhead(shape)
         maps = 2 * shape.kv_heads * shape.tokens * 3 // 8
         return {"codes": nbytes - overhead, "scales": overhead - maps, "maps": maps}
-
-
-def _eights(dim: int) -> int:
-    return -(-dim // 8) * 8
 
 
 def _mean_bytes(shape: Shape) -> int:
@@ -119,47 +118,58 @@ def _mean(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read_mean(data: Tensor, shape: Shape) -> Tensor:
+    """``[kv_heads, head_dim]``; of a few tokens none was taken away."""
+    if len(data) == 0:
+        return torch.zeros(shape.kv_heads, shape.head_dim)
     split = 4 * shape.kv_heads
     step = data[:split].clone().view(torch.float32)
-    codes = data[split:].view(torch.int8).view(shape.kv_heads, 1, shape.head_dim)
-    return codes.float() * step[:, None, None]
+    codes = data[split:].view(torch.int8).view(shape.kv_heads, shape.head_dim)
+    return codes.float() * step[:, None]
 
 
 def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
     """Encode ``[kv_heads, tokens, dim]``: exponent, one byte a row, codes tier after tier."""
-    rows = rotate(part).flatten(0, 1)
+    rows = part.flatten(0, 1)
     widths = bits.flatten().to(rows.device)
-    rms, peak = rows.square().mean(-1).sqrt(), rows.abs().amax(-1)
+    rms = rows.square().mean(-1).sqrt()
     # Eight bits are spent on rows that must not be clipped.
-    rms = torch.where(widths == 8, torch.maximum(rms, peak / TOP), rms)
+    wide = widths == 8
+    root = math.sqrt(power_of_two(rows.shape[1]))
+    peak = rotate(rows[wide]).abs().amax(-1) * (UNIT / root / levels(8)[-1].item())
+    rms[wide] = torch.maximum(rms[wide], peak)
     exact = torch.log2(rms.clamp(min=2.0 ** (LOWEST / OCTAVE))) * OCTAVE
-    exponent = torch.where(widths == 8, exact.ceil(), exact.round()).to(torch.int32)
+    exponent = torch.where(wide, exact.ceil(), exact.round()).to(torch.int32)
     top = int(exponent.max())
     scale = (exponent - (top - 31)).clamp(min=0)
-    unit = _units(top).to(rows.device)[scale]
 
     tier = torch.bucketize(widths, torch.tensor(TIERS, device=rows.device))
+    info = (tier | scale << 3).to(torch.uint8)
     head = torch.tensor([top], dtype=torch.int16).view(torch.uint8)
-    blobs = [head.to(rows.device), (tier | scale << 3).to(torch.uint8)]
-    for width in TIERS[1:]:
-        mine = widths == width
-        codes = torch.bucketize(rows[mine] / unit[mine, None], thresholds(width).to(rows.device))
-        blobs.append(pack_planes(codes.to(torch.uint8), width).flatten())
-    return blobs
+    nbytes = int(widths.sum()) * eights(rows.shape[1]) // 8
+    inverse = torch.tensor([UNIT / root / unit for unit in _units(top)], device=rows.device)
+    return [head.to(rows.device), info, encode_rows(rows, info, inverse, nbytes)]
 
 
-def _units(top: int) -> Tensor:
-    """The 32 scales up to exponent ``top``; a table, since vector units round exp2 freely."""
-    return torch.tensor([2.0 ** ((top - 31 + scale) / OCTAVE) for scale in range(32)])
+def _units(top: int) -> list[float]:
+    """The 32 scales up to exponent ``top``, as multiples of a row's mean square root."""
+    return [2.0 ** ((top - 31 + scale) / OCTAVE) for scale in range(32)]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where one part's rows lie: exponent, a byte ``[rows]``, and codes per tier."""
+    """One part's rows as they lie: exponent, a byte ``[rows]``, codes, and numbers of a row."""
 
     top: int
-    bytes: Tensor
-    codes: dict[int, Tensor]
+    info: Tensor
+    codes: Tensor
+    dim: int
+
+    def decode(self, mean: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[rows, dim]``, ``mean [kv_heads, dim]`` added."""
+        root = math.sqrt(power_of_two(self.dim))
+        scales = torch.tensor([unit / (UNIT * root) for unit in _units(self.top)])
+        rows: Tensor = decode_rows(self.codes, self.info, scales, mean, self.dim, dtype)
+        return rows
 
 
 def _find_rows(data: Tensor, at: int, shape: tuple[int, int, int]) -> tuple[_Rows, int]:
@@ -174,25 +184,11 @@ def _find_rows(data: Tensor, at: int, shape: tuple[int, int, int]) -> tuple[_Row
     info = data[at + 2 : at + 2 + heads * tokens]
     at += 2 + heads * tokens
     counts = torch.bincount(info & 7, minlength=8).tolist()
-    codes = {}
-    for width, count in zip(TIERS[1:], counts[1:], strict=True):
-        size = count * _eights(dim) * width // 8
-        if at + size > len(data):
-            raise CardFormatError(
-                f"a layer encoded by 'packed' has {len(data)} bytes, its shape needs more than "
-                f"{at + size}. The card is damaged or was assembled by hand."
-            )
-        codes[width] = data[at : at + size].view(count, _eights(dim) * width // 8)
-        at += size
-    return _Rows(top, info, codes), at
-
-
-def _decode_rows(rows: _Rows, shape: tuple[int, int, int]) -> Tensor:
-    info = rows.bytes.int()
-    unit = _units(rows.top)[info >> 3]
-    out = torch.zeros(len(info), shape[2])
-    for width, packed in rows.codes.items():
-        mine = (info & 7) == TIERS.index(width)
-        codes = unpack_planes(packed, width)[:, : shape[2]]
-        out[mine] = levels(width)[codes.int()] * unit[mine, None]
-    return unrotate(out).view(shape)
+    bits = sum(count * width for count, width in zip(counts, TIERS, strict=True))
+    end = at + bits * eights(dim) // 8
+    if end > len(data):
+        raise CardFormatError(
+            f"a layer encoded by 'packed' has {len(data)} bytes, its shape needs at least {end}. "
+            "The card is damaged or was assembled by hand."
+        )
+    return _Rows(top, info, data[at:end], dim), end

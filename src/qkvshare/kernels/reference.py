@@ -1,75 +1,77 @@
-"""Sub-byte packing in plain torch.
+"""The row kernels in plain torch, on any device: what every other implementation must equal.
 
-`pack`: codes of ``bits`` bits (1 to 8) form a little-endian bit stream per row: code ``i`` occupies
-bits ``[i·bits, (i+1)·bits)``. Eight codes are exactly ``bits`` bytes, so rows are multiples of
-eight.
-
-`pack_planes`: codes are split into planes of 8, 4, 2 or 1 bits, the lowest bits first in the widest
-plane (5 = 4 + 1). Byte ``i`` of a plane of width ``w`` and ``n`` bytes holds elements ``i``,
-``i + n``, ``i + 2n``, … from its lowest bits up. Neighbours are then unpacked by the same shift,
-which processors do many at a time.
+A *row* is ``dim`` numbers with one width and one scale. Its byte holds its tier (3 bits) and its
+scale (5 bits, an index into ``scales``). Codes of one width lie together, widths ascending; within
+a width, rows are taken in order in blocks of `BLOCK`, and each block is packed as one, see
+`pack_planes`. Codes of a row whose ``dim`` is no multiple of 8 are padded to one.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .levels import TIERS, levels, thresholds
+from .planes import pack_planes, unpack_planes
+from .rotation import hadamard, mix, rotate
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack ``[..., 8n]`` integer codes below ``2**bits`` into uint8 ``[..., n·bits]``."""
-    assert 1 <= bits <= 8
-    assert codes.shape[-1] % 8 == 0
-    if bits == 8:
-        return codes.to(torch.uint8)
-    eights = codes.to(torch.int64).reshape(*codes.shape[:-1], codes.shape[-1] // 8, 8)
-    word = (eights << _steps(bits, 8, codes)).sum(-1, keepdim=True)
-    return ((word >> _steps(8, bits, codes)) & 0xFF).to(torch.uint8).flatten(-2)
+BLOCK = 32  # rows
 
 
-def unpack(packed: Tensor, bits: int) -> Tensor:
-    """Undo `pack`: uint8 ``[..., n·bits]`` to uint8 codes ``[..., 8n]``."""
-    assert 1 <= bits <= 8
-    assert packed.shape[-1] % bits == 0
-    if bits == 8:
-        return packed
-    parts = packed.to(torch.int64).reshape(*packed.shape[:-1], packed.shape[-1] // bits, bits)
-    word = (parts << _steps(8, bits, packed)).sum(-1, keepdim=True)
-    codes: Tensor = (word >> _steps(bits, 8, packed)) & (2**bits - 1)
-    return codes.to(torch.uint8).flatten(-2)
+def eights(dim: int) -> int:
+    """``dim`` rounded up to a multiple of 8: codes of a row."""
+    return -(-dim // 8) * 8
 
 
-def planes(bits: int) -> tuple[int, ...]:
-    """Widths of the planes of a code: the powers of two in ``bits``, widest first."""
-    return tuple(width for width in (8, 4, 2, 1) if bits & width)
+def encode_rows(rows: Tensor, info: Tensor, scales: Tensor) -> Tensor:
+    """Rotate rows, put them on the nearest levels and pack the codes.
+
+    Args:
+        rows: float32 ``[rows, dim]``.
+        info: the rows' bytes, uint8 ``[rows]``.
+        scales: what a rotated row is multiplied with to be in units of levels, float32 ``[32]``.
+
+    Returns:
+        uint8 ``[bytes]``.
+    """
+    rotated = rotate(rows) * scales[(info >> 3).int(), None]
+    out = [rows.new_zeros(0, dtype=torch.uint8)]
+    for tier, bits in enumerate(TIERS[1:], 1):
+        mine = rotated[(info & 7) == tier]
+        between = torch.from_numpy(thresholds(bits)).to(rows.device)
+        codes = torch.bucketize(mine, between).to(torch.uint8)
+        codes = torch.nn.functional.pad(codes, (0, eights(rows.shape[1]) - rows.shape[1]))
+        whole = len(codes) // BLOCK * BLOCK
+        out += [pack_planes(codes[:whole].view(-1, BLOCK * codes.shape[1]), bits).flatten()]
+        out += [pack_planes(codes[whole:].view(1, -1), bits).flatten()]
+    return torch.cat(out)
 
 
-def pack_planes(codes: Tensor, bits: int) -> Tensor:
-    """Pack uint8 ``[rows, n]`` codes below ``2**bits`` into uint8 ``[rows, ⌈n/8⌉·bits]``."""
-    assert 1 <= bits <= 8
-    padded = F.pad(codes, (0, -codes.shape[1] % 8))
-    out, low = [], 0
-    for width in planes(bits):
-        part = (padded >> low) & (2**width - 1)
-        folded = part.view(len(codes), 8 // width, part.shape[1] * width // 8)  # shift, byte
-        shifts = _steps(width, 8 // width, codes).to(torch.uint8)[:, None]
-        out.append((folded << shifts).sum(1, dtype=torch.uint8))
-        low += width
-    return torch.cat(out, dim=1)
+def decode_rows(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, dim: int) -> Tensor:
+    """Undo `encode_rows`: levels, rotated back, times scale, plus mean.
 
+    Args:
+        codes: uint8 ``[bytes]``, as many as ``info`` says.
+        info: the rows' bytes, uint8 ``[rows]``.
+        scales: what a row's levels are multiplied with after rotation, float32 ``[32]``.
+        mean: added to the rows, float32 ``[heads, dim]``; each head has as many rows.
+        dim: numbers of a row.
 
-def unpack_planes(packed: Tensor, bits: int) -> Tensor:
-    """Undo `pack_planes`, padding included: uint8 ``[rows, n/8·bits]`` to uint8 ``[rows, n]``."""
-    eighth, at, low = packed.shape[1] // bits, 0, 0
-    codes = torch.zeros(len(packed), 8 * eighth, dtype=torch.uint8, device=packed.device)
-    for width in planes(bits):
-        part = packed[:, None, at : at + eighth * width]
-        shifts = _steps(width, 8 // width, packed).to(torch.uint8)[:, None]
-        codes |= (((part >> shifts) & (2**width - 1)) << low).flatten(1)
-        at, low = at + eighth * width, low + width
-    return codes
-
-
-def _steps(step: int, count: int, like: Tensor) -> Tensor:
-    return torch.arange(0, step * count, step, device=like.device)
+    Returns:
+        float32 ``[rows, dim]``.
+    """
+    sums, at, wide = codes.new_zeros(len(info), dim, dtype=torch.float32), 0, eights(dim)
+    for tier, bits in enumerate(TIERS[1:], 1):
+        mine = (info & 7) == tier
+        count = int(mine.sum())
+        size = count * wide * bits // 8
+        whole = count // BLOCK * BLOCK
+        split = at + whole * wide * bits // 8
+        blocks = codes[at:split].view(whole // BLOCK, BLOCK * wide * bits // 8)
+        parts = [unpack_planes(blocks, bits), unpack_planes(codes[split : at + size][None], bits)]
+        found = torch.cat([part.flatten() for part in parts]).view(count, wide)[:, :dim]
+        sums[mine] = torch.from_numpy(levels(bits)).to(codes.device)[found.int()].float()
+        at += size
+    # Sums of whole numbers: exact in float32.
+    out = mix(hadamard(sums) * scales[(info >> 3).int(), None], inverse=True)
+    return (out.view(len(mean), -1, dim) + mean[:, None]).flatten(0, 1)

@@ -1,0 +1,141 @@
+"""The row kernels: Numba gives the bits of the reference, and both those of the specification."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qkvshare.kernels import reference
+from qkvshare.kernels.ahead import ahead
+from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
+from qkvshare.kernels.operators import decode_rows, encode_rows
+from qkvshare.kernels.rotation import mix, power_of_two, rotate
+
+DIMS = [8, 20, 64, 80, 96, 128, 256]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def random_rows(heads: int, tokens: int, dim: int, seed: int, tier: int | None = None) -> tuple:
+    """Rows, their bytes, both tables of scales and a mean; a row's scale fits its size."""
+    generator = torch.Generator().manual_seed(seed)
+    root = math.sqrt(power_of_two(dim))
+    units = torch.exp2((torch.arange(32) - 20) / 3)
+    scale = torch.randint(0, 32, (heads * tokens,), generator=generator)
+    tiers = torch.randint(0, 8, (heads * tokens,), generator=generator)
+    tiers = tiers if tier is None else torch.full_like(tiers, tier)
+    rows = torch.randn(heads * tokens, dim, generator=generator) * units[scale, None]
+    mean = torch.randn(heads, dim, generator=generator)
+    return (
+        rows,
+        (tiers | scale << 3).to(torch.uint8),
+        256 / (units * root),
+        units / 256 / root,
+        mean,
+    )
+
+
+def size_of(info: Tensor, dim: int) -> int:
+    return sum(TIERS[byte & 7] for byte in info.tolist()) * reference.eights(dim) // 8
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("tier", [None, *range(8)])
+@pytest.mark.parametrize(("heads", "tokens"), [(1, 1), (3, 32), (2, 45)])
+def test_kernels_equal_the_reference(dim: int, tier: int | None, heads: int, tokens: int) -> None:
+    rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, dim, tier)
+    expected = reference.encode_rows(rows, info, inverse)
+    codes = encode_rows(rows, info, inverse, size_of(info, dim))
+    assert torch.equal(codes, expected)
+    back = reference.decode_rows(codes, info, scales, mean, dim)
+    for dtype in DTYPES:
+        assert torch.equal(decode_rows(codes, info, scales, mean, dim, dtype), back.to(dtype))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    heads=st.integers(1, 4),
+    tokens=st.integers(0, 90),
+    seed=st.integers(0, 9999),
+    dim=st.sampled_from([8, 64, 80]),
+)
+def test_any_bit_map_comes_back(heads: int, tokens: int, seed: int, dim: int) -> None:
+    """As far from the rows as its width allows, whatever lies beside it."""
+    rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, seed)
+    codes = encode_rows(rows, info, inverse, size_of(info, dim))
+    back = decode_rows(codes, info, scales, torch.zeros_like(mean), dim, torch.float32)
+    with_mean = decode_rows(codes, info, scales, mean, dim, torch.float32)
+    shifted = back.view(heads, tokens, dim) + mean[:, None]
+    assert torch.equal(with_mean, shifted.view(-1, dim))
+    unit = scales[(info >> 3).int()] * 256 * math.sqrt(power_of_two(dim))
+    for row in range(heads * tokens):
+        tier = int(info[row]) & 7
+        error = (rows[row] - back[row]).square().mean().sqrt() / unit[row]
+        # Of few numbers some lie far out, where the outermost level ends.
+        assert error < 3.0 * DISTORTION[tier] ** 0.5 + (0.2 if tier == 7 else 1.0)
+
+
+@pytest.mark.parametrize("n", [8, 36, 48, 64, 80, 96, 128, 256])
+def test_rotation_is_orthogonal(n: int) -> None:
+    matrix = rotate(torch.eye(n)) / math.sqrt(power_of_two(n))
+    assert torch.allclose(matrix @ matrix.T, torch.eye(n), atol=1e-5)
+    back = mix(reference.hadamard(matrix), inverse=True) / math.sqrt(power_of_two(n))
+    assert torch.allclose(back, torch.eye(n), atol=1e-5)
+    odd = n // power_of_two(n)
+    spread = 1.0 if odd == 1 else 2**0.5  # a DCT's largest entry
+    assert matrix.abs().max() <= spread / n**0.5 + 1e-5
+
+
+def test_levels_are_close_to_those_of_max() -> None:
+    """Least squared errors of Max, "Quantizing for minimum distortion" (1960), table I."""
+    best = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499}
+    x = np.linspace(-6, 6, 200_001)
+    weight = np.exp(-x * x / 2)
+    for bits, allowed in zip(best, (0.001, 0.001, 0.002, 0.018, 0.06), strict=True):
+        nearest = levels(bits)[np.searchsorted(thresholds(bits), 256 * x)] / 256
+        found = ((x - nearest) ** 2 * weight).sum() / weight.sum()
+        assert found == pytest.approx(DISTORTION[TIERS.index(bits)], rel=1e-3)
+        assert best[bits] * 0.999 < found < best[bits] * (1 + allowed)
+
+
+@pytest.mark.parametrize("bits", TIERS[1:])
+def test_levels_ascend_and_mirror(bits: int) -> None:
+    at = levels(bits).astype(int)
+    assert (np.diff(at) > 0).all()
+    assert np.abs(at + at[::-1]).max() <= 1  # halves are rounded up on either side
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ahead_keeps_order_and_raises_in_place(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert list(ahead(lambda x: x * x, range(20))) == [x * x for x in range(20)]
+        results = ahead(lambda x: 1 // (3 - x), range(20))
+        assert [next(results) for _ in range(3)] == [0, 0, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_folder_that_cannot_be_written_is_said() -> None:
+    """Neither beside the source nor in the user's cache: compiled all the same, with a warning."""
+    script = (
+        "import numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "import torch\n"
+        "from qkvshare.kernels.operators import encode_rows\n"
+        "one = torch.ones(1, 8), torch.tensor([1], dtype=torch.uint8), torch.ones(32), 1\n"
+        "assert encode_rows(*one).tolist() == [1]\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("Set NUMBA_CACHE_DIR to a folder that can be written") == 1
