@@ -28,7 +28,7 @@ from ..kernels.operators import decode_rows, encode_rows
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
 from .base import Codec, LayerKV, Shape, require_bytes
-from .bits import BitMap, Energy
+from .bits import BitMap, Energy, LayerBits
 
 # Below this the mean costs more than it brings.
 MEAN_TOKENS = 64
@@ -63,15 +63,17 @@ class Packed(Codec):
         """Means, then keys, then values. Raises `CodecError`."""
         if bits is None:
             raise CodecError("packed needs a bit map; capture with budget=.")
-        for layer, widths in zip(layers, bits, strict=True):
-            keys, parts = layer.keys.float(), []
-            if keys.shape[1] >= MEAN_TOKENS:
-                mean, blob = _mean(keys)
-                keys = keys - mean
-                parts.append(blob)
-            parts += _encode_rows(keys, widths.keys)
-            parts += _encode_rows(layer.values.float(), widths.values)
-            yield np.concatenate([part.cpu().numpy() for part in parts])
+        yield from ahead(lambda one: self._encode(*one), zip(layers, bits, strict=True))
+
+    def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
+        keys, parts = layer.keys.float(), []
+        if keys.shape[1] >= MEAN_TOKENS:
+            mean, blob = _mean(keys)
+            keys = keys - mean
+            parts.append(blob)
+        parts += _encode_rows(keys, widths.keys)
+        parts += _encode_rows(layer.values.float(), widths.values)
+        return np.concatenate([part.cpu().numpy() for part in parts])
 
     def decode(
         self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype

@@ -88,7 +88,7 @@ class Rope:
         if self.is_identity:
             return x[0]
         cos, sin = self._embedding(x, positions[None].to(x.device), **self._layer_type)
-        turned = self._apply(x, x, cos, direction * sin)[1][0]
+        turned = self._apply(x[:, :0], x, cos, direction * sin)[1][0]  # no queries
         if direction > 0:
             return turned
         rotary = cos.shape[-1]  # of a partial rotation the rest was never scaled

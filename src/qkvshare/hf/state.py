@@ -64,18 +64,9 @@ class State:
         return cache
 
     def layer(self, number: int, start: int, pre_rope: bool) -> LayerKV:
-        """Layer ``number`` from token ``start`` on (or the first held), keys before RoPE if asked.
-
-        Raises `CaptureError` for NaN or infinity.
-        """
+        """Layer ``number`` from ``start`` (or the first held) on, keys before RoPE if asked."""
         skip = max(0, start - self.first(number))
         keys, values = self.held[number].keys[:, skip:], self.held[number].values[:, skip:]
-        for name, part in (("keys", keys), ("values", values)):
-            if not torch.isfinite(part).all():
-                raise CaptureError(
-                    f"the {name} of layer {number} contain NaN or infinity; expected finite "
-                    "numbers. The model overflowed: load it in bfloat16 or float32."
-                )
         if pre_rope:
             positions = torch.arange(self.first(number) + skip, len(self.ids), device=keys.device)
             keys = Rope(self.model, number).unrotate(keys, positions)
@@ -179,11 +170,22 @@ def _state(
         start = keys.shape[1] - count
         layers.append(layer)
         held.append(LayerKV(keys[:, start:], values[:, start:]))
+        _require_finite(number, held[-1])
     card = cache.card if isinstance(cache, CardCache) else None
     known = 0 if card is None else _require_ids_of(card, ids)
     first = max(known, len(ids) - held[0].keys.shape[1])
     require_cache_of(model, held[0].keys[:, first - len(ids) :], ids, first)
     return State(model, ids, layers, held, card)
+
+
+def _require_finite(number: int, held: LayerKV) -> None:
+    for name, part in (("keys", held.keys), ("values", held.values)):
+        # A single pass, and NaN is carried over.
+        if part.numel() and not torch.isfinite(torch.stack(part.aminmax())).all():
+            raise CaptureError(
+                f"the {name} of layer {number} contain NaN or infinity; expected finite "
+                "numbers. The model overflowed: load it in bfloat16 or float32."
+            )
 
 
 def _require_ids_of(card: CacheCard, ids: TokenIds) -> int:

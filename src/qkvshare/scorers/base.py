@@ -31,9 +31,13 @@ class Glance:
 
     def attention(self) -> Tensor:
         """Probabilities ``[kv_heads, group, probes, tokens + behind]``, float32."""
-        logits = self.queries.float() @ self.keys[:, None].float().mT
-        logits.mul_(self.scaling).masked_fill_(~self.visible, float("-inf"))
-        return torch.softmax(logits, dim=-1)
+        heads, group, probes, _ = self.queries.shape
+        rows = self.queries.flatten(1, 2).float() * self.scaling
+        hidden = torch.zeros_like(self.visible, dtype=torch.float32)
+        hidden.masked_fill_(~self.visible, float("-inf"))
+        # A query head has no keys of its own: all of a group go through one product.
+        logits = torch.baddbmm(hidden.repeat(group, 1), rows, self.keys.float().mT)
+        return torch.softmax(logits, dim=-1).view(heads, group, probes, -1)
 
 
 class Scorer(ABC):
