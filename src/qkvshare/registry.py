@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, cast
 
@@ -30,3 +30,34 @@ def find(
             f"the entry point {point.value} is not a dataclass derived from {base.__name__}."
         )
     raise error(f"there is no {kind} {name!r}; known: {', '.join(sorted(known))}.")
+
+
+def build(text: str, find_kind: Callable[[str], type[T]], error: type[QKVShareError]) -> T:
+    """An instance from ``name`` or ``name:field=value,…``, as a command line gives it.
+
+    Fields are those of the dataclass, numbers all. Raises ``error`` with the fields there are.
+    """
+    name, _, given = text.partition(":")
+    kind = find_kind(name)
+    known = {field.name: field for field in fields(cast(Any, kind))}
+    values: dict[str, Any] = {}
+    for part in filter(None, given.split(",")):
+        field, _, value = part.partition("=")
+        try:
+            values[field] = cast(Any, type(known[field].default))(value)
+        except (KeyError, ValueError, TypeError):
+            names = ", ".join(known) or "none"
+            raise error(
+                f"{part!r} is no parameter of {name!r}; expected field=number, fields: {names}."
+            ) from None
+    return kind(**values)
+
+
+def label(strategy: Any) -> str:
+    """The text that `build` makes ``strategy`` of: its name, and fields that are not default."""
+    changed = [
+        f"{field.name}={value:g}"
+        for field in fields(strategy)
+        if (value := getattr(strategy, field.name)) != field.default
+    ]
+    return ":".join([str(strategy.name), *([",".join(changed)] if changed else [])])

@@ -92,7 +92,8 @@ def test_lagrangian_is_the_optimum(seed: int, rate: float) -> None:
     budget = int(rate * 2 * 12 * 64)
     assert demand.salience is not None
     energy = torch.stack([demand.energy[0].keys, demand.energy[0].values])
-    worth = energy / energy.mean((1, 2), keepdim=True) * (1 + 0.3 * demand.salience[0])
+    weight = allocator.floor + allocator.share * demand.salience[0]
+    worth = energy / energy.mean((1, 2), keepdim=True) * weight
     flat = worth.flatten().tolist()
 
     def cost(bits: list[int]) -> float:

@@ -92,19 +92,21 @@ def test_salience_of_probes_behind_is_the_models_attention(family: str) -> None:
     probes = np.array(some_ids(6, seed=3), np.int32)
     state = pick_row(model, live_cache(model, CONTEXT), CONTEXT)
     weights = eager_attention(model, CONTEXT + probes.tolist())
-    for number, score in enumerate(salience(state, Attention(), probes)):
+    scorer = Attention(local=0, pool=1, shared=0.0)
+    for number, score in enumerate(salience(state, scorer, probes)):
         kv_heads, held = score.shape
         seen = weights[number][0, :, -6:, len(CONTEXT) - held : len(CONTEXT)]
         window = state.layers[number].window or 1000
         age = torch.arange(held, 0, -1) + torch.arange(6)[:, None]  # from probe back to token
         visible = (age < window).sum(0).clamp(min=1)
         expected = seen.sum(1).view(kv_heads, -1, held).sum(1) / visible
-        assert torch.allclose(score, expected / expected.mean(), atol=1e-3, rtol=1e-3)
+        assert torch.allclose(score, share_of_head(expected), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_salience_of_a_context_read_for_the_card_is_the_models_attention(family: str) -> None:
-    model, scorer = tiny_model(family), Attention(16)
+    model = tiny_model(family)
+    scorer = Attention(count=16, recent=0, local=0, pool=1, shared=0.0)
     state = read(model, CONTEXT, [scorer])
     weights = eager_attention(model, CONTEXT)
     chosen = scorer.probes(len(CONTEXT))
@@ -115,7 +117,11 @@ def test_salience_of_a_context_read_for_the_card_is_the_models_attention(family:
         visible = (age >= 0) & (age < (state.layers[number].window or 1000))
         mean = seen.sum(1).view(kv_heads, -1, len(CONTEXT)).sum(1) / visible.sum(0).clamp(min=1)
         expected = mean[:, len(CONTEXT) - held :]
-        assert torch.allclose(score, expected / expected.mean(), atol=1e-3, rtol=1e-3)
+        assert torch.allclose(score, share_of_head(expected), atol=1e-3, rtol=1e-3)
+
+
+def share_of_head(score: torch.Tensor) -> torch.Tensor:
+    return score / score.mean(1, keepdim=True)
 
 
 def eager_attention(model: Any, ids: list[int]) -> Any:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from qkvshare.card.errors import CodecError
-from qkvshare.scorers import SCORERS, Attention, Glance, KeyNorm, Scorer, find_scorer
+from qkvshare.scorers import (
+    SCORERS,
+    Accumulated,
+    Attention,
+    Expected,
+    Glance,
+    KeyNorm,
+    Normalized,
+    Recency,
+    Reconstruction,
+    Scorer,
+    Window,
+    find_scorer,
+    label_scorer,
+    make_scorer,
+    parts_of,
+)
 
-SCORERS_UNDER_TEST: list[Scorer] = [Attention(), KeyNorm()]
+SCORERS_UNDER_TEST: list[Scorer] = [kind() for kind in SCORERS.values()]
 
 
-def make_glance(tokens: int, probes: int) -> Glance:
+def make_glance(tokens: int, probes: int, behind: bool = True) -> Glance:
     generator = torch.Generator().manual_seed(tokens)
     queries = torch.randn(2, 3, probes, 16, generator=generator)
-    keys = torch.randn(2, tokens + probes, 16, generator=generator)
-    visible = torch.ones(probes, tokens + probes, dtype=torch.bool).tril(tokens)
-    return Glance(queries, keys, visible, 0.25, tokens)
+    total = tokens + probes if behind else tokens
+    keys = torch.randn(2, total, 16, generator=generator)
+    visible = torch.ones(probes, total, dtype=torch.bool).tril(total - probes)
+    return Glance(queries, keys, visible, 0.25, tokens, lambda x, _: x)
 
 
 def test_matrix_is_complete() -> None:
@@ -32,19 +51,87 @@ def test_shape_and_sign(scorer: Scorer, tokens: int, probes: int) -> None:
     assert torch.isfinite(found).all()
 
 
-def test_attention_is_the_models_own() -> None:
-    glance = make_glance(40, 5)
-    expected = torch.zeros(2, 40)
+def attention_by_hand(glance: Glance) -> torch.Tensor:
+    """``[kv_heads, probes, keys]``, the mean over the query heads of a group."""
+    probes, total = glance.visible.shape
+    out = torch.zeros(2, probes, total)
     for head in range(2):
         for query in range(3):
-            for probe in range(5):
-                seen = 40 + probe + 1
+            for probe in range(probes):
+                seen = total - probes + probe + 1
                 logits = glance.keys[head, :seen] @ glance.queries[head, query, probe] * 0.25
-                expected[head] += torch.softmax(logits, 0)[:40] / 15
-    assert torch.allclose(Attention().score(glance), expected, atol=1e-6)
+                out[head, probe, :seen] += torch.softmax(logits, 0) / 3
+    return out
+
+
+def test_sums_and_means_of_attention() -> None:
+    glance = make_glance(40, 5)
+    weights = attention_by_hand(glance)[..., :40]
+    assert torch.allclose(Accumulated().score(glance), 3 * weights.sum(1), atol=1e-5)
+    assert torch.allclose(Normalized().score(glance), weights.mean(1), atol=1e-6)
+    assert torch.allclose(
+        Reconstruction().score(glance).sum(), glance.attention()[..., :40].amax((1, 2)).sum()
+    )
+    plain = Attention(local=0, pool=1, shared=0.0, recent=0).score(glance)
+    expected = weights.mean(1) / weights.mean((1, 2))[:, None]
+    assert torch.allclose(plain, expected, atol=1e-5)
+
+
+def test_a_probe_says_nothing_of_its_neighbours() -> None:
+    glance = make_glance(40, 40, behind=False)
+    score = Attention(local=4, recent=0, pool=1, shared=0.0).score(glance)
+    weights = attention_by_hand(glance)
+    age = torch.arange(40)[:, None] - torch.arange(40)
+    far = age >= 4
+    expected = (weights * far).sum(1) / far.sum(0).clamp(min=1)
+    assert torch.allclose(score, expected / expected.mean(1, keepdim=True), atol=1e-5)
+    assert (score[:, -4:] == 0).all()
+    newest = Attention(local=4, recent=3, pool=1, shared=0.0).score(glance)
+    assert (newest > 0).all()
+
+
+def test_pooling_and_sharing() -> None:
+    glance = make_glance(40, 5)
+    plain = Attention(pool=1, shared=0.0).score(glance)
+    pooled = Attention(pool=3, shared=0.0).score(glance)
+    most = torch.stack([plain[:, :-2], plain[:, 1:-1], plain[:, 2:]]).amax(0)
+    assert torch.allclose(pooled[:, 1:-1] / pooled[:, 1:2], most / most[:, :1], atol=1e-5)
+    same = Attention(shared=1.0).score(glance)
+    assert torch.allclose(same[0], same[1])
+
+
+def test_expected_attention_of_queries_that_are_all_the_same() -> None:
+    """Without spread and without positions it is the attention of that query."""
+    glance = make_glance(40, 6)
+    same = glance.queries[:, :, :1].expand(-1, -1, 6, -1)
+    glance = replace(glance, queries=same)
+    logits = torch.einsum("hgd,htd->hgt", same[:, :, 0], glance.keys[:, :40]) * 0.25
+    expected = torch.softmax(logits, -1).mean(1)
+    assert torch.allclose(Expected(future=3).score(glance), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scorer", SCORERS_UNDER_TEST, ids=str)
+@pytest.mark.parametrize("tokens", [1, 7, 1000])
+def test_probes_ascend_within_the_context(scorer: Scorer, tokens: int) -> None:
+    probes = scorer.probes(tokens)
+    assert (probes.diff() > 0).all()
+    assert ((probes >= 0) & (probes < tokens)).all()
+
+
+def test_texts_and_labels() -> None:
+    assert make_scorer("attention:count=8,shared=0.25") == Attention(count=8, shared=0.25)
+    both = make_scorer("window+recency:half_life=64")
+    assert parts_of(both) == (Window(), Recency(half_life=64.0))
+    assert label_scorer(both) == "window+recency:half_life=64"
+    assert label_scorer(Attention(count=8)) == "attention:count=8"
+    for wrong in ("attention:depth=3", "attention:count=many", "key-norm:x=1"):
+        with pytest.raises(CodecError, match="is no parameter of"):
+            make_scorer(wrong)
 
 
 def test_names() -> None:
     assert find_scorer("key-norm") is KeyNorm
-    with pytest.raises(CodecError, match=r"no scorer 'best'; known: attention, key-norm"):
+    with pytest.raises(
+        CodecError, match=r"no scorer 'best'; known: accumulated, attention, expected,"
+    ):
         find_scorer("best")

@@ -7,7 +7,7 @@ A new allocator is one file here and one line in `ALLOCATORS`, or an entry point
 from __future__ import annotations
 
 from ..card.errors import CodecError
-from ..registry import find
+from ..registry import build, find
 from .base import SINKS, Allocator, Demand
 from .lagrangian import Lagrangian
 from .random import Random
@@ -26,6 +26,7 @@ __all__ = [
     "Salient",
     "Uniform",
     "find_allocator",
+    "make_allocator",
 ]
 
 ALLOCATORS: dict[str, type[Allocator]] = {
@@ -36,3 +37,8 @@ ALLOCATORS: dict[str, type[Allocator]] = {
 def find_allocator(name: str) -> type[Allocator]:
     """The class registered as ``name``. Raises `CodecError` with the names there are."""
     return find(name, Allocator, ALLOCATORS, "allocator", CodecError)  # type: ignore[type-abstract]
+
+
+def make_allocator(text: str) -> Allocator:
+    """From ``name`` or ``name:field=value,…``. Raises `CodecError`."""
+    return build(text, find_allocator, CodecError)

@@ -20,7 +20,7 @@ from .base import Allocator, Demand, fill
 class Lagrangian(Allocator):
     """``worth = energy · (floor + share · salience)``."""
 
-    share: float = 0.3
+    share: float = 1.0
     floor: float = 1.0
 
     name = "lagrangian"

@@ -32,11 +32,11 @@ def capture(
     assert content is not None
 
     with progress.status("loading the model …") as status:
-        from ..allocators import find_allocator
+        from ..allocators import make_allocator
         from ..codecs import find_codec
         from ..hf.capture import capture as capture_state
         from ..hf.load import load_model
-        from ..scorers import find_scorer
+        from ..scorers import make_scorer
 
         chosen = None if codec is None else find_codec(codec)()
         loaded, tokenizer = load_model(model)
@@ -46,8 +46,8 @@ def capture(
             tokenizer,
             content,
             codec=chosen,
-            scorer=None if scorer is None else find_scorer(scorer)(),
-            allocator=None if allocator is None else find_allocator(allocator)(),
+            scorer=None if scorer is None else make_scorer(scorer),
+            allocator=None if allocator is None else make_allocator(allocator),
             budget=budget,
             focus=focus,
             agent=agent,

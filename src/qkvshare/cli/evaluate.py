@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ..registry import label
 from .options import out
 
 if TYPE_CHECKING:
@@ -48,14 +49,14 @@ def make_settings(
 
     ``uniform`` and no limit where none is named.
     """
-    from ..allocators import Lagrangian, find_allocator
+    from ..allocators import Lagrangian, make_allocator
     from ..codecs import find_codec
     from ..evals.handoff import Setting
-    from ..scorers import Attention, Scorer, find_scorer
+    from ..scorers import Attention, Scorer, make_scorer
 
     limits: list[float | None] = [*budgets] if budgets else [None]
-    spenders = [find_allocator(name)() for name in allocators or [Lagrangian.name]]
-    judges = [find_scorer(name)() for name in scorers or [Attention.name]]
+    spenders = [make_allocator(name) for name in allocators or [Lagrangian.name]]
+    judges = [make_scorer(name) for name in scorers or [Attention.name]]
     settings = []
     for name in codecs or ["uniform"]:
         codec = find_codec(name)()
@@ -73,12 +74,15 @@ def make_row(
 ) -> dict[str, Any]:
     """One row: what was measured, then mean and interval of every figure but the size."""
     from ..evals.results import interval
+    from ..scorers import label_scorer
 
     row: dict[str, Any] = {
         "model": model,
         "codec": "none" if setting is None else setting.codec.name,
         "allocator": None if setting is None else _allocator_name(setting),
-        "scorer": None if setting is None or setting.scorer is None else setting.scorer.name,
+        "scorer": None
+        if setting is None or setting.scorer is None
+        else label_scorer(setting.scorer),
         "budget": None if setting is None else setting.budget,
         "bits_per_value": interval([result.bits_per_value for result in results])["mean"],
         **extra,
@@ -90,7 +94,7 @@ def make_row(
 
 def _allocator_name(setting: Setting) -> str:
     # A codec without tiers treats all rows alike.
-    return "uniform" if setting.allocator is None else setting.allocator.name
+    return "uniform" if setting.allocator is None else label(setting.allocator)
 
 
 def report(

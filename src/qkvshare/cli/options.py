@@ -22,12 +22,17 @@ CodecName = Annotated[
 ]
 ScorerName = Annotated[
     str | None,
-    typer.Option(help="Who tells what later queries look at: attention, key-norm (for packed)."),
+    typer.Option(
+        help="Who tells what later queries look at (for packed): attention, accumulated, "
+        "normalized, window, expected, reconstruction, key-norm, recency, random; several joined "
+        "by +; parameters as in attention:count=32."
+    ),
 ]
 AllocatorName = Annotated[
     str | None,
     typer.Option(
-        help="Who spends the budget: lagrangian, uniform, random, recency, salient (for packed)."
+        help="Who spends the budget (for packed): lagrangian, uniform, random, recency, salient; "
+        "parameters as in lagrangian:floor=0.02."
     ),
 ]
 Budget = Annotated[

@@ -17,7 +17,7 @@ from ..hf.capture import make_card, spending
 from ..hf.identity import identify
 from ..hf.spend import Spending
 from ..hf.state import State, read
-from ..scorers import Scorer
+from ..scorers import Scorer, parts_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Setting:
 def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) -> State:
     """Prefill, at full precision; the scorers of ``settings`` are asked on the way."""
     spenders = [how for setting in settings if (how := setting.spending) is not None]
-    return read(model, ids, list({how.scored_by for how in spenders if how.scored_by}))
+    asked = {part for how in spenders if how.scored_by for part in parts_of(how.scored_by)}
+    return read(model, ids, list(asked))
 
 
 def hand_over(state: State, settings: Sequence[Setting], folder: Path) -> Iterator[CacheCard]:

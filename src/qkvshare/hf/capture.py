@@ -16,7 +16,7 @@ from ..card import CacheCard, Hop, Identity
 from ..card.digest import TokenIds
 from ..card.errors import BudgetError, CaptureError, CodecError
 from ..codecs import Codec, Uniform, from_record
-from ..scorers import Attention, Scorer
+from ..scorers import Attention, Scorer, parts_of
 from .identity import identify
 from .segments import Before, encode_alike, encode_tiers
 from .spend import Spending
@@ -82,7 +82,7 @@ def capture(
     if cache is None:
         parent = None if parent == "cache" else parent
         how = spending(codec or _inherited(parent), scorer, allocator, ids)
-        early = [how.scored_by] if how and how.scored_by and how.focus is None else []
+        early = parts_of(how.scored_by) if how and how.scored_by and how.focus is None else ()
         state = read(model, tokenize(tokenizer, source) if token_ids is None else token_ids, early)
     else:
         if token_ids is None:

@@ -10,7 +10,7 @@ the cache, which costs about ``probes ÷ tokens`` of a prefill.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ..card.digest import TokenIds
 from ..scorers import Glance, Scorer
+from .rope import Rope
 
 _NAME = "qkvshare_probe"
 # Chunks of the context, evenly spaced, that are read again behind a live cache.
@@ -45,12 +46,14 @@ class Watch:
     """What to score while the model reads, and what came out.
 
     Attributes:
+        model: the one that reads.
         scorers: whom to ask.
         behind: how many of the tokens read are probes behind the context, and all that is looked
             at; 0 while the context itself is read: scorers choose among its queries.
         scores: for each scorer and layer ``[kv_heads, tokens]``, float32.
     """
 
+    model: PreTrainedModel
     scorers: Sequence[Scorer]
     behind: int = 0
     scores: dict[Scorer, dict[int, Tensor]] = field(default_factory=dict)
@@ -70,8 +73,20 @@ class Watch:
             else:
                 part = mask[chosen, :total]
                 visible = part if part.dtype == torch.bool else part > -1
-            glance = Glance(rows[:, :, chosen], key, visible, scaling, total - self.behind)
+            turn = _turner(self.model, layer)
+            glance = Glance(rows[:, :, chosen], key, visible, scaling, total - self.behind, turn)
             self.scores.setdefault(scorer, {})[layer] = scorer.score(glance).float()
+
+
+def _turner(model: PreTrainedModel, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """`Glance.turn`: positions are those of the held keys, and only differences matter."""
+    rope = Rope(model, layer)
+
+    def turn(vectors: Tensor, positions: Tensor) -> Tensor:
+        back = bool((positions < 0).any())
+        return rope.unrotate(vectors, -positions) if back else rope.rotate(vectors, positions)
+
+    return turn
 
 
 def can_watch_reading(model: PreTrainedModel) -> bool:

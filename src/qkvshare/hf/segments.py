@@ -16,6 +16,8 @@ from ..card.container import Array, blob_name, ids_name
 from ..card.digest import EMPTY_CHAIN, Bytes, digest_bytes, extend_chain
 from ..card.errors import BudgetError
 from ..codecs import Codec, LayerKV
+from ..registry import label
+from ..scorers import label_scorer
 from .spend import Spending, least_bits, shapes_of, spend
 from .state import State
 
@@ -71,8 +73,8 @@ def encode_tiers(
     shapes = shapes_of(state, start)
     scorer = how.scored_by
     allocation = Allocation(
-        scorer=None if scorer is None else scorer.name,
-        allocator=how.allocator.name,
+        scorer=None if scorer is None else label_scorer(scorer),
+        allocator=label(how.allocator),
         budget=budget,
     )
     # How large all but the codes will be is known from a card with nothing in its blobs. The sizes

@@ -13,7 +13,7 @@ from ..card.digest import TokenIds
 from ..card.errors import UnsupportedModelError
 from ..codecs import Codec, Shape
 from ..codecs.bits import BitMap
-from ..scorers import Glance, Scorer
+from ..scorers import Glance, Scorer, parts_of
 from .probe import Watch, choose_probes, watched
 from .state import State
 
@@ -86,11 +86,17 @@ def salience(state: State, scorer: Scorer, focus: TokenIds | None = None) -> lis
     probes are read behind the context. Raises `UnsupportedModelError` for models whose attention
     cannot be watched.
     """
+    parts = [_salience_of_one(state, part, focus) for part in parts_of(scorer)]
+    return [torch.stack(layer).mean(0) for layer in zip(*parts, strict=True)]
+
+
+def _salience_of_one(state: State, scorer: Scorer, focus: TokenIds | None) -> list[Tensor]:
     seen = state.scores.get(scorer) if focus is None else None
     if seen is None and len(scorer.probes(len(state.ids))) == 0:
         seen = [scorer.score(_unlooked(held.keys)) for held in state.held]
     elif seen is None:
-        seen = _look_back(state, scorer, choose_probes(state.ids) if focus is None else focus)
+        sample = state.ids if scorer.rereads else choose_probes(state.ids)
+        seen = _look_back(state, scorer, sample if focus is None else focus)
     out = []
     for score, held in zip(seen, state.held, strict=True):
         # A token that only a roll back can need has left the window: nobody looks at it.
@@ -104,13 +110,13 @@ def _unlooked(keys: Tensor) -> Glance:
     """A layer that no query looks at."""
     kv_heads, tokens, dim = keys.shape
     nobody = torch.zeros(0, tokens, dtype=torch.bool, device=keys.device)
-    return Glance(keys.new_zeros(kv_heads, 1, 0, dim), keys, nobody, 1.0, tokens)
+    return Glance(keys.new_zeros(kv_heads, 1, 0, dim), keys, nobody, 1.0, tokens, lambda x, _: x)
 
 
 def _look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
     model = state.model
     tokens = torch.from_numpy(probes).long()[None].to(model.device)
-    watch = Watch([scorer], behind=len(probes))
+    watch = Watch(model, [scorer], behind=len(probes))
     with watched(model, watch), torch.no_grad():
         decoder = cast(Any, model).get_decoder()
         decoder(input_ids=tokens, past_key_values=state.cache(), use_cache=True)

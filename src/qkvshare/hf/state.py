@@ -86,8 +86,8 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
     if windows and len(ids) >= min(windows):
         cache.activate_past_recording()  # type: ignore[no-untyped-call]
     tokens = torch.from_numpy(ids).long()[None].to(model.device)
-    asked = [scorer for scorer in scorers if len(scorer.probes(len(ids)))]
-    watch = Watch(asked if can_watch_reading(model) else ())
+    asked = [scorer for scorer in scorers if len(scorer.probes(len(ids))) and not scorer.rereads]
+    watch = Watch(model, asked if can_watch_reading(model) else ())
     with torch.no_grad(), watched(model, watch) if watch.scorers else nullcontext():
         # One row of logits: the vocabulary projection of the others would be thrown away.
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,8 @@ class Glance:
         scaling: what the model multiplies ``queries · keys`` with.
         tokens: how many of the keys are the context's; those behind belong to probes that the
             model read after it.
+        turn: rotates vectors ``[heads, n, head_dim]`` by positions ``[n]``, as RoPE does; negative
+            positions turn back.
     """
 
     queries: Tensor
@@ -28,6 +31,12 @@ class Glance:
     visible: Tensor
     scaling: float
     tokens: int
+    turn: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def positions(self) -> Tensor:
+        """Which key is each probe's own, the last it sees: int64 ``[probes]``."""
+        return self.visible.shape[1] - 1 - self.visible.flip(1).int().argmax(1)
 
     def attention(self) -> Tensor:
         """Probabilities ``[kv_heads, group, probes, tokens + behind]``, float32."""
@@ -39,11 +48,19 @@ class Glance:
         logits = torch.baddbmm(hidden.repeat(group, 1), rows, self.keys.float().mT)
         return torch.softmax(logits, dim=-1).view(heads, group, probes, -1)
 
+    def slices(self, size: int = 128) -> Iterator[Glance]:
+        """The same with ``size`` probes at a time, where the matrix of all would be large."""
+        for start in range(0, self.visible.shape[0], size):
+            part = slice(start, start + size)
+            yield replace(self, queries=self.queries[:, :, part], visible=self.visible[part])
+
 
 class Scorer(ABC):
     """Base of all scorers: frozen dataclasses whose fields are their parameters."""
 
     name: ClassVar[str]
+    # Whether the model must read the whole context again behind it, with all of that as probes.
+    rereads: ClassVar[bool] = False
 
     def probes(self, tokens: int) -> Tensor:
         """Which of ``tokens`` queries of a context to look at, ascending, int64 ``[probes]``.
@@ -56,3 +73,9 @@ class Scorer(ABC):
     @abstractmethod
     def score(self, glance: Glance) -> Tensor:
         """Salience of one layer's tokens, ``[kv_heads, tokens]``, at least 0, in any unit."""
+
+
+def evenly_spaced(tokens: int, count: int) -> Tensor:
+    """``count`` of ``tokens`` numbers, the last one included; all of them where they are fewer."""
+    count = min(count, tokens)
+    return (torch.arange(1, count + 1) * tokens) // max(count, 1) - 1
