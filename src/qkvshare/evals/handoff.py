@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..card import CacheCard
 from ..codecs import Codec
 from ..hf.capture import make_card, spending
 from ..hf.identity import identify
-from ..hf.spend import Spending
+from ..hf.spend import Spending, look_back
 from ..hf.state import State, read
 from ..scorers import Scorer, parts_of
 
@@ -36,10 +36,12 @@ class Setting:
 
 
 def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) -> State:
-    """Prefill, at full precision; the scorers of ``settings`` are asked on the way."""
+    """Prefill, at full precision; every scorer of ``settings`` is asked once."""
     spenders = [how for setting in settings if (how := setting.spending) is not None]
     asked = {part for how in spenders if how.scored_by for part in parts_of(how.scored_by)}
-    return read(model, ids, list(asked))
+    state = read(model, ids, list(asked))
+    late = {scorer: look_back(state, scorer, state.ids) for scorer in asked if scorer.rereads}
+    return replace(state, scores={**state.scores, **late})
 
 
 def hand_over(state: State, settings: Sequence[Setting], folder: Path) -> Iterator[CacheCard]:

@@ -96,7 +96,7 @@ def _salience_of_one(state: State, scorer: Scorer, focus: TokenIds | None) -> li
         seen = [scorer.score(_unlooked(held.keys)) for held in state.held]
     elif seen is None:
         sample = state.ids if scorer.rereads else choose_probes(state.ids)
-        seen = _look_back(state, scorer, sample if focus is None else focus)
+        seen = look_back(state, scorer, sample if focus is None else focus)
     out = []
     for score, held in zip(seen, state.held, strict=True):
         # A token that only a roll back can need has left the window: nobody looks at it.
@@ -113,7 +113,8 @@ def _unlooked(keys: Tensor) -> Glance:
     return Glance(keys.new_zeros(kv_heads, 1, 0, dim), keys, nobody, 1.0, tokens, lambda x, _: x)
 
 
-def _look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
+def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
+    """What ``scorer`` says when ``probes`` are read behind the context, a score a layer."""
     model = state.model
     tokens = torch.from_numpy(probes).long()[None].to(model.device)
     watch = Watch(model, [scorer], behind=len(probes))
