@@ -15,10 +15,10 @@ class Salient(Allocator):
     """A share ``ratio`` of the tokens is salient and gets about two bits more than the others.
 
     ZipCache's own demonstration has 60 % of the tokens at 4 bits and the others at 2; here the
-    widths follow from the budget.
+    widths follow from the budget, and 20 % to 40 % had the least KL on training problems of GSM8K.
     """
 
-    ratio: float = 0.6
+    ratio: float = 0.3
     ahead: int = 2
 
     name = "salient"
