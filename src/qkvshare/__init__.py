@@ -14,17 +14,27 @@ from .card import CacheCard
 from .card.errors import QKVShareError
 
 if TYPE_CHECKING:
-    from .codecs import Raw, Uniform
+    from .codecs import Packed, Raw, Uniform
     from .hf.capture import capture
     from .hf.identity import identify
     from .hf.inject import inject
 
-__all__ = ["CacheCard", "QKVShareError", "Raw", "Uniform", "capture", "identify", "inject"]
+__all__ = [
+    "CacheCard",
+    "Packed",
+    "QKVShareError",
+    "Raw",
+    "Uniform",
+    "capture",
+    "identify",
+    "inject",
+]
 
 __version__ = "0.1.0"
 
 # Looking at a card needs neither torch nor transformers; importing them takes seconds.
 _LAZY = {
+    "Packed": "codecs",
     "Raw": "codecs",
     "Uniform": "codecs",
     "capture": "hf.capture",

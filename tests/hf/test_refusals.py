@@ -157,15 +157,15 @@ def test_ids_that_are_none(llama: Any, ids: Any) -> None:
 
 def test_budget_is_met_or_refused(llama: Any) -> None:
     long = some_ids(250)
-    unlimited = capture(llama, token_ids=long)
+    unlimited = capture(llama, token_ids=long, codec=Uniform())
     assert unlimited.manifest.segments[0].codec.parameters == {"bits": 8}
     for bits in (4, 3, 2):
         limit = capture(llama, token_ids=long, codec=Uniform(bits)).bits_per_value * 1.02
-        card = capture(llama, token_ids=long, budget=limit)
+        card = capture(llama, token_ids=long, codec=Uniform(), budget=limit)
         assert card.manifest.segments[0].codec.parameters == {"bits": bits}
         assert card.bits_per_value <= limit
     with pytest.raises(BudgetError, match=r"the least for these 250 tokens is \d+\.\d+"):
-        capture(llama, token_ids=long, budget=2)
+        capture(llama, token_ids=long, codec=Uniform(), budget=2)
     with pytest.raises(BudgetError, match="choose another codec"):
         capture(llama, token_ids=long, codec=Raw(), budget=8)
     with pytest.raises(CodecError, match="no width of 5 bits"):
@@ -176,7 +176,7 @@ def test_values_that_float16_scales_cannot_hold(llama: Any) -> None:
     cache = live_cache(llama, CONTEXT)
     cache.layers[1].values[0, 0, 3, 0] = -1e6
     with pytest.raises(CodecError, match="Use the codec 'raw'"):
-        capture(llama, token_ids=CONTEXT, cache=cache)
+        capture(llama, token_ids=CONTEXT, cache=cache, codec=Uniform())
     capture(llama, token_ids=CONTEXT, cache=cache, codec=Raw())
 
 

@@ -47,7 +47,7 @@ def make_settings(
 ) -> list[Setting]:
     """Every codec at every budget; where it has tiers, under every allocator and scorer.
 
-    ``uniform`` and no limit where none is named.
+    ``packed`` at its default budget where none is named.
     """
     from ..allocators import Lagrangian, make_allocator
     from ..codecs import find_codec
@@ -58,7 +58,7 @@ def make_settings(
     spenders = [make_allocator(name) for name in allocators or [Lagrangian.name]]
     judges = [make_scorer(name) for name in scorers or [Attention.name]]
     settings = []
-    for name in codecs or ["uniform"]:
+    for name in codecs or ["packed"]:
         codec = find_codec(name)()
         if not codec.tiers:
             settings += [Setting(codec, at) for at in limits]

@@ -15,7 +15,7 @@ from ..allocators import Allocator, Lagrangian
 from ..card import CacheCard, Hop, Identity
 from ..card.digest import TokenIds
 from ..card.errors import BudgetError, CaptureError, CodecError
-from ..codecs import Codec, Uniform, from_record
+from ..codecs import Codec, Packed, from_record
 from ..scorers import Attention, Scorer, parts_of
 from .identity import identify
 from .segments import Before, encode_alike, encode_tiers
@@ -56,7 +56,7 @@ def capture(
             (Its first layer is checked against the ids; that no other model made the rest is not.)
         attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
         row: which sequence of the batch; needed where there are several.
-        codec: how to encode; by default as the parent, and `Uniform` at 8 bits without one.
+        codec: how to encode; by default as the parent, and `Packed` without one.
         budget: bits per value of the whole card file. A codec with `Codec.tiers` spends it row by
             row and comes within 2 % of it; any other is narrowed until it fits. Without a budget
             a codec with tiers gives the new tokens the parent's, or `DEFAULT_BUDGET`.
@@ -132,7 +132,7 @@ def make_card(
 
 
 def _inherited(parent: CacheCard | None) -> Codec:
-    return Uniform() if parent is None else from_record(parent.manifest.segments[-1].codec)
+    return Packed() if parent is None else from_record(parent.manifest.segments[-1].codec)
 
 
 def spending(
