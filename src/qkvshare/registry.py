@@ -39,7 +39,11 @@ def build(text: str, find_kind: Callable[[str], type[T]], error: type[QKVShareEr
     """
     name, _, given = text.partition(":")
     kind = find_kind(name)
-    known = {field.name: field for field in fields(cast(Any, kind))}
+    known = {
+        field.name: field
+        for field in fields(cast(Any, kind))
+        if isinstance(field.default, int | float)
+    }
     values: dict[str, Any] = {}
     for part in filter(None, given.split(",")):
         field, _, value = part.partition("=")
@@ -54,10 +58,11 @@ def build(text: str, find_kind: Callable[[str], type[T]], error: type[QKVShareEr
 
 
 def label(strategy: Any) -> str:
-    """The text that `build` makes ``strategy`` of: its name, and fields that are not default."""
+    """The text that `build` makes ``strategy`` of: its name, and numbers that are not default."""
     changed = [
         f"{field.name}={value:g}"
         for field in fields(strategy)
-        if (value := getattr(strategy, field.name)) != field.default
+        if isinstance(value := getattr(strategy, field.name), int | float)
+        and value != field.default
     ]
     return ":".join([str(strategy.name), *([",".join(changed)] if changed else [])])

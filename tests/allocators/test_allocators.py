@@ -10,18 +10,36 @@ from hypothesis import strategies as st
 from qkvshare.allocators import (
     ALLOCATORS,
     Allocator,
+    ChunkRouter,
+    Controller,
     Demand,
+    Features,
     Lagrangian,
     Random,
     Recency,
     Salient,
     Uniform,
     find_allocator,
+    make_allocator,
 )
-from qkvshare.card.errors import BudgetError, CodecError
+from qkvshare.allocators.learned import train
+from qkvshare.card.errors import BudgetError, CodecError, ProfileError
 from qkvshare.codecs import Energy, Packed, Shape
 from qkvshare.codecs.bits import BitMap
+from qkvshare.profile import Profile
 
+HIDDEN = 6
+
+
+def make_profile() -> Profile:
+    """Both networks, fitted to the sign of the first of their inputs."""
+    inputs = torch.randn(512, HIDDEN, generator=torch.Generator().manual_seed(0))
+    labels = (inputs[:, 0] > 0).long()
+    arrays = train("controller", inputs[:, :4], labels, (8,), 4)
+    return Profile("0" * 64, arrays | train("chunk-router", inputs, labels, (8,), 3))
+
+
+PROFILE = make_profile()
 ALLOCATORS_UNDER_TEST: list[Allocator] = [
     Lagrangian(),
     Lagrangian(floor=0.0, share=1.0),
@@ -29,6 +47,8 @@ ALLOCATORS_UNDER_TEST: list[Allocator] = [
     Random(),
     Recency(),
     Salient(),
+    Controller(PROFILE),
+    ChunkRouter(profile=PROFILE, chunk=16),
 ]
 
 
@@ -39,7 +59,10 @@ def make_demand(seed: int, shapes: list[Shape], sinks: int = 0) -> Demand:
         return torch.randn(at.kv_heads, at.tokens, generator=generator).exp()
 
     energy = [Energy(draw(at), draw(at)) for at in shapes]
-    return Demand(Packed(), shapes, energy, [draw(at) for at in shapes], sinks)
+    tokens = max(at.tokens for at in shapes)
+    hidden = torch.randn(tokens, HIDDEN, generator=generator)
+    features = Features(hidden[:, :4], hidden)
+    return Demand(Packed(), shapes, energy, [draw(at) for at in shapes], sinks, features)
 
 
 def spent(demand: Demand, bits: BitMap) -> int:
@@ -142,5 +165,32 @@ def test_salience_moves_bits() -> None:
 
 def test_names() -> None:
     assert find_allocator("random") is Random
-    with pytest.raises(CodecError, match=r"no allocator 'best'; known: lagrangian, random"):
+    with pytest.raises(CodecError, match=r"no allocator 'best'; known: chunk-router, controller"):
         find_allocator("best")
+
+
+def test_controller_gives_the_class_it_learned_more_bits() -> None:
+    demand = make_demand(0, [Shape(2, 300, 64, 64)])
+    assert demand.features is not None
+    (layer,) = Controller(PROFILE).allocate(demand, 3 * 2 * 2 * 300 * 64)
+    first = demand.features.signals[:, 0]
+    assert layer.keys[:, first > 0.5].float().mean() > layer.keys[:, first < -0.5].float().mean()
+
+
+def test_chunks_are_decided_as_one_and_the_first_stays_exact() -> None:
+    demand = make_demand(0, [Shape(2, 160, 64, 64)], sinks=2)
+    (layer,) = ChunkRouter(profile=PROFILE, chunk=16).allocate(demand, 3 * 2 * 2 * 160 * 64)
+    assert (layer.keys[:, :16] == 8).all()
+    for chunk in torch.split(layer.keys, 16, dim=1)[1:]:
+        assert int(chunk.max()) - int(chunk.min()) <= 1
+
+
+def test_learned_allocators_need_a_profile_that_fits() -> None:
+    demand = make_demand(0, [Shape(1, 20, 64, 64)])
+    with pytest.raises(ProfileError, match="Run qkvshare calibrate"):
+        make_allocator("controller").allocate(demand, 9999)
+    strange = Profile("0" * 64, {"controller.mean": PROFILE.arrays["chunk-router.mean"]})
+    with pytest.raises(ProfileError, match="has no 'controller' for inputs of 4"):
+        make_allocator("controller", strange).allocate(demand, 9999)
+    with pytest.raises(ProfileError, match="calibrated with weights 000000000000"):
+        PROFILE.require("f" * 64)

@@ -19,6 +19,21 @@ SINKS = 4
 
 
 @dataclass(frozen=True)
+class Features:
+    """What learned allocators look at: tokens, not rows.
+
+    Attributes:
+        signals: ``[tokens, 4]``: entropy of the next token's distribution in nats, its largest
+            probability, rarity of the token in its context in nats, and the log of the variance of
+            the attention that it receives.
+        hidden: hidden states in the middle of the model, ``[tokens, hidden_size]``.
+    """
+
+    signals: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
 class Demand:
     """What there is to spend bits on, layer by layer.
 
@@ -29,6 +44,7 @@ class Demand:
         salience: how much later queries look at each row, ``[kv_heads, tokens]`` a layer with mean
             1; None where no scorer was asked.
         sinks: how many of the first tokens get the widest tier.
+        features: of all tokens; None for allocators that are not learned.
     """
 
     codec: Codec
@@ -36,6 +52,7 @@ class Demand:
     energy: Sequence[Energy]
     salience: Sequence[Tensor] | None
     sinks: int
+    features: Features | None = None
 
     def costs(self) -> Tensor:
         """Bits of a row in every tier, ``[layers, 2 (keys, values), tiers]``, int64."""

@@ -62,5 +62,9 @@ class BudgetError(CodecError):
     """No setting of the codec meets the budget; the message states the minimum."""
 
 
+class ProfileError(QKVShareError):
+    """The profile is missing, damaged, or was calibrated with another model."""
+
+
 class ModelNotFoundError(QKVShareError):
     """The model or tokenizer named on the command line cannot be loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .calibrate import calibrate
 from .capture import capture
 from .demo import demo
 from .eval_fidelity import fidelity
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, capture, resume, inspect, verify):
+for verb in (demo, capture, resume, inspect, verify, calibrate):
     app.command()(verb)
 evaluations = typer.Typer(help="What quality costs, measured on real cards.", no_args_is_help=True)
 evaluations.command()(fidelity)

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from ..card.errors import CaptureError
-from .options import AllocatorName, Budget, CodecName, Model, Output, ScorerName, out, progress
+from .options import (
+    AllocatorName,
+    Budget,
+    CodecName,
+    Model,
+    Output,
+    ProfileFile,
+    ScorerName,
+    out,
+    progress,
+)
 
 
 def capture(
@@ -20,6 +30,7 @@ def capture(
     scorer: ScorerName = None,
     allocator: AllocatorName = None,
     budget: Budget = None,
+    profile: ProfileFile = None,
     focus: Annotated[
         str | None, typer.Option(help="The receiver's question, where it is known (for packed).")
     ] = None,
@@ -36,8 +47,10 @@ def capture(
         from ..codecs import find_codec
         from ..hf.capture import capture as capture_state
         from ..hf.load import load_model
+        from ..profile import Profile
         from ..scorers import make_scorer
 
+        learned = None if profile is None else Profile.load(profile)
         chosen = None if codec is None else find_codec(codec)()
         loaded, tokenizer = load_model(model)
         status.update("reading …")
@@ -47,7 +60,7 @@ def capture(
             content,
             codec=chosen,
             scorer=None if scorer is None else make_scorer(scorer),
-            allocator=None if allocator is None else make_allocator(allocator),
+            allocator=None if allocator is None else make_allocator(allocator, learned),
             budget=budget,
             focus=focus,
             agent=agent,

@@ -18,7 +18,7 @@ from .evaluate import (
     make_settings,
     report,
 )
-from .options import Json, Model, progress
+from .options import Json, Model, ProfileFile, progress
 
 
 def fidelity(
@@ -31,6 +31,7 @@ def fidelity(
     scorer: ScorerNames = None,
     allocator: AllocatorNames = None,
     budget: Budgets = None,
+    profile: ProfileFile = None,
     json: Json = None,
 ) -> None:
     """KL, top-1 agreement and ΔNLL of the expected continuation, against no hand-off."""
@@ -38,7 +39,7 @@ def fidelity(
     from ..evals.text import read_text, windows
     from ..hf.load import load_model
 
-    settings = make_settings(codec, scorer, allocator, budget)
+    settings = make_settings(codec, scorer, allocator, budget, profile)
     content = read_text(text)
     with progress.status("loading the model …"):
         loaded, tokenizer = load_model(model)

@@ -18,7 +18,7 @@ from .evaluate import (
     make_settings,
     report,
 )
-from .options import Json, Model, progress
+from .options import Json, Model, ProfileFile, progress
 
 
 def recall(
@@ -31,6 +31,7 @@ def recall(
     scorer: ScorerNames = None,
     allocator: AllocatorNames = None,
     budget: Budgets = None,
+    profile: ProfileFile = None,
     json: Json = None,
 ) -> None:
     """Exact copies and answer NLL of facts hidden in filler text, asked after the hand-off."""
@@ -38,7 +39,7 @@ def recall(
     from ..evals.text import read_text
     from ..hf.load import load_model
 
-    settings = make_settings(codec, scorer, allocator, budget)
+    settings = make_settings(codec, scorer, allocator, budget, profile)
     content = read_text(text)
     contexts = -(-questions // FACTS)
     with progress.status("loading the model …"):

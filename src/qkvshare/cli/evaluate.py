@@ -44,6 +44,7 @@ def make_settings(
     scorers: list[str] | None,
     allocators: list[str] | None,
     budgets: list[float] | None,
+    profile: Path | None = None,
 ) -> list[Setting]:
     """Every codec at every budget; where it has tiers, under every allocator and scorer.
 
@@ -52,10 +53,12 @@ def make_settings(
     from ..allocators import Lagrangian, make_allocator
     from ..codecs import find_codec
     from ..evals.handoff import Setting
+    from ..profile import Profile
     from ..scorers import Attention, Scorer, make_scorer
 
+    learned = None if profile is None else Profile.load(profile)
     limits: list[float | None] = [*budgets] if budgets else [None]
-    spenders = [make_allocator(name) for name in allocators or [Lagrangian.name]]
+    spenders = [make_allocator(name, learned) for name in allocators or [Lagrangian.name]]
     judges = [make_scorer(name) for name in scorers or [Attention.name]]
     settings = []
     for name in codecs or ["packed"]:

@@ -31,13 +31,18 @@ ScorerName = Annotated[
 AllocatorName = Annotated[
     str | None,
     typer.Option(
-        help="Who spends the budget (for packed): lagrangian, uniform, random, recency, salient; "
+        help="Who spends the budget (for packed): lagrangian, uniform, random, recency, salient, "
+        "controller, chunk-router (these two with --profile); "
         "parameters as in lagrangian:floor=0.02."
     ),
 ]
 Budget = Annotated[
     float | None,
     typer.Option(min=0.01, help="Bits per value of the whole file."),
+]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option("--profile", help="What calibrate wrote, for controller and chunk-router."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the card.")]
 Json = Annotated[str | None, typer.Option("--json", help="Also write JSON here; - for stdout.")]

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..allocators import Allocator, Lagrangian
+from ..allocators import Allocator, Lagrangian, Learned
 from ..card import CacheCard, Hop, Identity
 from ..card.digest import TokenIds
 from ..card.errors import BudgetError, CaptureError, CodecError
@@ -109,6 +109,9 @@ def make_card(
 ) -> CacheCard:
     """The card of ``state``; ``how`` for codecs with tiers. Raises as `capture`."""
     start = 0 if parent is None else _require_parent(parent, state, identity)
+    learned = how.allocator if how is not None else None
+    if isinstance(learned, Learned) and learned.profile is not None:
+        learned.profile.require(identity.weights)
     now = datetime.now(UTC)
     known = parent.manifest if parent is not None else None
     lineage = [] if known is None else list(known.lineage)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..allocators import SINKS, Allocator, Demand
+from ..allocators import SINKS, Allocator, Demand, Features, Learned
 from ..card.digest import TokenIds
 from ..card.errors import UnsupportedModelError
 from ..codecs import Codec, Shape
@@ -75,6 +75,7 @@ def spend(state: State, start: int, codec: Codec, how: Spending, budget: int) ->
         ],
         salience=scores,
         sinks=_sinks(state, start),
+        features=_features(state, start) if isinstance(how.allocator, Learned) else None,
     )
     return how.allocator.allocate(demand, budget)
 
@@ -129,6 +130,10 @@ def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
             "scorer, such as 'uniform'."
         )
     return list(found.values())
+
+
+def _features(state: State, start: int) -> Features:
+    return Features(state.features.signals[start:], state.features.hidden[start:])
 
 
 def _sinks(state: State, start: int) -> int:

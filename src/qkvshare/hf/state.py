@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from ..allocators import Features
 from ..card import CacheCard, Layer
 from ..card.digest import TokenIds
 from ..card.errors import CaptureError
 from ..codecs import LayerKV
 from ..scorers import Scorer
 from .cache import CardCache
+from .features import read_features
 from .layers import attention_layers, describe, empty_cache, place_layer, window_of
 from .probe import Watch, can_watch_reading, watched
 from .rope import Rope
@@ -46,6 +49,11 @@ class State:
     held: list[LayerKV]
     card: CacheCard | None = None
     scores: Mapping[Scorer, list[Tensor]] = field(default_factory=dict)
+
+    @cached_property
+    def features(self) -> Features:
+        """For learned allocators; read once more for them, and only then."""
+        return read_features(self.model, self.ids)
 
     def first(self, number: int) -> int:
         """The first token that layer ``number`` still holds."""
