@@ -230,10 +230,52 @@ def test_eval_recall(run: Any, llama_folder: Path, tmp_path: Path) -> None:
         *("model", "codec", "allocator", "scorer", "budget", "bits_per_value", "n"),
         *("context_tokens", "exact", "answer_nll"),
     }
+    code, out, _ = run(
+        *("eval", "recall", "--text", text, "-m", tmp_path / "model", "--questions", 8),
+        *("--context-tokens", 800, "--json", "-", "--budget", 4, "--focus"),
+        *("--allocator", "lagrangian", "--allocator", "uniform"),
+    )
+    assert code == 0
+    assert [row["scorer"] for row in json.loads(out)["rows"]] == [None, "attention (focus)", None]
     few = ["eval", "recall", "--text", text, "-m", tmp_path / "model", "--context-tokens"]
     code, _, err = run(*few, 100)
     assert code == 1
     assert "TextError: 8 facts in 100 tokens leave" in err
+
+
+def test_calibrate_then_capture(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    text, profile = tmp_path / "text.txt", tmp_path / "model.profile"
+    text.write_text("Grain of sand. " * 14)
+    code, out, err = run(
+        *("calibrate", "-m", llama_folder, "--text", text, "-o", profile, "--contexts", 2),
+        *("--context-tokens", 80, "--following-tokens", 10),
+    )
+    assert code == 0, err
+    assert "learned from 2 contexts" in out
+    made = ("capture", "-m", llama_folder, "--text", text, "-o", tmp_path / "card")
+    code, _, err = run(*made, "--allocator", "controller", "--profile", profile)
+    assert code == 0, err
+    assert CacheCard.load(tmp_path / "card").manifest.segments[0].allocation.allocator
+    code, _, err = run(*made, "--allocator", "controller")
+    assert code == 1
+    assert "ProfileError: the allocator 'controller' is learned" in err
+
+
+def test_bench_kernels(run: Any) -> None:
+    small = ("bench", "kernels", "--layers", 2, "--tokens", 64, "--rounds", 2)
+    code, out, _ = run(*small, "--bits", 0, "--bits", 3, "--threads", 1, "--json", "-")
+    assert code == 0
+    rows = json.loads(out)["rows"]
+    assert [(row["kernel"], row["bits"], row["dtype"]) for row in rows] == [
+        *(("decode", "mixed", "float32"), ("decode", "mixed", "bfloat16")),
+        *(("encode", "mixed", "float32"), ("decode", 3, "float32")),
+        *(("decode", 3, "bfloat16"), ("encode", 3, "float32")),
+    ]
+    for row in rows:
+        assert row["bytes"] == 2 * 2 * 3 * 64 * 64 * (2 if row["dtype"] == "bfloat16" else 4)
+        assert row["ms"]["n"] == 2
+        assert row["bytes_per_second"] == 1000 * row["bytes"] / row["ms"]["median"]
+    assert run(*small, "--bits", 7)[0] != 0
 
 
 def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .bench_kernels import kernels
 from .calibrate import calibrate
 from .capture import capture
 from .demo import demo
@@ -26,3 +27,6 @@ evaluations = typer.Typer(help="What quality costs, measured on real cards.", no
 evaluations.command()(fidelity)
 evaluations.command()(recall)
 app.add_typer(evaluations, name="eval")
+timings = typer.Typer(help="What time costs, as ratios within one run.", no_args_is_help=True)
+timings.command()(kernels)
+app.add_typer(timings, name="bench")

@@ -27,6 +27,9 @@ def recall(
     questions: Annotated[int, typer.Option(min=1, help="Rounded up to 8 for a context.")] = 200,
     context_tokens: ContextTokens = 1024,
     seed: Annotated[int, typer.Option(help="Chooses the facts.")] = 0,
+    focus: Annotated[
+        bool, typer.Option(help="A card for each question, whose sender knows it.")
+    ] = False,
     codec: CodecNames = None,
     scorer: ScorerNames = None,
     allocator: AllocatorNames = None,
@@ -47,11 +50,14 @@ def recall(
         filler = tokenizer(content)["input_ids"]
     with Progress(console=progress, transient=True) as bar:
         measured = measure_recall(
-            loaded, tokenizer, filler, contexts, context_tokens, settings, seed
+            loaded, tokenizer, filler, contexts, context_tokens, settings, seed, focus
         )
         results = list(bar.track(measured, total=contexts, description="contexts"))
     rows = [
         make_row(model, setting, column, contexts * FACTS, context_tokens=context_tokens)
         for setting, column in zip([None, *settings], zip(*results, strict=True), strict=True)
     ]
+    for row in rows:
+        if focus and row["scorer"]:
+            row["scorer"] += " (focus)"
     report(rows, {"exact": "{:.3f}".format, "answer_nll": "{:.3f}".format}, json)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ from .bits import BitMap, Energy, LayerBits
 # Below this the mean costs more than it brings.
 MEAN_TOKENS = 64
 OCTAVE = 3  # scales per factor of two
+# Half-precision parts are encoded from a float32 copy; those of two layers would be too much.
+_ONE_AT_A_TIME = Lock()
 LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
 
 
@@ -66,13 +70,9 @@ class Packed(Codec):
         yield from ahead(lambda one: self._encode(*one), zip(layers, bits, strict=True))
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
-        keys, parts = layer.keys.float(), []
-        if keys.shape[1] >= MEAN_TOKENS:
-            mean, blob = _mean(keys)
-            keys = keys - mean
-            parts.append(blob)
-        parts += _encode_rows(keys, widths.keys)
-        parts += _encode_rows(layer.values.float(), widths.values)
+        with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
+            parts = _encode_keys(layer.keys, widths.keys)
+            parts += _encode_rows(layer.values.float(), widths.values)
         return np.concatenate([part.cpu().numpy() for part in parts])
 
     def decode(
@@ -129,11 +129,22 @@ def _read_mean(data: Tensor, shape: Shape) -> Tensor:
     return codes.float() * step[:, None]
 
 
+def _encode_keys(keys: Tensor, bits: Tensor) -> list[Tensor]:
+    """Mean and rows; of a few tokens no mean."""
+    rows = keys.float()
+    if rows.shape[1] < MEAN_TOKENS:
+        return _encode_rows(rows, bits)
+    mean, blob = _mean(rows)
+    # A copy made on the way can be used up; the caller's numbers cannot.
+    rows = rows - mean if rows is keys else rows.sub_(mean)
+    return [blob, *_encode_rows(rows, bits)]
+
+
 def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
     """Encode ``[kv_heads, tokens, dim]``: exponent, one byte a row, codes tier after tier."""
     rows = part.flatten(0, 1)
     widths = bits.flatten().to(rows.device)
-    rms = rows.square().mean(-1).sqrt()
+    rms = torch.linalg.vector_norm(rows, dim=-1) / math.sqrt(rows.shape[1])
     # Eight bits are spent on rows that must not be clipped.
     wide = widths == 8
     root = math.sqrt(power_of_two(rows.shape[1]))

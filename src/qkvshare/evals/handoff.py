@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..allocators import Allocator
 from ..card import CacheCard
+from ..card.digest import TokenIds
 from ..codecs import Codec
 from ..hf.capture import make_card, spending
 from ..hf.identity import identify
@@ -29,26 +30,29 @@ class Setting:
     allocator: Allocator | None = None
     scorer: Scorer | None = None
 
-    @property
-    def spending(self) -> Spending | None:
-        """As capture would spend."""
-        return spending(self.codec, self.scorer, self.allocator, None)
+    def spending(self, focus: TokenIds | None = None) -> Spending | None:
+        """As capture would spend; ``focus`` where a scorer is asked."""
+        asked = focus if self.allocator is not None and self.allocator.uses_salience else None
+        return spending(self.codec, self.scorer, self.allocator, asked)
 
 
 def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) -> State:
     """Prefill, at full precision; every scorer of ``settings`` is asked once."""
-    spenders = [how for setting in settings if (how := setting.spending) is not None]
+    spenders = [how for setting in settings if (how := setting.spending()) is not None]
     asked = {part for how in spenders if how.scored_by for part in parts_of(how.scored_by)}
     state = read(model, ids, list(asked))
     late = {scorer: look_back(state, scorer, state.ids) for scorer in asked if scorer.rereads}
     return replace(state, scores={**state.scores, **late})
 
 
-def hand_over(state: State, settings: Sequence[Setting], folder: Path) -> Iterator[CacheCard]:
+def hand_over(
+    state: State, settings: Sequence[Setting], folder: Path, focus: TokenIds | None = None
+) -> Iterator[CacheCard]:
     """The card of one context under each setting, as the receiver loads it from ``folder``."""
     identity = identify(state.model)
     for setting in settings:
-        card = make_card(state, identity, setting.codec, setting.spending, setting.budget)
+        how = setting.spending(focus)
+        card = make_card(state, identity, setting.codec, how, setting.budget)
         yield CacheCard.load(card.save(folder / "card"))
 
 

@@ -19,6 +19,7 @@ import torch
 from transformers import DynamicCache
 
 from ..hf.inject import inject
+from ..hf.tokens import as_ids
 from .facts import Fact, random_facts
 from .handoff import Setting, hand_over, log_probabilities, read_context
 from .text import TextError
@@ -80,25 +81,41 @@ def measure_recall(
     context_tokens: int,
     settings: Sequence[Setting],
     seed: int = 0,
+    focus: bool = False,
 ) -> Iterator[list[Recall]]:
-    """For each context: the result at full precision without hand-off, then one a setting."""
+    """For each context: the result at full precision without hand-off, then one a setting.
+
+    With ``focus`` every question gets a card of its own, made by a sender who knows it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for number in range(contexts):
             own = filler[number * context_tokens : (number + 1) * context_tokens]
             facts = random_facts(seed + number, FACTS)
             hay = build_haystack(tokenizer, own, context_tokens, facts)
             state = read_context(model, hay.ids, settings)
-            results = [_ask(model, hay, state.cache(), 8.0 * model.dtype.itemsize)]
-            for card in hand_over(state, settings, Path(folder)):
-                injected = inject(model, card, hay.questions[0][0])["past_key_values"]
-                results.append(_ask(model, hay, injected, card.bits_per_value))
-            yield results
+            results = [_ask(model, hay.questions, state.cache(), 8.0 * model.dtype.itemsize)]
+            parts: list[list[Recall]] = [[] for _ in settings]
+            for group in [[one] for one in hay.questions] if focus else [hay.questions]:
+                first = group[0][0]
+                known = as_ids(first) if focus else None
+                cards = hand_over(state, settings, Path(folder), known)
+                for part, card in zip(parts, cards, strict=True):
+                    injected = inject(model, card, first)["past_key_values"]
+                    part.append(_ask(model, group, injected, card.bits_per_value))
+            yield results + [_mean(part) for part in parts]
 
 
-def _ask(model: Any, hay: Haystack, cache: DynamicCache, bits: float) -> Recall:
+def _mean(parts: Sequence[Recall]) -> Recall:
+    values = zip(*(vars(part).values() for part in parts), strict=True)
+    return Recall(*(sum(of) / len(parts) for of in values))
+
+
+def _ask(
+    model: Any, questions: Sequence[tuple[list[int], list[int]]], cache: DynamicCache, bits: float
+) -> Recall:
     """Every question is asked of its own copy of the cache, over the same memory."""
     exact, nll = [], []
-    for question, answer in hay.questions:
+    for question, answer in questions:
         ids = torch.tensor([question + answer], device=model.device)
         own = copy.copy(cache)
         own.layers = [copy.copy(layer) for layer in cache.layers]

@@ -1,0 +1,1 @@
+"""What time costs: everything is measured within one run, alternating; ratios are what counts."""
