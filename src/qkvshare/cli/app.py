@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .bench_capture import capture as bench_capture
 from .bench_kernels import kernels
 from .calibrate import calibrate
 from .capture import capture
@@ -28,5 +29,6 @@ evaluations.command()(fidelity)
 evaluations.command()(recall)
 app.add_typer(evaluations, name="eval")
 timings = typer.Typer(help="What time costs, as ratios within one run.", no_args_is_help=True)
+timings.command("capture")(bench_capture)
 timings.command()(kernels)
 app.add_typer(timings, name="bench")

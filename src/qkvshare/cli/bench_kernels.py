@@ -46,12 +46,10 @@ def kernels(
 
 
 def _row(geometry: Geometry, timing: Timing) -> dict[str, Any]:
-    import numpy as np
+    from ..evals.results import spread
 
-    rounds = np.array(timing.rounds)  # [rounds, (kernel, fill, copy)]
-    median = np.median(rounds, axis=0).tolist()
-    low, high = np.percentile(rounds[:, 0], [25, 75]).tolist()
-    speed = [1000 * timing.nbytes / ms for ms in median]
+    kernel, fill, copy = (spread(of) for of in zip(*timing.rounds, strict=True))
+    speed = [1000 * timing.nbytes / of["median"] for of in (kernel, fill, copy)]
     return {
         "kernel": timing.kernel,
         "bits": timing.bits or "mixed",
@@ -59,11 +57,11 @@ def _row(geometry: Geometry, timing: Timing) -> dict[str, Any]:
         "threads": timing.threads,
         "geometry": vars(geometry),
         "bytes": timing.nbytes,
-        "ms": {"median": median[0], "p25": low, "p75": high, "n": len(rounds)},
+        "ms": kernel,
         "bytes_per_second": speed[0],
         "fill_bytes_per_second": speed[1],
         "copy_bytes_per_second": speed[2],
-        "of_fill": float(np.median(rounds[:, 1] / rounds[:, 0])),
+        "of_fill": spread([fill / own for own, fill, _ in timing.rounds])["median"],
     }
 
 

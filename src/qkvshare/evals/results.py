@@ -23,6 +23,12 @@ def interval(values: Sequence[float], draws: int = 2000) -> dict[str, Any]:
     return {"mean": float(data.mean()), "ci95": [float(low), float(high)]}
 
 
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and number of measured times."""
+    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+    return {"median": median, "p25": low, "p75": high, "n": len(values)}
+
+
 def write_rows(target: str, rows: list[dict[str, Any]]) -> None:
     """Write the envelope to a path, or to stdout for ``-``. Raises `QKVShareError`."""
     import torch

@@ -1,0 +1,66 @@
+"""``qkvshare bench capture``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from .evaluate import Text
+from .options import Json, Model, out, progress
+
+if TYPE_CHECKING:
+    from ..bench.capture import Timing
+
+
+def capture(
+    text: Text,
+    model: Model = "smollm2-135m",
+    context_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens read; repeat for several.")
+    ] = None,
+    budget: Annotated[float, typer.Option(min=0.01, help="Bits per value.")] = 3.2,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 7,
+    json: Json = None,
+) -> None:
+    """Time of score, allocate, encode and write, as a share of the prefill."""
+    from ..bench.capture import measure_capture
+    from ..evals.results import write_rows
+    from ..evals.text import read_text, windows
+    from ..hf.load import load_model
+
+    lengths = context_tokens or [1024]
+    content = read_text(text)
+    with progress.status("loading the model …"):
+        loaded, tokenizer = load_model(model)
+        (ids,) = windows(tokenizer(content)["input_ids"], 1, max(lengths))
+    with Progress(console=progress, transient=True) as bar:
+        timings = measure_capture(loaded, ids, lengths, budget, rounds)
+        tracked = bar.track(timings, total=len(lengths), description="lengths")
+        rows = [_row(model, budget, timing) for timing in tracked]
+    if json != "-":
+        table = Table("tokens", "prefill (ms)", "capture and write (ms)", "more", "n")
+        for row in rows:
+            times = [f"{row[name]['median']:,.0f}" for name in ("prefill_ms", "capture_ms")]
+            more = f"{row['overhead']:.1%}"
+            table.add_row(str(row["context_tokens"]), *times, more, str(row["capture_ms"]["n"]))
+        out.print(table)
+    if json is not None:
+        write_rows(json, rows)
+
+
+def _row(model: str, budget: float, timing: Timing) -> dict[str, Any]:
+    from ..evals.results import spread
+
+    prefill, whole = spread(timing.prefill), spread(timing.capture)
+    return {
+        "model": model,
+        "codec": "packed",
+        "budget": budget,
+        "context_tokens": timing.context_tokens,
+        "prefill_ms": prefill,
+        "capture_ms": whole,
+        "overhead": whole["median"] / prefill["median"] - 1,
+    }
