@@ -25,5 +25,8 @@ def test_python_example(
 
 
 def test_every_verb_is_shown() -> None:
-    shown = set(re.findall(r"^qkvshare (eval \w+|\w+)", README.read_text(), re.M))
-    assert shown == {"capture", "inspect", "verify", "resume", "eval fidelity", "eval recall"}
+    shown = set(re.findall(r"^qkvshare (eval \w+|bench \w+|\w+)", README.read_text(), re.M))
+    assert shown == {
+        *("capture", "inspect", "verify", "resume", "calibrate", "eval fidelity", "eval recall"),
+        *("bench capture", "bench kernels"),
+    }
