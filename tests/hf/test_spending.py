@@ -25,7 +25,7 @@ from qkvshare.hf import segments
 from qkvshare.hf.probe import choose_probes
 from qkvshare.hf.spend import salience, spend
 from qkvshare.hf.state import pick_row, read
-from qkvshare.scorers import Attention, KeyNorm
+from qkvshare.scorers import Attention, KeyNorm, make_scorer
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model, tiny_tokenizer
 
@@ -185,6 +185,12 @@ def test_a_scorer_that_nobody_asks_is_refused() -> None:
     for ignored in ({"scorer": KeyNorm()}, {"focus": NEW}):
         with pytest.raises(CodecError, match="'uniform' asks no scorer"):
             capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly(), **ignored)
+
+
+def test_a_focus_that_nobody_looks_from_is_refused() -> None:
+    with pytest.raises(CodecError, match="'key-norm' looks at no query"):
+        capture(tiny_model(), token_ids=CONTEXT, scorer=KeyNorm(), focus=NEW)
+    capture(tiny_model(), token_ids=CONTEXT, scorer=make_scorer("key-norm+window"), focus=NEW)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])

@@ -156,7 +156,13 @@ def spending(
             f"the allocator {allocator.name!r} asks no scorer: scorer= and focus= would change "
             "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
         )
-    return Spending(scorer or Attention(), allocator, focus)
+    scorer = scorer or Attention()
+    if focus is not None and not any(len(part.probes(1)) for part in parts_of(scorer)):
+        raise CodecError(
+            f"the scorer {scorer.name!r} looks at no query: focus= would change nothing. Leave it "
+            "out, or choose one that does, such as 'attention'."
+        )
+    return Spending(scorer, allocator, focus)
 
 
 def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:
