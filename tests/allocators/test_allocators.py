@@ -61,8 +61,15 @@ def make_demand(seed: int, shapes: list[Shape], sinks: int = 0) -> Demand:
     energy = [Energy(draw(at), draw(at)) for at in shapes]
     tokens = max(at.tokens for at in shapes)
     hidden = torch.randn(tokens, HIDDEN, generator=generator)
-    features = Features(hidden[:, :4], hidden)
-    return Demand(Packed(), shapes, energy, [draw(at) for at in shapes], sinks, features)
+    return Demand(
+        codec=Packed(),
+        shapes=shapes,
+        energy=energy,
+        salience=[draw(at) for at in shapes],
+        sinks=sinks,
+        sensitivity=[torch.randn(2, at.kv_heads, generator=generator).exp() for at in shapes],
+        features=Features(hidden[:, :4], hidden),
+    )
 
 
 def spent(demand: Demand, bits: BitMap) -> int:
@@ -114,9 +121,11 @@ def test_lagrangian_is_the_optimum(seed: int, rate: float) -> None:
     tiers, distortion = demand.codec.tiers, demand.codec.distortion
     budget = int(rate * 2 * 12 * 64)
     assert demand.salience is not None
+    assert demand.sensitivity is not None
     energy = torch.stack([demand.energy[0].keys, demand.energy[0].values])
-    weight = allocator.floor + allocator.share * demand.salience[0]
-    worth = energy / energy.mean((1, 2), keepdim=True) * weight
+    mean = energy.mean((1, 2), keepdim=True)
+    worth = energy / mean * (allocator.floor + allocator.share * demand.salience[0])
+    worth *= (demand.sensitivity[0][:, :, None] * mean) ** allocator.sensitivity
     flat = worth.flatten().tolist()
 
     def cost(bits: list[int]) -> float:
@@ -161,6 +170,18 @@ def test_salience_moves_bits() -> None:
     for allocator in (Lagrangian(), Salient(ratio=0.1)):
         (bits,) = allocator.allocate(demand, 2 * 100 * 64 * 3)
         assert bits.keys[0, 50:60].float().mean() > bits.keys[0].float().mean() + 0.5
+
+
+def test_sensitivity_moves_bits_between_heads() -> None:
+    shapes = [Shape(2, 100, 64, 64)] * 2
+    even = Energy(torch.ones(2, 100), torch.ones(2, 100))
+    flat = [torch.ones(2, 100)] * 2
+    fisher = [torch.ones(2, 2), torch.tensor([[1.0, 256.0], [1.0, 1.0]])]
+    demand = Demand(Packed(), shapes, [even, even], flat, 0, fisher)
+    bits = Lagrangian().allocate(demand, 8 * 100 * 64 * 3)
+    assert bits[1].keys[1].float().mean() >= bits[1].keys[0].float().mean() + 1
+    alike = Lagrangian(sensitivity=0).allocate(demand, 8 * 100 * 64 * 3)
+    assert {int(part.unique()) for layer in alike for part in (layer.keys, layer.values)} == {3}
 
 
 def test_names() -> None:

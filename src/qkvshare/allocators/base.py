@@ -44,6 +44,8 @@ class Demand:
         salience: how much later queries look at each row, ``[kv_heads, tokens]`` a layer with mean
             1; None where no scorer was asked.
         sinks: how many of the first tokens get the widest tier.
+        sensitivity: Fisher information of each layer's heads, ``[2 (keys, values), kv_heads]``;
+            None for allocators that do without.
         features: of all tokens; None for allocators that are not learned.
     """
 
@@ -52,6 +54,7 @@ class Demand:
     energy: Sequence[Energy]
     salience: Sequence[Tensor] | None
     sinks: int
+    sensitivity: Sequence[Tensor] | None = None
     features: Features | None = None
 
     def costs(self) -> Tensor:
@@ -71,6 +74,11 @@ class Allocator(ABC):
     name: ClassVar[str]
     # Whether `allocate` looks at `Demand.salience`: scoring costs a forward pass.
     uses_salience: ClassVar[bool] = False
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        """Whether `allocate` looks at `Demand.sensitivity`."""
+        return False
 
     @abstractmethod
     def allocate(self, demand: Demand, budget: int) -> BitMap:

@@ -1,9 +1,14 @@
 """``lagrangian``: least weighted distortion under the budget, over every row at once.
 
-A row's worth is its energy times ``floor + share · salience``. The floor is what keeps facts that
+A row's worth is ``energy · (floor + share · salience) · weight``. The floor is for the facts that
 nobody has asked about yet: such a row still counts by what its loss would distort. Salience adds
 bits for the few rows that every query looks at. Energy and salience are taken relative to their
 mean over the layer, keys and values apart.
+
+The weight is one for each head's keys and one for its values: what their typical error would do to
+the model's predictions, ``(Fisher information · mean energy of the layer) ** sensitivity``. A power
+of 1 would be right for small errors; at a few bits they are not small, and the heads with little
+Fisher information would be left without bits.
 """
 
 from __future__ import annotations
@@ -18,20 +23,31 @@ from .base import Allocator, Demand, fill
 
 @dataclass(frozen=True)
 class Lagrangian(Allocator):
-    """``worth = energy · (floor + share · salience)``."""
+    """The parameters of ``worth``; a ``sensitivity`` of 0 weighs all heads alike."""
 
     share: float = 1.0
-    floor: float = 1.0
+    floor: float = 0.1
+    sensitivity: float = 0.5
 
     name = "lagrangian"
     uses_salience = True
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        """The model is not measured for nothing."""
+        return self.sensitivity != 0
 
     def allocate(self, demand: Demand, budget: int) -> BitMap:
         """Raises `BudgetError`."""
         assert demand.salience is not None
         worth = []
-        for energy, salience in zip(demand.energy, demand.salience, strict=True):
+        for number, (energy, salience) in enumerate(
+            zip(demand.energy, demand.salience, strict=True)
+        ):
             both = torch.stack([energy.keys, energy.values])  # [2, kv_heads, tokens]
-            both = both / both.mean((1, 2), keepdim=True).clamp(min=1e-30)
-            worth.append(both * (self.floor + self.share * salience.to(both.device)))
+            mean = both.mean((1, 2), keepdim=True).clamp(min=1e-30)
+            worth.append(both / mean * (self.floor + self.share * salience.to(both.device)))
+            if demand.sensitivity is not None:
+                fisher = demand.sensitivity[number].to(both.device)[:, :, None]
+                worth[-1] *= (fisher * mean) ** self.sensitivity
         return fill(demand, budget, worth, demand.codec.distortion)

@@ -96,7 +96,7 @@ def encode_tiers(
         room = int(budget * draft.values) - 8 * fixed
         if room < least:
             raise _impossible(budget, draft.tokens, (8 * fixed + least) / draft.values)
-    bits = spend(state, start, codec, how, room)
+    bits = spend(state, start, codec, how, before.identity, room)
     encoded = codec.encode(_layers(state, start, codec), bits)
     return before.card(state, *_segment(state, start, before, codec, allocation, encoded))
 

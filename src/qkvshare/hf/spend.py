@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ..allocators import SINKS, Allocator, Demand, Features, Learned
+from ..card import Identity
 from ..card.digest import TokenIds
 from ..card.errors import UnsupportedModelError
 from ..codecs import Codec, Shape
 from ..codecs.bits import BitMap
 from ..scorers import Glance, Scorer, parts_of
 from .probe import Watch, choose_probes, watched
+from .sensitivity import sensitivity
 from .state import State
 
 # Fewer tokens than this per sink, and sinks would eat what the others need.
@@ -54,10 +56,12 @@ def least_bits(state: State, start: int, codec: Codec) -> int:
     return total
 
 
-def spend(state: State, start: int, codec: Codec, how: Spending, budget: int) -> BitMap:
+def spend(
+    state: State, start: int, codec: Codec, how: Spending, identity: Identity, budget: int
+) -> BitMap:
     """Bits for every row from token ``start`` on, at most ``budget`` bits for their codes.
 
-    Raises `BudgetError` or `CaptureError`.
+    ``identity`` is the model's. Raises `BudgetError`, `CaptureError` or `UnsupportedModelError`.
     """
     shapes = shapes_of(state, start)
     scores = None
@@ -75,6 +79,9 @@ def spend(state: State, start: int, codec: Codec, how: Spending, budget: int) ->
         ],
         salience=scores,
         sinks=_sinks(state, start),
+        sensitivity=(
+            sensitivity(state.model, identity) if how.allocator.uses_sensitivity else None
+        ),
         features=_features(state, start) if isinstance(how.allocator, Learned) else None,
     )
     return how.allocator.allocate(demand, budget)
