@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
-from qkvshare.kernels import reference
+from qkvshare.kernels import cpu_blocks, cpu_decode, cpu_encode, reference
 from qkvshare.kernels.ahead import ahead
 from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
 from qkvshare.kernels.operators import decode_rows, encode_rows
@@ -50,12 +54,18 @@ def size_of(info: Tensor, dim: int) -> int:
 @pytest.mark.parametrize("tier", [None, *range(8)])
 @pytest.mark.parametrize(("heads", "tokens"), [(1, 1), (3, 32), (2, 45)])
 def test_kernels_equal_the_reference(dim: int, tier: int | None, heads: int, tokens: int) -> None:
+    compare(dim, tier, heads, tokens, DTYPES)
+
+
+def compare(
+    dim: int, tier: int | None, heads: int, tokens: int, dtypes: Sequence[torch.dtype]
+) -> None:
     rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, dim, tier)
     expected = reference.encode_rows(rows, info, inverse)
     codes = encode_rows(rows, info, inverse, size_of(info, dim))
     assert torch.equal(codes, expected)
     back = reference.decode_rows(codes, info, scales, mean, dim)
-    for dtype in DTYPES:
+    for dtype in dtypes:
         assert torch.equal(decode_rows(codes, info, scales, mean, dim, dtype), back.to(dtype))
 
 
@@ -139,3 +149,35 @@ def test_a_folder_that_cannot_be_written_is_said() -> None:
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stderr.count("Set NUMBA_CACHE_DIR to a folder that can be written") == 1
+
+
+def test_no_two_parts_have_one_name() -> None:
+    """Numba would take one for the other as soon as one of them comes from disk."""
+    parts = {
+        id(part): part.py_func.__qualname__
+        for module in (cpu_blocks, cpu_decode, cpu_encode)
+        for part in vars(module).values()
+        if isinstance(part, Dispatcher)
+    }
+    assert len(parts) > 30
+    assert len(set(parts.values())) == len(parts)
+
+
+@pytest.mark.slow
+def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
+    """Each begins with another kernel, so that what one has compiled the other finds on disk."""
+    script = (
+        "import sys, torch\n"
+        "from tests.kernels.test_rows import compare\n"
+        "dtypes, dims = [torch.float32, torch.bfloat16], [64, 80, 128]\n"
+        "for dim in dims if sys.argv[1] == 'a' else dims[::-1]:\n"
+        "    for tier in (None, *range(8)):\n"
+        "        compare(dim, tier, 2, 45, dtypes if sys.argv[1] == 'a' else dtypes[::-1])\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        started = [
+            subprocess.Popen([sys.executable, "-c", script, which], env=environment)
+            for which in "abab"
+        ]
+        assert [process.wait() for process in started] == [0] * 4

@@ -38,10 +38,10 @@ def decode_rows(
 def _(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
     if power_of_two(rows.shape[1]) > _LARGEST:
         return reference.encode_rows(rows, info, scales)
-    from . import cpu
+    from .cpu_encode import encode
 
     out = torch.empty(nbytes, dtype=torch.uint8)
-    cpu.encode(_array(rows), _array(info), _array(scales), _matrix(rows.shape[1]), _array(out))
+    encode(_array(rows), _array(info), _array(scales), _matrix(rows.shape[1]), _array(out))
     return out
 
 
@@ -51,7 +51,7 @@ def _(
 ) -> Tensor:
     if power_of_two(dim) > _LARGEST:
         return reference.decode_rows(codes, info, scales, mean, dim).to(dtype)
-    from . import cpu
+    from .cpu_decode import decode
 
     half = dtype == torch.bfloat16
     out = torch.empty(len(info), dim, dtype=dtype if half else torch.float32)
@@ -60,7 +60,7 @@ def _(
     opened = np.empty(9 * reference.BLOCK * dim, number)
     given = [_array(part) for part in (codes, info, scales)]
     flat = _array((out.view(torch.uint16) if half else out).view(-1))
-    cpu.decode(*given, _matrix(dim), _array(mean), opened, half, flat)
+    decode(*given, _matrix(dim), _array(mean), opened, half, flat)
     return out.to(dtype)
 
 

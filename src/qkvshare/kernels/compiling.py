@@ -1,0 +1,61 @@
+"""Compile a kernel once, and keep it on disk for all processes.
+
+What is on disk is found by a function's name, and within a process machine code is told apart by
+name too: two functions of one name with different constants would be taken for each other as soon
+as one of them comes from disk (numba issue 10486). So every constant is part of the name, and of a
+kernel's name a digest of all sources beside it, since Numba looks for changes in one file only. One
+process at a time may compile or load: Numba numbers its files without asking who else does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from hashlib import blake2s
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from numba import njit
+
+
+def part(function: Callable[..., Any], *constants: int) -> Any:
+    """Compile ``function``, which closes over ``constants``, as a part of a kernel."""
+    name = "_".join([function.__name__, *map(str, constants)])
+    function.__name__ = function.__qualname__ = name
+    return njit(function, nogil=True, error_model="numpy")
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` and all its parts at its first use, or find them on disk."""
+    function.__qualname__ = f"{function.__name__}_{_sources()}"
+    try:
+        compiled = njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError as error:
+        _warn_once(str(error).split("for file")[-1].strip())
+        return part(function)
+    folder = Path(compiled.stats.cache_path)
+    compile_ = compiled.compile
+
+    def alone(signature: Any) -> Any:
+        with FileLock(folder / f"{function.__name__}.lock"):
+            return compile_(signature)
+
+    compiled.compile = alone
+    return compiled
+
+
+@cache
+def _sources() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return blake2s(b"".join(file.read_bytes() for file in files), digest_size=4).hexdigest()
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(
+        "compiled kernels cannot be kept on disk, every process will compile them anew for some "
+        f"seconds ({reason}). Set NUMBA_CACHE_DIR to a folder that can be written.",
+        stacklevel=4,
+    )

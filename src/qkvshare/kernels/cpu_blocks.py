@@ -1,0 +1,184 @@
+"""What both kernels for processors do with one packed block, in Numba.
+
+Blocks stay in the first-level cache. Every inner loop has one width, unit stride and unsigned
+indices, so LLVM makes vector code of it. The Hadamard transform has the constant geometry of Pease
+(1968): each stage reads neighbours and writes halves, the same two shuffles at every stage.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .compiling import part
+from .levels import CUBICS, TIERS
+
+
+def _unpacker(width: int, low: int) -> Any:
+    """``f(packed, codes)``: a plane, bits ``low`` to ``low + width`` of the codes, from its bytes.
+
+    The first plane is written, later ones are added. All shifts are constants: with variable ones
+    the arithmetic would be as wide as a word.
+    """
+    mask, turns = (1 << width) - 1, 8 // width
+
+    def unpack(packed: Any, codes: Any) -> None:
+        size = np.uint64(packed.size)
+        for turn in range(turns):
+            right = np.uint8(turn * width)
+            for i in range(size):
+                part = np.uint8(((packed[i] >> right) & np.uint8(mask)) << np.uint8(low))
+                if low == 0:
+                    codes[np.uint64(turn) * size + i] = part
+                else:
+                    codes[np.uint64(turn) * size + i] |= part
+
+    return part(unpack, width, low)
+
+
+def _packer(width: int, low: int) -> Any:
+    """``f(codes, packed)``: undo `_unpacker`."""
+    mask, turns = (1 << width) - 1, 8 // width
+
+    def pack(codes: Any, packed: Any) -> None:
+        size = np.uint64(packed.size)
+        for turn in range(turns):
+            left = np.uint8(turn * width)
+            for i in range(size):
+                code = codes[np.uint64(turn) * size + i]
+                part = np.uint8(((code >> np.uint8(low)) & np.uint8(mask)) << left)
+                if turn == 0:
+                    packed[i] = part
+                else:
+                    packed[i] |= part
+
+    return part(pack, width, low)
+
+
+def _leveler(tier: int) -> Any:
+    """``f(codes, x)``: a tier's levels."""
+    a, b, k, s = (int(constant) for constant in CUBICS[tier])
+    top, rounding = (1 << TIERS[tier]) - 1, (1 << s) >> 1
+
+    def level(codes: Any, x: Any) -> None:
+        for i in range(np.uint64(codes.size)):
+            u = np.int16(np.int16(2) * np.int16(codes[i]) - np.int16(top))
+            slope = np.int16(np.int16(a) + (np.int16(np.int16(u * u) * np.int16(b)) >> k))
+            x[i] = np.int16(np.int16(np.int16(u * slope) + np.int16(rounding)) >> s)
+
+    return part(level, tier)
+
+
+def _transformer(h: int) -> Any:
+    """``f(x, y, runs)``: Hadamard transforms of ``h`` numbers each, with as much room in ``y``."""
+    half, stages = h // 2, h.bit_length() - 1
+
+    def transform(x: Any, y: Any, runs: Any) -> None:
+        for _ in range(stages // 2):
+            for run in range(np.uint64(runs)):
+                base = run * np.uint64(h)
+                for i in range(np.uint64(half)):
+                    one = x[base + np.uint64(2) * i]
+                    two = x[base + np.uint64(2) * i + np.uint64(1)]
+                    y[base + i] = one + two
+                    y[base + np.uint64(half) + i] = one - two
+            for run in range(np.uint64(runs)):
+                base = run * np.uint64(h)
+                for i in range(np.uint64(half)):
+                    one = y[base + np.uint64(2) * i]
+                    two = y[base + np.uint64(2) * i + np.uint64(1)]
+                    x[base + i] = one + two
+                    x[base + np.uint64(half) + i] = one - two
+        if stages % 2:
+            for run in range(np.uint64(runs)):
+                base = run * np.uint64(h)
+                for i in range(np.uint64(half)):
+                    one = x[base + np.uint64(2) * i]
+                    two = x[base + np.uint64(2) * i + np.uint64(1)]
+                    y[base + i] = one + two
+                    y[base + np.uint64(half) + i] = one - two
+            for i in range(np.uint64(runs * h)):
+                x[i] = y[i]
+
+    return part(transform, h)
+
+
+_unpack10, _unpack12, _unpack14 = _unpacker(1, 0), _unpacker(1, 2), _unpacker(1, 4)
+_unpack20, _unpack24, _unpack40 = _unpacker(2, 0), _unpacker(2, 4), _unpacker(4, 0)
+_pack10, _pack12, _pack14 = _packer(1, 0), _packer(1, 2), _packer(1, 4)
+_pack20, _pack24, _pack40 = _packer(2, 0), _packer(2, 4), _packer(4, 0)
+_level1, _level2, _level3, _level4, _level5, _level6, _level7 = map(_leveler, range(1, 8))
+_transform2, _transform4, _transform8, _transform16 = map(_transformer, (2, 4, 8, 16))
+_transform32, _transform64, _transform128, _transform256 = map(_transformer, (32, 64, 128, 256))
+
+
+@part
+def unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
+    """One block of a tier, bytes to levels ``x``."""
+    if tier == 1:
+        _unpack10(packed, codes)
+        _level1(codes, x)
+    elif tier == 2:
+        _unpack20(packed, codes)
+        _level2(codes, x)
+    elif tier == 3:
+        _unpack20(packed[: codes.size // 4], codes)
+        _unpack12(packed[codes.size // 4 :], codes)
+        _level3(codes, x)
+    elif tier == 4:
+        _unpack40(packed, codes)
+        _level4(codes, x)
+    elif tier == 5:
+        _unpack40(packed[: codes.size // 2], codes)
+        _unpack14(packed[codes.size // 2 :], codes)
+        _level5(codes, x)
+    elif tier == 6:
+        _unpack40(packed[: codes.size // 2], codes)
+        _unpack24(packed[codes.size // 2 :], codes)
+        _level6(codes, x)
+    else:
+        _level7(packed, x)
+
+
+@part
+def pack(tier: Any, codes: Any, packed: Any) -> None:
+    """One block of a tier, codes to bytes."""
+    if tier == 1:
+        _pack10(codes, packed)
+    elif tier == 2:
+        _pack20(codes, packed)
+    elif tier == 3:
+        _pack20(codes, packed[: codes.size // 4])
+        _pack12(codes, packed[codes.size // 4 :])
+    elif tier == 4:
+        _pack40(codes, packed)
+    elif tier == 5:
+        _pack40(codes, packed[: codes.size // 2])
+        _pack14(codes, packed[codes.size // 2 :])
+    elif tier == 6:
+        _pack40(codes, packed[: codes.size // 2])
+        _pack24(codes, packed[codes.size // 2 :])
+    else:
+        packed[:] = codes
+
+
+@part
+def hadamard(h: Any, x: Any, y: Any, runs: Any) -> None:
+    """``runs`` transforms of ``h`` numbers each in ``x``, with as much room in ``y``."""
+    if h == 64:
+        _transform64(x, y, runs)
+    elif h == 128:
+        _transform128(x, y, runs)
+    elif h == 256:
+        _transform256(x, y, runs)
+    elif h == 32:
+        _transform32(x, y, runs)
+    elif h == 16:
+        _transform16(x, y, runs)
+    elif h == 8:
+        _transform8(x, y, runs)
+    elif h == 4:
+        _transform4(x, y, runs)
+    elif h == 2:
+        _transform2(x, y, runs)
