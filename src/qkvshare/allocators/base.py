@@ -116,13 +116,9 @@ def fill(
     Raises:
         BudgetError: where the narrowest tier everywhere already costs more.
     """
-    costs = demand.costs()
-    per_row = torch.cat(
-        [
-            costs[number, :, None].expand(2, at.kv_heads * at.tokens, -1).flatten(0, 1)
-            for number, at in enumerate(demand.shapes)
-        ]
-    )  # [rows, tiers]
+    rows = torch.tensor([at.kv_heads * at.tokens for at in demand.shapes]).repeat_interleave(2)
+    prices, kind = torch.unique(demand.costs().flatten(0, 1), dim=0, return_inverse=True)
+    kind = kind.repeat_interleave(rows)  # which of prices [kinds, tiers] is a row's
     sink = torch.cat(
         [(torch.arange(at.tokens) < demand.sinks).repeat(2 * at.kv_heads) for at in demand.shapes]
     )
@@ -132,31 +128,43 @@ def fill(
     fall = -torch.tensor(distortion, dtype=torch.float64).diff() / tiers.diff()
     steps = _log(fall)  # falling
     level = _log(value)
-    last = len(demand.codec.tiers) - 1
+    lowest, last = int(level.min()), len(demand.codec.tiers) - 1
+    level -= lowest
+    # How many rows of a kind have a level is all that it takes to know what a slope would cost.
+    levels = torch.arange(int(level.max()) + 1)
+    counts = torch.stack(
+        [
+            torch.bincount(level[~sink & (kind == number)], minlength=len(levels))
+            for number in range(len(prices))
+        ]
+    )
+    fixed = int(prices[kind[sink], last].sum())
 
-    def tier_at(slope: int) -> Tensor:
-        """The tier of every row where a step is worth more than ``slope``."""
-        chosen = torch.searchsorted(-steps, level - slope)
-        return torch.where(sink, last, chosen)
+    def tiers_at(slope: int) -> Tensor:
+        """For every level the tier up to which a step is worth more than ``slope``."""
+        return torch.searchsorted(-steps, levels + (lowest - slope))
 
-    def spent(chosen: Tensor) -> int:
-        return int(per_row.gather(1, chosen[:, None]).sum())
+    def spent(slope: int) -> int:
+        return fixed + int((counts * prices[:, tiers_at(slope)]).sum())
 
-    least = torch.where(sink, last, torch.zeros_like(level))
-    if spent(least) > budget:
+    def chosen(slope: int) -> Tensor:
+        return torch.where(sink, last, tiers_at(slope)[level])
+
+    low = lowest + int(steps.min()) - 2
+    high = lowest + len(levels) + int(steps.max()) + 1
+    if spent(high) > budget:
         raise BudgetError(
-            f"{budget} bits for codes are fewer than the {spent(least)} of the narrowest widths."
+            f"{budget} bits for codes are fewer than the {spent(high)} of the narrowest widths."
         )
-    low, high = int(level.min() + steps.min()) - 2, int(level.max() + steps.max()) + 2
-    if high - low > 1 and spent(tier_at(low)) <= budget:
-        return split(_widths(demand, tier_at(low)), demand.shapes)
+    if spent(low) <= budget:
+        return split(_widths(demand, chosen(low)), demand.shapes)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if spent(tier_at(middle)) > budget else (low, middle)
-    chosen, next_ = tier_at(high), tier_at(low)
-    extra = (per_row.gather(1, next_[:, None]) - per_row.gather(1, chosen[:, None])).squeeze(1)
-    chosen = torch.where(extra.cumsum(0) <= budget - spent(chosen), next_, chosen)
-    return split(_widths(demand, chosen), demand.shapes)
+        low, high = (middle, high) if spent(middle) > budget else (low, middle)
+    now, next_ = chosen(high), chosen(low)
+    extra = prices[kind, next_] - prices[kind, now]
+    now = torch.where(extra.cumsum(0) <= budget - spent(high), next_, now)
+    return split(_widths(demand, now), demand.shapes)
 
 
 def evenly(tokens: int) -> Tensor:

@@ -115,6 +115,7 @@ def _joined(model: PreTrainedModel, card: CacheCard, kept: int) -> Iterator[Laye
     """Layers of the whole context up to ``kept`` tokens: segments joined, keys rotated."""
     records = card.manifest.segments
     streams = [decode_layers(card, segment) for segment in range(len(records))]
+    rope = Rope(model)
     unrotated = [find_codec(record.codec.name).pre_rope for record in records]
     for number, at in enumerate(card.manifest.layers):
         parts = [next(stream) for stream in streams]
@@ -125,7 +126,7 @@ def _joined(model: PreTrainedModel, card: CacheCard, kept: int) -> Iterator[Laye
             rotated = part.keys
             if before_rope:
                 positions = torch.arange(first, record.end)
-                rotated = Rope(model, number).rotate(part.keys, positions)
+                rotated = rope.rotate(number, part.keys, positions)
             use = slice(max(0, needed - first), max(0, kept - first))
             keys.append(rotated[:, use].to(part.values.dtype))
             values.append(part.values[:, use])

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,10 @@ class Watch:
     behind: int = 0
     scores: dict[Scorer, dict[int, Tensor]] = field(default_factory=dict)
 
+    @cached_property
+    def _rope(self) -> Rope:
+        return Rope(self.model)
+
     def see(
         self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
@@ -73,18 +78,18 @@ class Watch:
             else:
                 part = mask[chosen, :total]
                 visible = part if part.dtype == torch.bool else part > -1
-            turn = _turner(self.model, layer)
+            turn = _turner(self._rope, layer)
             glance = Glance(rows[:, :, chosen], key, visible, scaling, total - self.behind, turn)
             self.scores.setdefault(scorer, {})[layer] = scorer.score(glance).float()
 
 
-def _turner(model: PreTrainedModel, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _turner(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
     """`Glance.turn`: positions are those of the held keys, and only differences matter."""
-    rope = Rope(model, layer)
 
     def turn(vectors: Tensor, positions: Tensor) -> Tensor:
         back = bool((positions < 0).any())
-        return rope.unrotate(vectors, -positions) if back else rope.rotate(vectors, positions)
+        way, places = (rope.unrotate, -positions) if back else (rope.rotate, positions)
+        return way(layer, vectors, places)
 
     return turn
 

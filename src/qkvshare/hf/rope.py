@@ -8,11 +8,8 @@ square of the attention scaling that YaRN multiplies into cosine and sine (arXiv
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import cached_property
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -47,50 +44,56 @@ def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
 
 
 class Rope:
-    """Rotates the keys of one layer to and from positions; all arithmetic in float32."""
+    """Rotates a model's keys to and from positions; all arithmetic in float32.
 
-    def __init__(self, model: PreTrainedModel, layer: int) -> None:
-        """Bind to ``layer`` of ``model``. Raises `UnsupportedModelError`."""
+    Sines and cosines are kept as long as the object, since all layers of a kind share them.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises `UnsupportedModelError`."""
         rope_parameters(model)
-        self._attention = decoder_layer(model, layer).self_attn
+        self._model = model
         self._embedding = cast(Any, model).get_decoder().rotary_emb
         kinds = getattr(text_config(model), "layer_types", None)
-        nested = isinstance(getattr(self._embedding, "rope_type", None), dict)
-        self._layer_type = {"layer_type": kinds[layer]} if nested and kinds else {}
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether the layer has no positions at all (NoPE layers, as in SmolLM3)."""
-        return not getattr(self._attention, "use_rope", True)
-
-    @cached_property
-    def _apply(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        function = getattr(
-            sys.modules[type(self._attention).__module__], "apply_rotary_pos_emb", None
+        self._kinds = (
+            kinds if isinstance(getattr(self._embedding, "rope_type", None), dict) else None
         )
+        self._known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    def rotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+        """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions [tokens]``, float32."""
+        return self._turn(layer, keys, positions, back=False)
+
+    def unrotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+        """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
+        return self._turn(layer, keys, positions, back=True)
+
+    def _turn(self, layer: int, keys: Tensor, positions: Tensor, back: bool) -> Tensor:
+        attention = decoder_layer(self._model, layer).self_attn
+        x = keys.float()[None]  # [1, kv_heads, tokens, head_dim]
+        if not getattr(attention, "use_rope", True):  # NoPE layers, as in SmolLM3
+            return x[0]
+        function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
         if function is None:
             raise UnsupportedModelError(
-                f"{type(self._attention).__name__} rotates keys in a way of its own; "
+                f"{type(attention).__name__} rotates keys in a way of its own; "
                 "codecs that store keys before RoPE cannot serve it. Use the codec 'raw'."
             )
-        return function  # type: ignore[no-any-return]
+        cos, sin = self._angles(layer, x, positions, back)
+        turned: Tensor = function(x[:, :0], x, cos, sin)[1][0]  # no queries
+        return turned
 
-    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions [tokens]``, float32."""
-        return self._turn(keys, positions, 1.0)
-
-    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
-        return self._turn(keys, positions, -1.0)
-
-    def _turn(self, keys: Tensor, positions: Tensor, direction: float) -> Tensor:
-        x = keys.float()[None]  # [1, kv_heads, tokens, head_dim]
-        if self.is_identity:
-            return x[0]
-        cos, sin = self._embedding(x, positions[None].to(x.device), **self._layer_type)
-        turned = self._apply(x[:, :0], x, cos, direction * sin)[1][0]  # no queries
-        if direction > 0:
-            return turned
-        rotary = cos.shape[-1]  # of a partial rotation the rest was never scaled
-        scale = (cos.square() + sin.square())[0, 0, 0]  # the square of the attention scaling
-        return torch.cat([turned[..., :rotary] / scale, turned[..., rotary:]], dim=-1)
+    def _angles(
+        self, layer: int, x: Tensor, positions: Tensor, back: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[1, tokens, rotary]``; with ``back`` those of the inverse."""
+        kind = self._kinds and self._kinds[layer]
+        key = kind, x.device, back, positions.cpu().numpy().tobytes()
+        if key not in self._known:
+            chosen = {"layer_type": kind} if kind else {}
+            cos, sin = self._embedding(x, positions[None].to(x.device), **chosen)
+            if back:
+                scale = (cos.square() + sin.square())[:, :1]  # the square of the attention scaling
+                cos, sin = cos / scale, -sin / scale
+            self._known[key] = cos, sin
+        return self._known[key]

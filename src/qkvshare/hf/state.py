@@ -55,6 +55,10 @@ class State:
         """For learned allocators; read once more for them, and only then."""
         return read_features(self.model, self.ids)
 
+    @cached_property
+    def _rope(self) -> Rope:
+        return Rope(self.model)
+
     def first(self, number: int) -> int:
         """The first token that layer ``number`` still holds."""
         return len(self.ids) - self.held[number].keys.shape[1]
@@ -76,8 +80,8 @@ class State:
         skip = max(0, start - self.first(number))
         keys, values = self.held[number].keys[:, skip:], self.held[number].values[:, skip:]
         if pre_rope:
-            positions = torch.arange(self.first(number) + skip, len(self.ids), device=keys.device)
-            keys = Rope(self.model, number).unrotate(keys, positions)
+            positions = torch.arange(self.first(number) + skip, len(self.ids))
+            keys = self._rope.unrotate(number, keys, positions)
         return LayerKV(keys, values)
 
 

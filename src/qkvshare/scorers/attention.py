@@ -32,8 +32,8 @@ class Attention(Scorer):
         shared: weight of the mean over heads.
     """
 
-    count: int = 64
-    recent: int = 32
+    count: int = 24
+    recent: int = 24
     local: int = 32
     pool: int = 5
     shared: float = 0.6
