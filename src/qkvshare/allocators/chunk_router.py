@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..codecs.bits import BitMap
-from .base import Demand, evenly, in_turn
+from .base import Demand
 from .learned import Learned, expected_width
 
 WIDTHS = (2, 4, 16)
@@ -38,9 +38,4 @@ class ChunkRouter(Learned):
         means = [part.mean().expand(len(part)) for part in torch.split(widths, self.chunk)]
         if demand.sinks:  # the context begins here
             means[0] = means[0] + _FIRST
-        lead = 16.0 ** torch.cat(means)
-        worth = [
-            (lead[len(lead) - at.tokens :] * evenly(at.tokens)).expand(2, at.kv_heads, -1)
-            for at in demand.shapes
-        ]
-        return in_turn(demand, budget, worth)
+        return self.in_order(demand, budget, torch.cat(means))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..codecs.bits import BitMap
-from .base import Demand, evenly, in_turn
+from .base import Demand
 from .learned import Learned, expected_width
 
 WIDTHS = (2, 4, 8, 16)
@@ -28,10 +28,4 @@ class Controller(Learned):
         """Raises `BudgetError`, and `ProfileError` without a profile for it."""
         assert demand.features is not None
         chances = self.classify(demand.features.signals)
-        lead = 16.0 ** expected_width(chances, WIDTHS)
-        # Sliding layers hold the last tokens.
-        worth = [
-            (lead[len(lead) - at.tokens :] * evenly(at.tokens)).expand(2, at.kv_heads, -1)
-            for at in demand.shapes
-        ]
-        return in_turn(demand, budget, worth)
+        return self.in_order(demand, budget, expected_width(chances, WIDTHS))

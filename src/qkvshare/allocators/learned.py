@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..card.errors import ProfileError
+from ..codecs.bits import BitMap
 from ..profile import Profile
-from .base import Allocator
+from .base import Allocator, Demand, evenly, in_turn
 
 _EPOCHS, _BATCH, _RATE, _DECAY = 40, 512, 1e-3, 1e-2
 
@@ -50,6 +51,19 @@ class Learned(Allocator):
             x = nn.functional.linear(x, arrays[f"{number}.weight"], arrays[f"{number}.bias"])
             x = x if number == last else x.relu()
         return x.double().softmax(-1)
+
+    def in_order(self, demand: Demand, budget: int, widths: Tensor) -> BitMap:
+        """Spend ``budget`` so that tokens are as many bits apart as ``widths [tokens]`` are.
+
+        Raises `BudgetError`.
+        """
+        lead = 16.0**widths
+        # Sliding layers hold the last tokens.
+        worth = [
+            (lead[len(lead) - at.tokens :] * evenly(at.tokens)).expand(2, at.kv_heads, -1)
+            for at in demand.shapes
+        ]
+        return in_turn(demand, budget, worth)
 
 
 def expected_width(chances: Tensor, widths: Sequence[int]) -> Tensor:

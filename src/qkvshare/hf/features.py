@@ -15,6 +15,7 @@ from ..card.digest import TokenIds
 from ..card.errors import UnsupportedModelError
 from ..scorers import Glance, Scorer
 from ..scorers.base import evenly_spaced
+from .layers import text_config
 from .probe import Watch, watched
 
 # Rows of logits made at a time: a vocabulary is large.
@@ -47,12 +48,14 @@ def read_features(model: PreTrainedModel, ids: TokenIds) -> Features:
             logs = torch.log_softmax(head(part).float(), dim=-1)
             entropy.append(-(logs.exp() * logs).sum(-1))
             confidence.append(logs.amax(-1).exp())
-    if not watch.scores:
+    seen = watch.scores.get(watch.scorers[0], {})
+    layers = text_config(model).num_hidden_layers
+    if len(seen) != layers:
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not let its attention be observed. Choose an allocator "
-            "that is not learned, such as 'uniform'."
+            f"{type(model).__name__} lets {len(seen)} of its {layers} attention layers be "
+            "observed. Choose an allocator that is not learned, such as 'uniform'."
         )
-    spread = sum(layer.mean(0) for layer in watch.scores[watch.scorers[0]].values())
+    spread = sum(layer.mean(0) for layer in seen.values())
     _, kind, counts = np.unique(ids, return_inverse=True, return_counts=True)
     rarity = -np.log(counts[kind] / len(ids))
     signals = torch.stack(
