@@ -25,8 +25,8 @@ from .spend import salience
 from .state import read
 
 _AVERAGE = 5.0  # bits
-# As it is: of the queries that come, nothing is smoothed away.
-_ORACLE = Attention(local=0, pool=1, shared=0.0)
+# As it is: of the queries that come, nothing is evened out.
+_ORACLE = Attention(local=0, shared=0.0)
 
 
 def calibrate(

@@ -1,11 +1,9 @@
 """``attention``: the mean attention that a token receives from the queries that can see it.
 
-Four things make of the context's own queries a good guess of what comes after it. A query in the
+Three things make of the context's own queries a good guess of what comes after it. A query in the
 middle mostly looks around itself, as any query will, so what it says of its nearest tokens does not
-count. What one query looks at, later ones look at with neighbours: scores spread to tokens nearby
-(SnapKV pools for the same reason, arXiv:2404.14469). Heads are noisy, so a head's score is mixed
-with the mean over all heads of the layer. And the newest queries are the best guess, so all of
-them are probes.
+count. Heads are noisy, so a head's score is mixed with the mean over all heads of the layer. And
+the newest queries are the best guess, so all of them are probes.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Glance, Scorer, evenly_spaced
@@ -28,14 +25,12 @@ class Attention(Scorer):
         recent: probes at its end.
         local: tokens before a probe, itself included, of which it says nothing; the ``recent``
             ones, whose nearest tokens will also be those of the next queries, say all.
-        pool: tokens over which the largest score spreads, odd.
         shared: weight of the mean over heads.
     """
 
     count: int = 24
     recent: int = 24
     local: int = 32
-    pool: int = 5
     shared: float = 0.6
 
     name = "attention"
@@ -53,6 +48,5 @@ class Attention(Scorer):
         counts = glance.visible[:, :tokens] & (far | (places >= tokens - self.recent))
         given = glance.attention()[..., :tokens].mean(1) * counts
         score = given.sum(1) / counts.sum(0).clamp(min=1)
-        score = F.max_pool1d(score[:, None], self.pool, 1, self.pool // 2)[:, 0]
         score = score / score.mean(1, keepdim=True).clamp(min=1e-30)
         return torch.lerp(score, score.mean(0, keepdim=True), self.shared)
