@@ -72,30 +72,28 @@ def test_sums_and_means_of_attention() -> None:
     assert torch.allclose(
         Reconstruction().score(glance).sum(), glance.attention()[..., :40].amax((1, 2)).sum()
     )
-    plain = Attention(local=0, pool=1, shared=0.0, recent=0).score(glance)
+    plain = Attention(local=0, shared=0.0, recent=0).score(glance)
     expected = weights.mean(1) / weights.mean((1, 2))[:, None]
     assert torch.allclose(plain, expected, atol=1e-5)
 
 
 def test_a_probe_says_nothing_of_its_neighbours() -> None:
     glance = make_glance(40, 40, behind=False)
-    score = Attention(local=4, recent=0, pool=1, shared=0.0).score(glance)
+    score = Attention(local=4, recent=0, shared=0.0).score(glance)
     weights = attention_by_hand(glance)
     age = torch.arange(40)[:, None] - torch.arange(40)
     far = age >= 4
     expected = (weights * far).sum(1) / far.sum(0).clamp(min=1)
     assert torch.allclose(score, expected / expected.mean(1, keepdim=True), atol=1e-5)
     assert (score[:, -4:] == 0).all()
-    newest = Attention(local=4, recent=3, pool=1, shared=0.0).score(glance)
+    newest = Attention(local=4, recent=3, shared=0.0).score(glance)
     assert (newest > 0).all()
 
 
-def test_pooling_and_sharing() -> None:
+def test_sharing() -> None:
     glance = make_glance(40, 5)
-    plain = Attention(pool=1, shared=0.0).score(glance)
-    pooled = Attention(pool=3, shared=0.0).score(glance)
-    most = torch.stack([plain[:, :-2], plain[:, 1:-1], plain[:, 2:]]).amax(0)
-    assert torch.allclose(pooled[:, 1:-1] / pooled[:, 1:2], most / most[:, :1], atol=1e-5)
+    own = Attention(shared=0.0).score(glance)
+    assert not torch.allclose(own[0], own[1])
     same = Attention(shared=1.0).score(glance)
     assert torch.allclose(same[0], same[1])
 
