@@ -92,7 +92,7 @@ def test_salience_of_probes_behind_is_the_models_attention(family: str) -> None:
     probes = np.array(some_ids(6, seed=3), np.int32)
     state = pick_row(model, live_cache(model, CONTEXT), CONTEXT)
     weights = eager_attention(model, CONTEXT + probes.tolist())
-    scorer = Attention(local=0, pool=1, shared=0.0)
+    scorer = Attention(local=0, shared=0.0)
     for number, score in enumerate(salience(state, scorer, probes)):
         kv_heads, held = score.shape
         seen = weights[number][0, :, -6:, len(CONTEXT) - held : len(CONTEXT)]
@@ -106,7 +106,7 @@ def test_salience_of_probes_behind_is_the_models_attention(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_salience_of_a_context_read_for_the_card_is_the_models_attention(family: str) -> None:
     model = tiny_model(family)
-    scorer = Attention(count=16, recent=0, local=0, pool=1, shared=0.0)
+    scorer = Attention(count=16, recent=0, local=0, shared=0.0)
     state = read(model, CONTEXT, [scorer])
     weights = eager_attention(model, CONTEXT)
     chosen = scorer.probes(len(CONTEXT))
@@ -164,7 +164,8 @@ def test_focus_moves_bits() -> None:
         for focus in (None, "where is it?", some_ids(4, seed=9))
     ]
     assert len({card.digest for card in cards}) == 3
-    assert len({card.nbytes // 100 for card in cards}) == 1
+    sizes = [card.nbytes for card in cards]
+    assert max(sizes) - min(sizes) < 0.02 * max(sizes)
     with pytest.raises(CaptureError, match="focus is empty"):
         capture(model, token_ids=CONTEXT, codec=Packed(), focus=[])
     with pytest.raises(CaptureError, match="needs the tokenizer"):
