@@ -3,13 +3,17 @@
 The rotation is the model's own ``apply_rotary_pos_emb`` (partial or interleaved rotations come out
 right by construction); its inverse is the same function with the sine negated, divided by the
 square of the attention scaling that YaRN multiplies into cosine and sine (arXiv:2309.00071).
+Nearly every model turns the two halves of a head, and its function makes five copies of the keys
+for that; where a trial shows this to be so, they are turned in one.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -59,6 +63,7 @@ class Rope:
             kinds if isinstance(getattr(self._embedding, "rope_type", None), dict) else None
         )
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+        self._halves: dict[Callable[..., Any], bool] = {}
 
     def rotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
         """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions [tokens]``, float32."""
@@ -80,6 +85,10 @@ class Rope:
                 "codecs that store keys before RoPE cannot serve it. Use the codec 'raw'."
             )
         cos, sin = self._angles(layer, x, positions, back)
+        if function not in self._halves:
+            self._halves[function] = _turns_halves(function, x[:, :1, :8], cos[:, :8], sin[:, :8])
+        if self._halves[function]:
+            return _turn_halves(x, cos, sin)[0]
         turned: Tensor = function(x[:, :0], x, cos, sin)[1][0]  # no queries
         return turned
 
@@ -97,3 +106,20 @@ class Rope:
                 cos, sin = cos / scale, -sin / scale
             self._known[key] = cos, sin
         return self._known[key]
+
+
+def _turns_halves(function: Callable[..., Any], like: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether ``function`` does to keys shaped ``like`` what `_turn_halves` does."""
+    if cos.shape[-1] != like.shape[-1] or like.shape[-1] % 2 or not like.numel():
+        return False
+    x = torch.linspace(-1, 1, like.numel(), device=like.device).view(like.shape)
+    return torch.allclose(function(x[:, :0], x, cos, sin)[1], _turn_halves(x, cos, sin), atol=1e-5)
+
+
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn number ``i`` of a head with number ``i + head_dim / 2``."""
+    half = x.shape[-1] // 2
+    turned = x * cos[:, None]
+    turned[..., :half].addcmul_(x[..., half:], sin[:, None, :, :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[:, None, :, half:])
+    return turned
