@@ -58,6 +58,9 @@ class Watch:
     scorers: Sequence[Scorer]
     behind: int = 0
     scores: dict[Scorer, dict[int, Tensor]] = field(default_factory=dict)
+    _looks: dict[tuple[Scorer, torch.device], tuple[Tensor | None, Tensor, Tensor]] = field(
+        default_factory=dict
+    )
 
     @cached_property
     def _rope(self) -> Rope:
@@ -66,21 +69,36 @@ class Watch:
     def see(
         self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
-        """Score one layer: ``query [heads, read, dim]``, ``key [kv_heads, total, dim]``."""
+        """Score one layer: ``query [heads, read, dim]``, ``key [kv_heads, total, dim]``, and the
+        model's ``mask [1, 1, read, total]``."""
         heads, read, dim = query.shape
         kv_heads, total = key.shape[:2]
         rows = query.view(kv_heads, heads // kv_heads, read, dim)
         for scorer in self.scorers:
-            chosen = torch.arange(read) if self.behind else scorer.probes(read)
-            chosen = chosen.to(key.device)
-            if mask is None:
-                visible = torch.arange(total, device=key.device) <= chosen[:, None] + total - read
-            else:
-                part = mask[chosen, :total]
-                visible = part if part.dtype == torch.bool else part > -1
+            chosen, visible = self._look(scorer, read, total, mask, key.device)
             turn = _turner(self._rope, layer)
             glance = Glance(rows[:, :, chosen], key, visible, scaling, total - self.behind, turn)
             self.scores.setdefault(scorer, {})[layer] = scorer.score(glance).float()
+
+    def _look(
+        self, scorer: Scorer, read: int, total: int, mask: Tensor | None, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Which queries are looked at, ``[chosen]``, and what each sees, ``[chosen, total]``.
+
+        Layers of one kind share their mask, so this is worked out once for each kind.
+        """
+        known = self._looks.get((scorer, device))
+        if known is not None and known[0] is mask and known[2].shape[1] == total:
+            return known[1:]
+        chosen = torch.arange(read) if self.behind else scorer.probes(read)
+        chosen = chosen.to(device)
+        if mask is None:
+            visible = torch.arange(total, device=device) <= chosen[:, None] + total - read
+        else:
+            part = mask[0, 0, chosen, :total]
+            visible = part if part.dtype == torch.bool else part > -1
+        self._looks[scorer, device] = mask, chosen, visible
+        return chosen, visible
 
 
 def _turner(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -123,8 +141,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """SDPA of ``query [1, heads, read, head_dim]``; scores are taken in passing."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = None if attention_mask is None else attention_mask[0, 0]
-    _watching.watch.see(module.layer_idx, query[0], key[0], mask, scale)
+    _watching.watch.see(module.layer_idx, query[0], key[0], attention_mask, scale)
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **arguments
     )

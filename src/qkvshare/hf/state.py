@@ -145,7 +145,12 @@ def pick_row(
         real = attention_mask[row].bool().cpu()
         ids = ids[real.numpy()]
     require_context(model, ids)
-    return _state(model, cache, row, ids, real)
+    state = _state(model, cache, row, ids, real)
+    card = cache.card if isinstance(cache, CardCache) else None
+    known = 0 if card is None else _require_ids_of(card, ids)
+    first = max(known, state.first(0))
+    require_cache_of(model, state.held[0].keys[:, first - len(ids) :], ids, first)
+    return replace(state, card=card)
 
 
 def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
@@ -183,11 +188,7 @@ def _state(
         layers.append(layer)
         held.append(LayerKV(keys[:, start:], values[:, start:]))
         _require_finite(number, held[-1])
-    card = cache.card if isinstance(cache, CardCache) else None
-    known = 0 if card is None else _require_ids_of(card, ids)
-    first = max(known, len(ids) - held[0].keys.shape[1])
-    require_cache_of(model, held[0].keys[:, first - len(ids) :], ids, first)
-    return State(model, ids, layers, held, card)
+    return State(model, ids, layers, held)
 
 
 def _require_finite(number: int, held: LayerKV) -> None:
