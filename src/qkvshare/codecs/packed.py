@@ -37,6 +37,8 @@ MEAN_TOKENS = 64
 OCTAVE = 3  # scales per factor of two
 # Half-precision parts are encoded from a float32 copy; those of two layers would be too much.
 _ONE_AT_A_TIME = Lock()
+# Rows of a layer's keys: two layers at once only get in each other's way when they are small.
+_WORTH_THREADS = 8192
 LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
 
 
@@ -67,7 +69,9 @@ class Packed(Codec):
         """Means, then keys, then values. Raises `CodecError`."""
         if bits is None:
             raise CodecError("packed needs a bit map; capture with budget=.")
-        yield from ahead(lambda one: self._encode(*one), zip(layers, bits, strict=True))
+        large = any(part.keys.numel() >= _WORTH_THREADS for part in bits)
+        run = ahead if large else map
+        yield from run(lambda one: self._encode(*one), zip(layers, bits, strict=True))
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
         with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
