@@ -1,13 +1,21 @@
-"""A profile: what `qkvshare calibrate` learned about one model, in one safetensors file."""
+"""A profile: what `qkvshare calibrate` learned about one model, in one safetensors file.
+
+Profiles at hand lie in one folder, named by their digest: ``$QKVSHARE_PROFILES``, by default
+``~/.local/share/qkvshare/profiles``. A card that needs one names it by digest.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -18,10 +26,24 @@ _FORMAT = "qkvshare-profile-1"
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Float32 arrays by name, and the digest of the weights that they were learned with."""
+    """Arrays by name, and the digest of the weights that they were learned with."""
 
     weights: str
-    arrays: Mapping[str, npt.NDArray[np.float32]]
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+    @cached_property
+    def digest(self) -> str:
+        """BLAKE3 of weights' digest, names, types, shapes and numbers."""
+        of = blake3(self.weights.encode())
+        for name, array in sorted(self.arrays.items()):
+            of.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+            of.update(array.tobytes())
+        return of.hexdigest()
+
+    def keep(self) -> str:
+        """Make it known to this process, for cards that name it; returns the digest."""
+        _known[self.digest] = self
+        return self.digest
 
     def require(self, weights: str) -> None:
         """Raise `ProfileError` unless the profile is of the model with these ``weights``."""
@@ -36,7 +58,9 @@ class Profile:
         part = path.with_name(f".{path.name}.part")
         try:
             metadata = {"format": _FORMAT, "weights": self.weights}
-            save_file(dict(self.arrays), part, metadata=metadata)
+            # safetensors writes the memory as it lies, whatever its strides say.
+            arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+            save_file(arrays, part, metadata=metadata)
             part.replace(path)
         except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
@@ -57,3 +81,52 @@ class Profile:
                 "profiles with qkvshare calibrate."
             )
         return cls(metadata["weights"], arrays)
+
+    @classmethod
+    def find(cls, digest: str) -> Profile:
+        """The profile that a card names: known to the process, or in the folder.
+
+        Raises `ProfileError`.
+        """
+        if digest not in _known:
+            path = profiles() / f"{digest}.safetensors"
+            if not path.exists():
+                raise ProfileError(
+                    f"the card was encoded with the profile {digest[:12]}…, which is not at hand "
+                    f"in {profiles()}. Copy it there from the sender under the name "
+                    f"{path.name}, or load it first (--profile)."
+                )
+            found = cls.load(path)
+            if found.digest != digest:
+                raise ProfileError(
+                    f"{path} has digest {found.digest[:12]}…, expected the one in its name. The "
+                    "file is damaged; copy it again."
+                )
+            _known[digest] = found
+        return _known[digest]
+
+    @classmethod
+    def at_hand(cls, weights: str) -> Profile | None:
+        """The newest profile in the folder that was learned with ``weights``, if any."""
+        files = sorted(profiles().glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
+        for path in files:
+            if _weights(path) == weights:
+                return cls.find(path.stem)
+        return None
+
+
+_known: dict[str, Profile] = {}
+
+
+def profiles() -> Path:
+    """The folder of the profiles at hand."""
+    default = Path.home() / ".local" / "share" / "qkvshare" / "profiles"
+    return Path(os.environ.get("QKVSHARE_PROFILES") or default)
+
+
+def _weights(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("weights")
+    except (OSError, SafetensorError):
+        return None

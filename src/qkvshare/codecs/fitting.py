@@ -1,0 +1,152 @@
+"""Fit the transform codec's basis to keys and values that a model has made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..kernels.rans import SYMBOLS, quantize, tally
+from .basis import KINDS, PartBasis
+from .entropy import CLASSES, SHIFT, Tables, classes, make_tables, shifted
+
+DEAD = 0.1  # part of a step that is rounded down besides the half
+_RIDGE = 1e-4
+_SEARCH = 2048  # tokens, to find the step for a rate
+_FAR = 64 * 24  # of the step's exponent
+Part = Tensor  # [tokens, columns], half precision
+
+
+def fit(
+    layers: Sequence[tuple[Part, Part]],
+    weights: Sequence[tuple[Tensor, Tensor]],
+    sources: Sequence[tuple[int, ...]],
+    rate: float,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, npt.NDArray[Any]]:
+    """A profile's arrays, for keys and values of ``layers``.
+
+    ``weights`` ``[columns]`` are the errors' weights, and ``rate`` the bits per value at which
+    predictors see their decoded features.
+    """
+    few = [tuple(part[:: max(1, len(part) // _SEARCH)] for part in pair) for pair in layers]
+    blank = make_tables(np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS)))
+    low, high = -_FAR, _FAR  # exponents of the step; the rate falls as it grows
+    while high - low > 8:
+        number = (low + high) // 2
+        found = _pass(few, weights, sources, number, blank, None)[2]
+        low, high = (number, high) if found > rate else (low, number)
+        progress()
+    number = high
+    parts, scales, _, counted = _pass(layers, weights, sources, number, blank, None)
+    progress()
+    tables = make_tables(*counted)
+    refs, total = [], [np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))]
+    for octave in (-2, -1, 0, 1, 2):
+        _, scales, _, counted = _pass(layers, weights, sources, number + 64 * octave, tables, parts)
+        refs.append(scales)
+        for all_, one in zip(total, counted, strict=True):
+            all_ += one
+        progress()
+    tables = make_tables(*total)
+    return _arrays(parts, refs, sources, number, tables)
+
+
+def _pass(
+    layers: Any, weights: Any, sources: Any, number: int, tables: Tables, fitted: Any
+) -> tuple[Any, Any, float, Any]:
+    """Through all layers at one step; fits where ``fitted`` is None.
+
+    Returns the parts, the scales, the bits per value (entropy column by column) and the counts.
+    """
+    known: dict[tuple[int, int], Tensor] = {}
+    counts, sums = np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))
+    parts, scales, bits, values_seen = [], [], 0.0, 0
+    unit = np.float32(2.0 ** (number / 64))
+    for layer, pair in enumerate(layers):
+        own_parts, own_scales = [], []
+        for kind in (0, 1):
+            x = pair[kind].float()
+            given = [known[layer, 0]] if kind else []
+            given += [known[s, at] for s in sources[layer] for at in (0, 1)]
+            if fitted is None:
+                part = _fit_part(x, given, weights[layer][kind])
+            else:
+                part = fitted[layer][kind]
+            guess = part.mean + (torch.cat(given, 1) @ part.predictor if given else 0)
+            z = ((x - guess) @ part.forward).numpy()
+            mean = np.abs(z).mean(0)
+            scale = np.rint(256 * np.log2(np.maximum(mean, 1e-20))).clip(-32000, 32000)
+            scale = scale.astype(np.int16)
+            base = classes(np.stack([scale] * 5), number, number)
+            rows = np.full(len(z), SHIFT, np.int32)
+            units = np.full(len(z), unit, np.float32)
+            values, out = np.empty(z.shape, np.int32), np.empty_like(z)
+            table, activity = shifted(base), np.empty(len(z), np.int32)
+            quantize(z, rows, table, units, np.float32(DEAD), tables.points, values, out, activity)
+            tally(z, values, rows, table, units, counts, sums)
+            bits += _entropy(values)
+            values_seen += values.size
+            known[layer, kind] = guess + torch.from_numpy(out) @ part.back
+            own_parts.append(part)
+            own_scales.append(scale)
+        parts.append(tuple(own_parts))
+        scales.append(tuple(own_scales))
+        needed = {s for later in sources[layer + 1 :] for s in later}
+        known = {key: value for key, value in known.items() if key[0] in needed}
+    return parts, scales, bits / values_seen, (counts, sums)
+
+
+def _entropy(values: npt.NDArray[np.int32]) -> float:
+    """Bits of all columns, each under its own frequencies."""
+    total = 0.0
+    for column in np.clip(values, -40, 40).T + 40:
+        share = np.bincount(column, minlength=81) / len(column)
+        total -= len(column) * float((share[share > 0] * np.log2(share[share > 0])).sum())
+    return total
+
+
+def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor) -> PartBasis:
+    """Ridge regression on what is known, then the principal axes of what is left, weighted."""
+    mean = x.mean(0)
+    if given:
+        features = torch.cat(given, 1)
+        center = features.mean(0)
+        rows = features - center
+        square = (rows.T @ rows).double()
+        square += torch.eye(len(square)) * square.diagonal().mean() * _RIDGE
+        predictor = torch.linalg.solve(square, (rows.T @ (x - mean)).double()).float().half().float()
+        mean = mean - center @ predictor
+        rest = x - mean - features @ predictor
+    else:
+        predictor = x.new_zeros(0, x.shape[1])
+        rest = x - mean
+    root = weight.sqrt()
+    _, axes = torch.linalg.eigh(torch.cov((rest * root).T).double())
+    axes = axes.flip(1).float()  # largest first
+    back = (axes.T / root).half().float()
+    return PartBasis(predictor, mean, back, np.zeros((5, x.shape[1]), np.int16))
+
+
+def _arrays(
+    parts: Any, refs: Any, sources: Any, number: int, tables: Tables
+) -> dict[str, npt.NDArray[Any]]:
+    out: dict[str, npt.NDArray[Any]] = {
+        "transform.reference": np.array([number], np.int32),
+        "transform.sources": np.array([[*s, -1, -1][:2] for s in sources], np.int32),
+        "transform.freq": tables.freq.astype(np.int16),
+        "transform.points": tables.points,
+        "transform.expected": tables.expected,
+    }
+    for layer, pair in enumerate(parts):
+        for kind, part in enumerate(pair):
+            name = f"transform.{layer}.{KINDS[kind]}"
+            out[f"{name}.predictor"] = part.predictor.numpy().astype(np.float16)
+            out[f"{name}.back"] = part.back.numpy().astype(np.float16)
+            out[f"{name}.mean"] = part.mean.numpy()
+            out[f"{name}.scales"] = np.stack([ref[layer][kind] for ref in refs])
+    return out
