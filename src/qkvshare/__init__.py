@@ -14,7 +14,7 @@ from .card import CacheCard
 from .card.errors import QKVShareError
 
 if TYPE_CHECKING:
-    from .codecs import Packed, Raw, Uniform
+    from .codecs import Packed, Raw, Transform, Uniform
     from .hf.capture import capture
     from .hf.identity import identify
     from .hf.inject import inject
@@ -24,6 +24,7 @@ __all__ = [
     "Packed",
     "QKVShareError",
     "Raw",
+    "Transform",
     "Uniform",
     "capture",
     "identify",
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Packed": "codecs",
     "Raw": "codecs",
+    "Transform": "codecs",
     "Uniform": "codecs",
     "capture": "hf.capture",
     "identify": "hf.identity",

@@ -40,6 +40,11 @@ class Profile:
             of.update(array.tobytes())
         return of.hexdigest()
 
+    @property
+    def has_basis(self) -> bool:
+        """Whether the codec `transform` can use it; profiles of before it cannot."""
+        return "transform.sources" in self.arrays
+
     def keep(self) -> str:
         """Make it known to this process, for cards that name it; returns the digest."""
         _known[self.digest] = self
@@ -107,11 +112,11 @@ class Profile:
 
     @classmethod
     def at_hand(cls, weights: str) -> Profile | None:
-        """The newest profile in the folder that was learned with ``weights``, if any."""
+        """The newest one for `transform` in the folder, learned with ``weights``, if any."""
         files = sorted(profiles().glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
         for path in files:
-            if _weights(path) == weights:
-                return cls.find(path.stem)
+            if _weights(path) == weights and (found := cls.find(path.stem)).has_basis:
+                return found
         return None
 
 

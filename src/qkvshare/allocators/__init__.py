@@ -19,6 +19,7 @@ from .learned import Learned
 from .random import Random
 from .recency import Recency
 from .salient import Salient
+from .smooth import Smooth
 from .uniform import Uniform
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Random",
     "Recency",
     "Salient",
+    "Smooth",
     "Uniform",
     "find_allocator",
     "make_allocator",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..card import Codec
 from ..card.errors import CaptureError
 from .options import (
     AllocatorName,
@@ -44,15 +45,19 @@ def capture(
 
     with progress.status("loading the model …") as status:
         from ..allocators import make_allocator
-        from ..codecs import find_codec
+        from ..codecs import default_codec, make_codec
         from ..hf.capture import capture as capture_state
+        from ..hf.identity import identify
         from ..hf.load import load_model
         from ..profile import Profile
         from ..scorers import make_scorer
 
         learned = None if profile is None else Profile.load(profile)
-        chosen = None if codec is None else find_codec(codec)()
         loaded, tokenizer = load_model(model)
+        if codec is None and allocator is None:
+            chosen = default_codec(identify(loaded).weights, learned)
+        else:
+            chosen = make_codec(codec or "packed", learned)
         status.update("reading …")
         card = capture_state(
             loaded,
@@ -69,8 +74,16 @@ def capture(
     written = card.manifest.segments[-1].codec
     out.print(
         f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes, "
-        f"{card.bits_per_value:.3f} bits per value ({written.name} {written.parameters or ''})"
+        f"{card.bits_per_value:.3f} bits per value ({_describe(written)})"
     )
+
+
+def _describe(codec: Codec) -> str:
+    """With a profile only its first letters, and that the receiver needs it."""
+    if "profile" in codec.parameters:
+        known = str(codec.parameters["profile"])
+        return f"{codec.name}, to be opened where the profile {known[:12]}… is at hand"
+    return f"{codec.name} {codec.parameters or ''}".strip()
 
 
 def _read(path: Path) -> str:

@@ -51,7 +51,7 @@ def make_settings(
     ``packed`` at its default budget where none is named.
     """
     from ..allocators import Lagrangian, make_allocator
-    from ..codecs import find_codec
+    from ..codecs import make_codec
     from ..evals.handoff import Setting
     from ..profile import Profile
     from ..scorers import Attention, Scorer, make_scorer
@@ -62,7 +62,7 @@ def make_settings(
     judges = [make_scorer(name) for name in scorers or [Attention.name]]
     settings = []
     for name in codecs or ["packed"]:
-        codec = find_codec(name)()
+        codec = make_codec(name, learned)
         if not codec.tiers:
             settings += [Setting(codec, at) for at in limits]
             continue

@@ -18,7 +18,11 @@ Model = Annotated[
     typer.Option("--model", "-m", help="A hub id, a folder, or smollm2-135m (the embedded model)."),
 ]
 CodecName = Annotated[
-    str | None, typer.Option(help="How to encode: raw, uniform, kivi, packed, or a plug-in's.")
+    str | None,
+    typer.Option(
+        help="How to encode: raw, uniform, kivi, packed, transform (with a profile), or a "
+        "plug-in's; by default transform where a profile of the model is at hand, else packed."
+    ),
 ]
 ScorerName = Annotated[
     str | None,
@@ -42,7 +46,7 @@ Budget = Annotated[
 ]
 ProfileFile = Annotated[
     Path | None,
-    typer.Option("--profile", help="What calibrate wrote, for controller and chunk-router."),
+    typer.Option("--profile", help="What calibrate wrote; needed where it is not in its folder."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the card.")]
 Json = Annotated[str | None, typer.Option("--json", help="Also write JSON here; - for stdout.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..card import CacheCard
-from .options import Card, Model, progress
+from .options import Card, Model, ProfileFile, progress
 
 
 def resume(
@@ -22,6 +22,7 @@ def resume(
         Path | None, typer.Option("--output", "-o", help="Hand on: write the longer card here.")
     ] = None,
     agent: Annotated[str, typer.Option(help="A name for the new card's lineage.")] = "",
+    profile: ProfileFile = None,
 ) -> None:
     """Go on from a card: read PROMPT after it and print what the model says (greedy)."""
     known = CacheCard.load(card)
@@ -30,7 +31,10 @@ def resume(
 
         from ..hf.inject import inject
         from ..hf.load import load_model
+        from ..profile import Profile
 
+        if profile is not None:
+            Profile.load(profile).keep()
         loaded, tokenizer = load_model(model)
         status.update("going on from the card …")
         new = tokenizer(prompt, add_special_tokens=False)["input_ids"]

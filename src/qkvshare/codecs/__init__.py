@@ -16,12 +16,14 @@ from ..card import CacheCard
 from ..card import Codec as CodecRecord
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
+from ..profile import Profile
 from ..registry import find
 from .base import Codec, LayerKV, Shape
 from .bits import BitMap, Energy, LayerBits
 from .kivi import Kivi
 from .packed import Packed
 from .raw import Raw
+from .transform import Transform
 from .uniform import Uniform
 
 __all__ = [
@@ -35,19 +37,41 @@ __all__ = [
     "Packed",
     "Raw",
     "Shape",
+    "Transform",
     "Uniform",
     "decode_layers",
+    "default_codec",
     "find_codec",
     "from_record",
+    "make_codec",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, Uniform, Kivi, Packed)}
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (Raw, Uniform, Kivi, Packed, Transform)
+}
 
 
 def find_codec(name: str) -> type[Codec]:
     """The codec class registered as ``name``. Raises `CodecError` with the names there are."""
     return find(name, Codec, CODECS, "codec", CodecError)  # type: ignore[type-abstract]
+
+
+def make_codec(name: str, profile: Profile | None = None) -> Codec:
+    """The codec ``name`` with its default parameters; `Transform` with ``profile`` if given.
+
+    Raises `CodecError`.
+    """
+    kind = find_codec(name)
+    return kind.of(profile) if issubclass(kind, Transform) and profile is not None else kind()
+
+
+def default_codec(weights: str, profile: Profile | None = None) -> Codec:
+    """For a card that goes to a file: `Transform` where a profile is given or at hand."""
+    if profile is not None and profile.has_basis:
+        return Transform.of(profile)
+    at_hand = Profile.at_hand(weights)
+    return Packed() if at_hand is None else Transform.of(at_hand)
 
 
 def from_record(record: CodecRecord) -> Codec:

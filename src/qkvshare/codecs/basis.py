@@ -1,4 +1,4 @@
-"""What the transform codec knows of a model: predictors and bases of every layer, from a profile."""
+"""What the transform codec knows of a model, from a profile: predictors and bases of all layers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class PartBasis:
     @cached_property
     def forward(self) -> Tensor:
         """From columns to coefficients; only the encoder needs it."""
-        return torch.linalg.inv(self.back.double()).float()
+        inverse: Tensor = torch.linalg.inv(self.back.double())
+        return inverse.float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +62,15 @@ class Basis:
     def of(cls, profile: Profile) -> Basis:
         """Raises `ProfileError` for a profile without one."""
         arrays = profile.arrays
-        if "transform.sources" not in arrays:
+        if not profile.has_basis:
             raise ProfileError(
                 "the profile has no basis for the codec 'transform'. Calibrate again with this "
                 "package."
             )
         sources = [tuple(int(x) for x in row if x >= 0) for row in arrays["transform.sources"]]
-        parts = [(_part(arrays, n, "keys"), _part(arrays, n, "values")) for n in range(len(sources))]
+        parts = [
+            (_part(arrays, n, "keys"), _part(arrays, n, "values")) for n in range(len(sources))
+        ]
         tables = Tables(
             arrays["transform.freq"].astype(np.int32),
             arrays["transform.points"],
@@ -75,7 +78,9 @@ class Basis:
         )
         return cls(parts, sources, int(arrays["transform.reference"][0]), tables)
 
-    def features(self, layer: int, kind: int, known: Mapping[tuple[int, int], Tensor]) -> list[Tensor]:
+    def features(
+        self, layer: int, kind: int, known: Mapping[tuple[int, int], Tensor]
+    ) -> list[Tensor]:
         """What predicts a part, each ``[tokens, columns]``: sources' keys and values, and for
         values the layer's own keys before them. ``known`` by layer and kind, as decoded."""
         own = [known[layer, 0]] if kind else []

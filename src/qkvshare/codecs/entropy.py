@@ -67,7 +67,9 @@ def make_tables(counts: npt.NDArray[Any], sums: npt.NDArray[Any], weight: float 
     for number in range(CLASSES):
         scale = 2.0 ** ((number - _MIDDLE) / OCTAVE)
         decay = np.exp(-1 / max(scale, 1e-3))
-        prior = np.where(size == 0, 1 - decay**0.6, 0.5 * (decay**0.6) * (1 - decay) * decay ** (size - 1.0))
+        prior = np.where(
+            size == 0, 1 - decay**0.6, 0.5 * (decay**0.6) * (1 - decay) * decay ** (size - 1.0)
+        )
         prior = np.append(prior, max(0.0, 1 - prior.sum()))
         # Symbols of either sign are taken together: signs carry nothing.
         own = counts[number].astype(np.float64)
@@ -123,10 +125,10 @@ def classes(scales: npt.NDArray[np.int16], number: int, reference: int) -> Ints:
 def shifted(base: Ints) -> Ints:
     """Tables of every shift, ``[2 · SHIFT + 1, columns]``, as indices of classes."""
     shifts = np.arange(-SHIFT, SHIFT + 1, dtype=np.int32)[:, None]
-    return np.clip(base + shifts, 0, CLASSES - 1)
+    return np.asarray(np.clip(base + shifts, 0, CLASSES - 1), np.int32)
 
 
-def gain(activity: Ints, expected: Ints) -> Ints:
+def gain(activity: npt.NDArray[Any], expected: npt.NDArray[Any]) -> Ints:
     """How many classes larger a token's numbers are than expected: ``[tokens]``, -8 to 8."""
     ratio = ((activity.astype(np.int64) * _EXPECTED + 256) << 10) // (expected + 256)
-    return (np.searchsorted(_RATIOS, ratio, side="right") - 8).astype(np.int32)
+    return np.asarray(np.searchsorted(_RATIOS, ratio, side="right") - 8, np.int32)

@@ -45,7 +45,7 @@ def fit(
     parts, scales, _, counted = _pass(layers, weights, sources, number, blank, None)
     progress()
     tables = make_tables(*counted)
-    refs, total = [], [np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))]
+    refs, total = [], (np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS)))
     for octave in (-2, -1, 0, 1, 2):
         _, scales, _, counted = _pass(layers, weights, sources, number + 64 * octave, tables, parts)
         refs.append(scales)
@@ -118,15 +118,20 @@ def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor) -> PartBasis:
         center = features.mean(0)
         rows = features - center
         square = (rows.T @ rows).double()
-        square += torch.eye(len(square)) * square.diagonal().mean() * _RIDGE
-        predictor = torch.linalg.solve(square, (rows.T @ (x - mean)).double()).float().half().float()
+        # Where nothing was decoded but means, features are all 0.
+        square += torch.eye(len(square)) * (square.diagonal().mean() * _RIDGE + 1e-9)
+        predictor = (
+            torch.linalg.solve(square, (rows.T @ (x - mean)).double()).float().half().float()
+        )
         mean = mean - center @ predictor
         rest = x - mean - features @ predictor
     else:
         predictor = x.new_zeros(0, x.shape[1])
         rest = x - mean
     root = weight.sqrt()
-    _, axes = torch.linalg.eigh(torch.cov((rest * root).T).double())
+    spread = torch.cov((rest * root).double().T)
+    spread += torch.eye(len(spread)) * (spread.diagonal().mean() * 1e-9 + 1e-30)
+    _, axes = torch.linalg.eigh(spread)
     axes = axes.flip(1).float()  # largest first
     back = (axes.T / root).half().float()
     return PartBasis(predictor, mean, back, np.zeros((5, x.shape[1]), np.int16))

@@ -5,8 +5,8 @@ decoder knows them; what is left is taken to its principal axes, quantized with 
 coded under distributions of the right scale. A token has a step of its own, 2**(exponent / 4)
 times that of the card: token-level mixed precision. docs/codec-transform.md has the formulas.
 
-Related: cross-layer prediction (AQUA-KV, arXiv:2501.19392), principal axes and entropy coding (KVTC,
-arXiv:2511.01815), arithmetic coding of caches (CacheGen, arXiv:2310.07240).
+Related: cross-layer prediction (AQUA-KV, arXiv:2501.19392), principal axes and entropy coding
+(KVTC, arXiv:2511.01815), arithmetic coding of caches (CacheGen, arXiv:2310.07240).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from ..profile import Profile
 from .base import Codec, LayerKV, Shape
 from .basis import Basis, PartBasis
 from .bits import BitMap
-from .entropy import LARGEST, SHIFT, Ints, classes, exact_table, gain, shifted
+from .entropy import SHIFT, Ints, Tables, classes, exact_table, gain, shifted
 
 DEAD = 0.1  # part of a step that is rounded down besides the half
 CHUNK = 512  # tokens that are coded together; chunks are opened in parallel
@@ -95,7 +94,9 @@ class Transform(Codec):
                 walk.known[number, kind] = guess.addmm_(torch.from_numpy(out), walk.part(kind).back)
                 walk.activity[number, kind] = activity
                 streams.append([_code(walk, values, rows, table, at) for at in _chunks(tokens)])
-            yield _join(_code_exponents(own), [one for pair in zip(*streams) for one in pair])
+            yield _join(
+                _code_exponents(own), [one for pair in zip(*streams, strict=True) for one in pair]
+            )
 
     def decode(
         self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
@@ -154,6 +155,7 @@ class _Walk:
     basis: Basis
     step: int
     layer: int = 0
+    exponents: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
     known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     activity: dict[tuple[int, int], Ints] = field(default_factory=dict)
     expected: dict[tuple[int, int], Ints] = field(default_factory=dict)
@@ -163,9 +165,10 @@ class _Walk:
         """Go on to ``layer``, whose tokens have ``exponents``."""
         self.layer, self.exponents = layer, exponents
         needed = {at for later in self.basis.sources[layer:] for at in later}
-        for store in (self.known, self.activity, self.expected):
+        stores: tuple[dict[tuple[int, int], Any], ...] = self.known, self.activity, self.expected
+        for store in stores:
             for key in [key for key in store if key[0] not in needed]:
-                del store[key]  # type: ignore[attr-defined]
+                del store[key]
         self.units = np.exp2(self.step / 64 + exponents / 4).astype(np.float32)
         self.tables = []
         for kind, part in enumerate(self.basis.parts[layer]):
@@ -189,8 +192,8 @@ class _Walk:
         past += [(at, 1) for at in sources[:1]]
         shift = -self.exponents[at]
         if past:
-            seen = sum(self.activity[one][at] for one in past)
-            mean = sum(self.expected[one][at] for one in past)
+            stores = self.activity, self.expected
+            seen, mean = (np.stack([of[one][at] for one in past]).sum(0) for of in stores)
             shift = shift + gain(seen, mean)
         rows = SHIFT + np.clip(shift, -SHIFT, SHIFT)
         return rows.astype(np.int32), self.tables[kind]
@@ -244,14 +247,17 @@ def _read_exponents(data: Bytes, tokens: int) -> Ints:
     if used == 0 or len(data) < 1 + 4 * used + 4 or (len(data) - 1) % 2:
         raise _bad("exponents of a wrong size")
     symbols, counts = np.split(np.ascontiguousarray(data[1 : 1 + 4 * used]).view("<u2"), 2)
-    wrong = (symbols < LARGEST + FINEST) | (symbols > LARGEST + COARSEST)
-    if wrong.any() or counts.sum() != rans.TOTAL or not counts.all() or (np.diff(symbols.astype(int)) <= 0).any():
+    wrong = (symbols < rans.LARGEST + FINEST) | (symbols > rans.LARGEST + COARSEST)
+    if (
+        wrong.any()
+        or counts.sum() != rans.TOTAL
+        or not counts.all()
+        or (np.diff(symbols.astype(int)) <= 0).any()
+    ):
         raise _bad("exponents out of range")
     freq = np.zeros((1, rans.SYMBOLS), np.int32)
     freq[0, symbols] = counts
-    from .entropy import Tables
-
-    points = (np.arange(rans.SYMBOLS, dtype=np.float32) - LARGEST)[None]
+    points = (np.arange(rans.SYMBOLS, dtype=np.float32) - rans.LARGEST)[None]
     tables = Tables(freq, points, np.zeros(1, np.int32))
     rest = np.ascontiguousarray(data[1 + 4 * used :])
     states = np.full(4, 1 << 16, np.uint64)
@@ -260,7 +266,9 @@ def _read_exponents(data: Bytes, tokens: int) -> Ints:
     rows, table = np.zeros(tokens, np.int32), np.zeros((1, 1), np.int32)
     ones, none = np.ones(tokens, np.float32), np.zeros(0, np.uint8)
     words = rest[4:].view("<u2")
-    if not rans.decode(words, states, none, rows, table, tables.lookup, points, ones, out, activity):
+    if not rans.decode(
+        words, states, none, rows, table, tables.lookup, points, ones, out, activity
+    ):
         raise _bad("exponents that do not end where they should")
     return out[:, 0].astype(np.int32)
 

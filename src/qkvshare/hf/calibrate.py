@@ -1,4 +1,4 @@
-"""Learn what learned allocators need, from texts that the model reads.
+"""Learn what learned allocators and the transform codec need, from texts that the model reads.
 
 The oracle they are to imitate sees the future: a token is worth as many bits as the attention that
 the following tokens pay to it deserves. By rate-distortion theory four times the attention deserves
@@ -8,7 +8,7 @@ one bit more; widths are spread around five bits, the average that "Don't Waste 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from ..allocators import chunk_router, controller
 from ..allocators.learned import train
 from ..profile import Profile
 from ..scorers import Attention
+from .basis import fit_basis
 from .identity import identify
 from .spend import salience
 from .state import read
@@ -30,11 +31,32 @@ _ORACLE = Attention(local=0, shared=0.0)
 
 
 def calibrate(
-    model: PreTrainedModel, texts: Iterable[Sequence[int]], following_tokens: int
+    model: PreTrainedModel,
+    texts: Sequence[Sequence[int]],
+    following_tokens: int,
+    rate: float = 1.0,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> Profile:
-    """Train on ``texts`` (ids); the last ``following_tokens`` of each are the future."""
+    """Learn from ``texts`` (ids); the last ``following_tokens`` of each are the future.
+
+    ``rate`` is the bits per value that the transform codec's predictors are fitted for. What is
+    under way is told to ``progress``. The same texts give the same profile.
+    """
+    basis = fit_basis(model, texts, following_tokens, rate, progress)
+    learned = _train(model, texts, following_tokens, progress)
+    return Profile(identify(model).weights, learned | basis)
+
+
+def _train(
+    model: PreTrainedModel,
+    texts: Sequence[Sequence[int]],
+    following_tokens: int,
+    progress: Callable[[str], None],
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The learned allocators' arrays."""
     signals, hidden, deserved = [], [], []
-    for ids in texts:
+    for number, ids in enumerate(texts, 1):
+        progress(f"allocators: context {number} of {len(texts)}")
         state = read(model, ids[:-following_tokens])
         future = torch.tensor(ids[-following_tokens:], dtype=torch.int32).numpy()
         worth = torch.zeros(len(state.ids))
@@ -49,7 +71,7 @@ def calibrate(
         labels = _labels(bits, kind.WIDTHS)
         name = kind.__name__.rpartition(".")[2].replace("_", "-")
         arrays |= train(name, torch.cat(inputs), labels, kind.SIZES, len(kind.WIDTHS))
-    return Profile(identify(model).weights, arrays)
+    return arrays
 
 
 def _labels(bits: Tensor, widths: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -11,14 +12,15 @@ import numpy as np
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..allocators import Allocator, Lagrangian, Learned
+from ..allocators import Allocator, Lagrangian, Learned, Smooth
 from ..card import CacheCard, Hop, Identity
 from ..card.digest import TokenIds
-from ..card.errors import BudgetError, CaptureError, CodecError
-from ..codecs import Codec, Packed, from_record
+from ..card.errors import BudgetError, CaptureError, CodecError, ProfileError
+from ..codecs import Codec, Packed, Transform, from_record
+from ..profile import Profile
 from ..scorers import Attention, Scorer, parts_of
 from .identity import identify
-from .segments import Before, encode_alike, encode_tiers
+from .segments import Before, encode_alike, encode_steps, encode_tiers
 from .spend import Spending
 from .state import State, pick_row, read
 from .tokens import Ids, Message, as_ids, require_vocabulary, tokenize
@@ -131,6 +133,9 @@ def make_card(
     )
     if how is None:
         return encode_alike(state, start, before, codec, budget)
+    if isinstance(codec, Transform):
+        codec = _with_profile(codec, identity)
+        return encode_steps(state, start, before, codec, how, budget)
     return encode_tiers(state, start, before, codec, how, budget)
 
 
@@ -138,22 +143,43 @@ def _inherited(parent: CacheCard | None) -> Codec:
     return Packed() if parent is None else from_record(parent.manifest.segments[-1].codec)
 
 
+def _with_profile(codec: Transform, identity: Identity) -> Transform:
+    """With the profile at hand where it names none, which must be the model's."""
+    profile = Profile.find(codec.profile) if codec.profile else Profile.at_hand(identity.weights)
+    if profile is None:
+        raise ProfileError(
+            "the codec 'transform' needs a profile of this model, and none is at hand. Make one "
+            "with qkvshare calibrate, or take 'packed', which needs none."
+        )
+    profile.require(identity.weights)
+    return replace(codec, profile=profile.keep())
+
+
 def spending(
     codec: Codec, scorer: Scorer | None, allocator: Allocator | None, focus: TokenIds | None
 ) -> Spending | None:
     """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
     given = scorer is not None or focus is not None
-    if not codec.tiers:
+    spender: Allocator | Smooth
+    if isinstance(codec, Transform):
+        if allocator is not None:
+            raise CodecError(
+                f"'transform' has a step for every token and no tiers: the allocator "
+                f"{allocator.name!r} would change nothing. Leave it out."
+            )
+        spender = Smooth()
+    elif not codec.tiers:
         if given or allocator is not None:
             raise CodecError(
                 f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a "
                 "codec with tiers, such as 'packed'."
             )
         return None
-    allocator = allocator or Lagrangian()
-    if given and not allocator.uses_salience:
+    else:
+        spender = allocator or Lagrangian()
+    if given and not spender.uses_salience:
         raise CodecError(
-            f"the allocator {allocator.name!r} asks no scorer: scorer= and focus= would change "
+            f"the allocator {spender.name!r} asks no scorer: scorer= and focus= would change "
             "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
         )
     scorer = scorer or Attention()
@@ -162,7 +188,7 @@ def spending(
             f"the scorer {scorer.name!r} looks at no query: focus= would change nothing. Leave it "
             "out, or choose one that does, such as 'attention'."
         )
-    return Spending(scorer, allocator, focus)
+    return Spending(scorer, spender, focus)
 
 
 def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:

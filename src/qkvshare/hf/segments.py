@@ -1,6 +1,7 @@
 """The new card: what was before it, and one more segment.
 
-Two ways to meet a budget: a codec with tiers spends it row by row; any other is narrowed.
+Three ways to meet a budget: a codec with tiers spends it row by row, `Transform` is given the step
+that fits, and any other is narrowed.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from ..card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
 from ..card.container import Array, blob_name, ids_name
 from ..card.digest import EMPTY_CHAIN, Bytes, digest_bytes, extend_chain
 from ..card.errors import BudgetError
-from ..codecs import Codec, LayerKV
+from ..codecs import Codec, LayerKV, Transform
 from ..registry import label
 from ..scorers import label_scorer
-from .spend import Spending, least_bits, shapes_of, spend
+from .spend import Spending, least_bits, shapes_of, spend, spend_steps
 from .state import State
+from .steps import fit_step, sample_size
 
 # Bits per number of the codes and what belongs to them, for tokens that come without a budget.
 DEFAULT_BUDGET = 4.0
@@ -99,6 +101,32 @@ def encode_tiers(
     bits = spend(state, start, codec, how, before.identity, room)
     encoded = codec.encode(_layers(state, start, codec), bits)
     return before.card(state, *_segment(state, start, before, codec, allocation, encoded))
+
+
+def encode_steps(
+    state: State, start: int, before: Before, codec: Transform, how: Spending, budget: float | None
+) -> CacheCard:
+    """The transform codec: the finest step whose card has ``budget``, or the codec's own."""
+    exponents = spend_steps(state, start, how)
+    assert how.scored_by is not None
+    allocation = Allocation(
+        scorer=label_scorer(how.scored_by), allocator=label(how.allocator), budget=budget
+    )
+
+    def make(step: int) -> CacheCard:
+        fitted = codec.at(step)
+        blobs = fitted.encode(_layers(state, start, codec), exponents=exponents)
+        return before.card(state, *_segment(state, start, before, fitted, allocation, blobs))
+
+    if budget is None:
+        return make(codec.basis.reference if codec.step is None else codec.step)
+    nothing = (np.zeros(0, np.uint8) for _ in state.layers)
+    draft = before.card(
+        state, *_segment(state, start, before, codec.at(0), allocation, nothing, digests=False)
+    )
+    layers = sample_size(state, start, codec, exponents)
+    room = budget * draft.values / 8
+    return fit_step(make, lambda step: draft.nbytes + layers(step), codec.basis.reference, room)
 
 
 def _layers(state: State, start: int, codec: Codec) -> Iterator[LayerKV]:

@@ -48,15 +48,30 @@ def _measure(model: PreTrainedModel) -> list[Tensor]:
     limit = getattr(config, "max_position_embeddings", None) or 2 * _TOKENS
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (min(_TOKENS, limit // 2),), generator=draw)
+    found = fisher(model, ids, ids, draw)
+    mean = torch.cat([layer.flatten() for layer in found]).mean()
+    if not 0 < mean < torch.inf:
+        raise _unmeasurable(model, f"the mean over all heads is {mean:g}")
+    return [layer.clamp(min=_LEAST * mean.item()) for layer in found]
+
+
+def fisher(
+    model: PreTrainedModel, ids: Tensor, following: Tensor, draw: torch.Generator
+) -> list[Tensor]:
+    """Fisher information that predicting ``following`` has of the keys and values of ``ids``.
+
+    For each layer ``[2 (keys, values), kv_heads]``, in nats per predicted token, summed over all
+    numbers of all tokens but the first. Raises `UnsupportedModelError`.
+    """
     state = read(model, ids.numpy())
     try:
         held = [
             LayerKV(*(part.clone().requires_grad_() for part in (layer.keys, layer.values)))
             for layer in state.held
         ]
-        again = ids[None].to(model.device)
+        after = following[None].to(model.device)
         cache = replace(state, held=held).cache()
-        logits = model(input_ids=again, past_key_values=cache, use_cache=True).logits[0].float()
+        logits = model(input_ids=after, past_key_values=cache, use_cache=True).logits[0].float()
         # Labels from the model's own distribution: that is what makes it Fisher information.
         chances = logits.detach().softmax(-1).cpu()
         labels = chances.multinomial(1, generator=draw)[:, 0].to(logits.device)
@@ -66,12 +81,10 @@ def _measure(model: PreTrainedModel) -> list[Tensor]:
     except (RuntimeError, NotImplementedError) as error:
         raise _unmeasurable(model, str(error)) from error
     # Rotations keep squares: after RoPE the sum is the same as before it.
-    sums = [slope[:, SINKS:].float().square().sum((1, 2)).cpu() / len(ids) for slope in slopes]
-    found = [torch.stack(pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
-    mean = torch.cat([layer.flatten() for layer in found]).mean()
-    if not 0 < mean < torch.inf:
-        raise _unmeasurable(model, f"the mean over all heads is {mean:g}")
-    return [layer.clamp(min=_LEAST * mean.item()) for layer in found]
+    sums = [
+        slope[:, SINKS:].float().square().sum((1, 2)).cpu() / len(following) for slope in slopes
+    ]
+    return [torch.stack(pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
 
 
 def _unmeasurable(model: PreTrainedModel, why: str) -> UnsupportedModelError:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..allocators import SINKS, Allocator, Demand, Features, Learned
+from ..allocators import SINKS, Allocator, Demand, Features, Learned, Smooth
 from ..card import Identity
 from ..card.digest import TokenIds
 from ..card.errors import UnsupportedModelError
@@ -28,7 +30,7 @@ class Spending:
     """How capture spends bits: who scores, who allocates, and the receiver's question if known."""
 
     scorer: Scorer | None
-    allocator: Allocator
+    allocator: Allocator | Smooth
     focus: TokenIds | None = None
 
     @property
@@ -63,13 +65,9 @@ def spend(
 
     ``identity`` is the model's. Raises `BudgetError`, `CaptureError` or `UnsupportedModelError`.
     """
+    assert isinstance(how.allocator, Allocator)
     shapes = shapes_of(state, start)
-    scores = None
-    if how.scored_by is not None:
-        scores = [
-            score[:, score.shape[1] - at.tokens :]
-            for score, at in zip(salience(state, how.scored_by, how.focus), shapes, strict=True)
-        ]
+    scores = None if how.scored_by is None else _salience_from(state, start, how)
     demand = Demand(
         codec=codec,
         shapes=shapes,
@@ -85,6 +83,22 @@ def spend(
         features=_features(state, start) if isinstance(how.allocator, Learned) else None,
     )
     return how.allocator.allocate(demand, budget)
+
+
+def spend_steps(state: State, start: int, how: Spending) -> list[npt.NDArray[np.int32]]:
+    """Exponents of the steps of the tokens from ``start`` on, for each layer."""
+    assert isinstance(how.allocator, Smooth)
+    sinks = _sinks(state, start)
+    return [how.allocator.exponents(at, sinks) for at in _salience_from(state, start, how)]
+
+
+def _salience_from(state: State, start: int, how: Spending) -> list[Tensor]:
+    assert how.scored_by is not None
+    scores = salience(state, how.scored_by, how.focus)
+    return [
+        score[:, score.shape[1] - at.tokens :]
+        for score, at in zip(scores, shapes_of(state, start), strict=True)
+    ]
 
 
 def salience(state: State, scorer: Scorer, focus: TokenIds | None = None) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Quantize, code and decode small integers, in Numba: asymmetric numeral systems with static tables.
+"""Quantize, code and decode small integers, in Numba: range coding with static tables.
 
 rANS (Duda, arXiv:1311.2540) with four interleaved states, which hide the latency of each other, 16
 bits at a time, and probabilities of 12 bits. Each row of numbers is coded with one row of
@@ -38,7 +38,8 @@ def quantize(
     n, dim = z.shape
     bias = np.float32(0.5) - dead
     for t in range(n):
-        row, unit, total = tables[rows[t]], units[t], 0
+        row, unit = tables[rows[t]], units[t]
+        total: Any = 0
         inverse = np.float32(1) / unit
         for c in range(dim):
             size = min(np.floor(abs(z[t, c]) * inverse + bias), _LIMIT)
@@ -102,7 +103,7 @@ def _step(x: Any, entry: Any, words: Any, at: int) -> tuple[Any, int]:
 
 
 @part
-def _escaped(escapes: Any, far: int) -> tuple[int, int]:
+def _escaped(escapes: Any, far: int) -> tuple[Any, int]:
     """One escaped value, and where the next begins."""
     rest, shift = np.uint64(0), np.uint64(0)
     while far < escapes.size and shift < 35:
@@ -130,7 +131,8 @@ def decode(
     at, far, fours = 0, 0, dim // 4 * 4
     entries = np.empty(4, np.uint32)
     for t in range(n):
-        row, unit, total = tables[rows[t]], units[t], 0
+        row, unit = tables[rows[t]], units[t]
+        total: Any = 0
         for c in range(0, dim, 4):
             whole = c < fours
             e0 = lookup[(np.uint64(row[c]) << np.uint64(BITS)) | (x0 & _MASK)]
@@ -163,7 +165,7 @@ def decode(
                     out[t, c + way] = points[row[c + way], symbol] * unit
         activity[t] = total
     done = x0 == _LOW and x1 == _LOW and x2 == _LOW and x3 == _LOW
-    return done and at == words.size and far == escapes.size
+    return bool(done and at == words.size and far == escapes.size)
 
 
 @kernel
