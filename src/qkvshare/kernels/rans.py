@@ -23,6 +23,7 @@ WAYS = 4  # states; column c belongs to state c % 4
 _LOW = np.uint64(1 << 16)
 _MASK = np.uint64(TOTAL - 1)
 _LIMIT = np.float32(1 << 30)
+_ESCAPED = np.uint32(ESCAPE << 24)  # the least entry of an escape
 
 
 @kernel
@@ -90,16 +91,40 @@ def encode(
     return at, far, state
 
 
+# Parts get no arrays in the inner loop: Numba would count references at every call.
 @part
-def _step(x: Any, entry: Any, words: Any, at: int) -> tuple[Any, int]:
-    """A state after its symbol, and where the next word is."""
+def _place(table: Any, x: Any) -> Any:
+    """Where the entry of the next symbol is."""
+    return (np.uint64(table) << np.uint64(BITS)) | (x & _MASK)
+
+
+@part
+def _after(x: Any, entry: Any) -> Any:
+    """The state after a symbol; below `_LOW` it lacks a word."""
     f = ((entry >> np.uint32(12)) & np.uint32(TOTAL - 1)) + np.uint32(1)
-    x = np.uint64(f) * (x >> np.uint64(BITS)) + np.uint64(entry & np.uint32(TOTAL - 1))
-    if x < _LOW:
-        word = words[at] if at < words.size else np.uint16(0)
-        x = (x << np.uint64(16)) | np.uint64(word)
-        at += 1
-    return x, at
+    return np.uint64(f) * (x >> np.uint64(BITS)) + np.uint64(entry & np.uint32(TOTAL - 1))
+
+
+@part
+def _filled(x: Any, word: Any) -> Any:
+    return (x << np.uint64(16)) | np.uint64(word)
+
+
+@part
+def _put(
+    entry: Any, point: Any, unit: Any, escapes: Any, far: int, out: Any, c: int
+) -> tuple[Any, int]:
+    """Write the number of ``entry``; its magnitude, and where the next escape is."""
+    symbol = np.int64(entry >> np.uint32(24))
+    if symbol < ESCAPE:
+        out[c] = point[symbol] * unit
+        return abs(symbol - LARGEST), far
+    value, far = _escaped(escapes, far)
+    if abs(value) <= LARGEST:
+        out[c] = point[value + LARGEST] * unit
+        return abs(value), far
+    out[c] = np.float32(value) * unit
+    return np.int64(LARGEST), far
 
 
 @part
@@ -129,40 +154,61 @@ def decode(
     n, dim = out.shape
     x0, x1, x2, x3 = np.uint64(states[0]), np.uint64(states[1]), states[2], states[3]
     at, far, fours = 0, 0, dim // 4 * 4
-    entries = np.empty(4, np.uint32)
+    size, none = words.size, np.uint16(0)
     for t in range(n):
-        row, unit = tables[rows[t]], units[t]
+        row, unit, own = tables[rows[t]], units[t], out[t]
         total: Any = 0
-        for c in range(0, dim, 4):
-            whole = c < fours
-            e0 = lookup[(np.uint64(row[c]) << np.uint64(BITS)) | (x0 & _MASK)]
-            x0, at = _step(x0, e0, words, at)
-            entries[0] = e0
-            if whole or c + 1 < dim:
-                e1 = lookup[(np.uint64(row[c + 1]) << np.uint64(BITS)) | (x1 & _MASK)]
-                x1, at = _step(x1, e1, words, at)
-                entries[1] = e1
-            if whole or c + 2 < dim:
-                e2 = lookup[(np.uint64(row[c + 2]) << np.uint64(BITS)) | (x2 & _MASK)]
-                x2, at = _step(x2, e2, words, at)
-                entries[2] = e2
-            if whole:
-                e3 = lookup[(np.uint64(row[c + 3]) << np.uint64(BITS)) | (x3 & _MASK)]
-                x3, at = _step(x3, e3, words, at)
-                entries[3] = e3
-            for way in range(4 if whole else dim - c):
-                symbol = np.int64(entries[way] >> np.uint32(24))
-                if symbol == ESCAPE:
-                    value, far = _escaped(escapes, far)
-                    if abs(value) <= LARGEST:
-                        total += abs(value)
-                        out[t, c + way] = points[row[c + way], value + LARGEST] * unit
-                    else:
-                        total += LARGEST
-                        out[t, c + way] = np.float32(value) * unit
-                else:
-                    total += abs(symbol - LARGEST)
-                    out[t, c + way] = points[row[c + way], symbol] * unit
+        for c in range(0, fours, 4):
+            t0, t1, t2, t3 = row[c], row[c + 1], row[c + 2], row[c + 3]
+            e0 = lookup[_place(t0, x0)]
+            x0 = _after(x0, e0)
+            if x0 < _LOW:
+                x0 = _filled(x0, words[at] if at < size else none)
+                at += 1
+            e1 = lookup[_place(t1, x1)]
+            x1 = _after(x1, e1)
+            if x1 < _LOW:
+                x1 = _filled(x1, words[at] if at < size else none)
+                at += 1
+            e2 = lookup[_place(t2, x2)]
+            x2 = _after(x2, e2)
+            if x2 < _LOW:
+                x2 = _filled(x2, words[at] if at < size else none)
+                at += 1
+            e3 = lookup[_place(t3, x3)]
+            x3 = _after(x3, e3)
+            if x3 < _LOW:
+                x3 = _filled(x3, words[at] if at < size else none)
+                at += 1
+            if max(max(e0, e1), max(e2, e3)) < _ESCAPED:
+                s0, s1 = np.int64(e0 >> np.uint32(24)), np.int64(e1 >> np.uint32(24))
+                s2, s3 = np.int64(e2 >> np.uint32(24)), np.int64(e3 >> np.uint32(24))
+                own[c], own[c + 1] = points[t0, s0] * unit, points[t1, s1] * unit
+                own[c + 2], own[c + 3] = points[t2, s2] * unit, points[t3, s3] * unit
+                total += abs(s0 - LARGEST) + abs(s1 - LARGEST)
+                total += abs(s2 - LARGEST) + abs(s3 - LARGEST)
+                continue
+            m0, far = _put(e0, points[t0], unit, escapes, far, own, c)
+            m1, far = _put(e1, points[t1], unit, escapes, far, own, c + 1)
+            m2, far = _put(e2, points[t2], unit, escapes, far, own, c + 2)
+            m3, far = _put(e3, points[t3], unit, escapes, far, own, c + 3)
+            total += m0 + m1 + m2 + m3
+        for c in range(fours, dim):
+            way = c - fours
+            x = x0 if way == 0 else x1 if way == 1 else x2
+            entry = lookup[_place(row[c], x)]
+            x = _after(x, entry)
+            if x < _LOW:
+                x = _filled(x, words[at] if at < size else none)
+                at += 1
+            if way == 0:
+                x0 = x
+            elif way == 1:
+                x1 = x
+            else:
+                x2 = x
+            magnitude, far = _put(entry, points[row[c]], unit, escapes, far, own, c)
+            total += magnitude
         activity[t] = total
     done = x0 == _LOW and x1 == _LOW and x2 == _LOW and x3 == _LOW
     return bool(done and at == words.size and far == escapes.size)
