@@ -302,3 +302,35 @@ def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_capture_takes_the_profile_at_hand(
+    run: Any, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, hand, path = tmp_path / "text", tmp_path / "hand", tmp_path / "card"
+    text.write_text(TEXT * 20)
+    model = ["-m", llama_folder]
+    sizes = ["--contexts", 2, "--context-tokens", 80, "--following-tokens", 10]
+    monkeypatch.setenv("QKVSHARE_PROFILES", str(hand))
+    code, out, err = run("calibrate", *model, "--text", text, *sizes)
+    assert code == 0, err
+    assert str(hand) in out.replace("\n", "")
+    code, out, _ = run("capture", *model, "--prompt", TEXT, "-o", path)
+    assert code == 0
+    assert "transform" in out
+    assert "profile" in out
+    code, said, _ = run("resume", path, *model, "-p", " And", "--max-new-tokens", 4)
+    assert code == 0
+    (profile,) = hand.iterdir()
+    monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path / "elsewhere"))
+    from qkvshare.profile import _known
+
+    _known.clear()  # as in another process
+    from qkvshare.codecs.transform import _basis
+
+    _basis.cache_clear()
+    code, _, err = run("resume", path, *model, "-p", " And", "--max-new-tokens", 4)
+    assert code != 0
+    assert "not at hand" in " ".join(err.split())
+    again = run("resume", path, *model, "-p", " And", "--max-new-tokens", 4, "--profile", profile)
+    assert again[:2] == (0, said)

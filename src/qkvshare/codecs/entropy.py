@@ -82,8 +82,8 @@ def make_tables(counts: npt.NDArray[Any], sums: npt.NDArray[Any], weight: float 
         # Few counts tell little of the larger ones, which lie nearly in the middle.
         offset = np.where(size > 4, 0, offset)
         points[number, :ESCAPE] = np.sign(np.arange(ESCAPE) - LARGEST) * (size + offset)
-        mean = (own[:ESCAPE] * size).sum() + own[ESCAPE] * LARGEST
-        mean = (mean + weight * (prior[:ESCAPE] * size).sum()) / (own.sum() + weight)
+        sizes = np.append(size, LARGEST)
+        mean = ((own + weight * prior) * sizes).sum() / (own.sum() + weight)
         expected[number] = max(1, round(_EXPECTED * mean))
     return Tables(freq, points, expected)
 

@@ -104,9 +104,9 @@ def _pass(
 def _entropy(values: npt.NDArray[np.int32]) -> float:
     """Bits of all columns, each under its own frequencies."""
     total = 0.0
-    for column in np.clip(values, -40, 40).T + 40:
-        share = np.bincount(column, minlength=81) / len(column)
-        total -= len(column) * float((share[share > 0] * np.log2(share[share > 0])).sum())
+    for column in values.T:
+        share = np.unique(column, return_counts=True)[1] / len(column)
+        total -= len(column) * float((share * np.log2(share)).sum())
     return total
 
 

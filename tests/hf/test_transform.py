@@ -1,0 +1,100 @@
+"""The transform codec from calibration to the next agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkvshare import CacheCard, Transform, capture, inject
+from qkvshare.allocators import Uniform
+from qkvshare.card.errors import BudgetError, CodecError, ProfileError
+from qkvshare.hf.calibrate import calibrate
+from qkvshare.profile import Profile
+
+from ..conftest import FAMILIES, some_ids, tiny_model
+
+CONTEXT, NEW = some_ids(150), some_ids(5, seed=1)
+_profiles: dict[str, Profile] = {}
+
+
+def profile_of(family: str) -> Profile:
+    if family not in _profiles:
+        texts = [some_ids(120, seed=3), some_ids(100, seed=4)]
+        _profiles[family] = calibrate(tiny_model(family), texts, 20)
+    return _profiles[family]
+
+
+def distance(model: object, card: CacheCard) -> float:
+    """KL in nats from the distributions without hand-off."""
+    with torch.no_grad():
+        whole = model(input_ids=torch.tensor([CONTEXT + NEW])).logits[0, -len(NEW) :]
+        found = model(**inject(model, card, NEW)).logits[0]
+    p, q = whole.log_softmax(-1), found.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quality_grows_with_the_budget(family: str, tmp_path: Path) -> None:
+    model, codec = tiny_model(family), Transform.of(profile_of(family))
+    found = []
+    for step in (64, -64, -512):
+        near = Transform(codec.profile, codec.basis.reference + step)
+        card = capture(model, token_ids=CONTEXT, codec=near)
+        found.append(distance(model, CacheCard.load(card.save(tmp_path / "card"))))
+    assert found[0] > found[1] > found[2]
+    assert found[2] < 1e-3
+
+
+@pytest.mark.parametrize("budget", [3.0, 5.0, 8.0])
+def test_a_card_has_its_budget(budget: float) -> None:
+    card = capture(
+        tiny_model(), token_ids=CONTEXT, codec=Transform.of(profile_of("llama")), budget=budget
+    )
+    assert 0.95 * budget < card.bits_per_value <= budget
+
+
+def test_a_hop_keeps_what_was_before() -> None:
+    model = tiny_model()
+    first = capture(model, token_ids=CONTEXT, codec=Transform.of(profile_of("llama")))
+    out = inject(model, first, NEW)
+    with torch.no_grad():
+        model(**out)
+    second = capture(model, token_ids=CONTEXT + NEW, cache=out["past_key_values"])
+    assert [at.codec for at in second.manifest.segments] == 2 * [first.manifest.segments[0].codec]
+    for layer in range(3):
+        assert second.blob(layer, 0).tobytes() == first.blob(layer, 0).tobytes()
+    with torch.no_grad():
+        model(**inject(model, second, some_ids(3)))
+
+
+def test_without_a_profile_calibrate_is_named() -> None:
+    with pytest.raises(ProfileError, match="qkvshare calibrate"):
+        capture(tiny_model(seed=5), token_ids=CONTEXT, codec=Transform())
+
+
+def test_a_profile_of_another_model_is_refused() -> None:
+    codec = Transform.of(profile_of("qwen3"))
+    with pytest.raises(ProfileError, match="Run qkvshare calibrate with this model"):
+        capture(tiny_model(), token_ids=CONTEXT, codec=codec)
+
+
+def test_an_allocator_of_tiers_is_refused() -> None:
+    codec = Transform.of(profile_of("llama"))
+    with pytest.raises(CodecError, match="no tiers"):
+        capture(tiny_model(), token_ids=CONTEXT, codec=codec, allocator=Uniform())
+
+
+def test_a_budget_below_the_header_is_refused() -> None:
+    codec = Transform.of(profile_of("llama"))
+    with pytest.raises(BudgetError, match="cannot be met"):
+        capture(tiny_model(), token_ids=CONTEXT, codec=codec, budget=0.1)
+
+
+def test_the_profile_at_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, profile = tiny_model(), profile_of("llama")
+    monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path))
+    profile.save(tmp_path / f"{profile.digest}.safetensors")
+    card = capture(model, token_ids=CONTEXT, codec=Transform())
+    assert card.manifest.segments[0].codec.parameters["profile"] == profile.digest

@@ -1,0 +1,96 @@
+"""Range coding: every integer comes back, at the price that the tables say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkvshare.codecs.entropy import CLASSES, SHIFT, make_tables, shifted
+from qkvshare.kernels import rans
+
+EMPTY = np.zeros((CLASSES, rans.SYMBOLS))
+TABLES = make_tables(EMPTY, EMPTY)
+
+# What tables know, what they have never seen, and what no table can hold.
+numbers = st.one_of(st.integers(-3, 3), st.integers(-40, 40), st.integers(-(2**30), 2**30))
+
+
+def encode(values: np.ndarray, rows: np.ndarray, table: np.ndarray) -> tuple:
+    words = np.empty(values.size, np.uint16)
+    escapes = np.empty(5 * values.size, np.uint8)
+    first, far, states = rans.encode(values, rows, table, TABLES.freq, TABLES.start, words, escapes)
+    return words[first:], states, escapes[far:]
+
+
+def decode(coded: tuple, rows: np.ndarray, table: np.ndarray) -> tuple[bool, np.ndarray]:
+    words, states, escapes = coded
+    out = np.empty((len(rows), table.shape[1]), np.float32)
+    # Points are whole numbers here: what comes out is what went in.
+    points = np.broadcast_to(
+        np.arange(rans.SYMBOLS, dtype=np.float32) - rans.LARGEST, TABLES.points.shape
+    ).copy()
+    units, activity = np.ones(len(rows), np.float32), np.empty(len(rows), np.int32)
+    even = rans.decode(
+        words, states, escapes, rows, table, TABLES.lookup, points, units, out, activity
+    )
+    if even:
+        assert (activity == np.minimum(np.abs(out), rans.LARGEST).sum(1)).all()
+    return even, out
+
+
+@given(data=st.data(), columns=st.integers(1, 9), tokens=st.integers(1, 12))
+def test_every_integer_comes_back(data: st.DataObject, columns: int, tokens: int) -> None:
+    draw = data.draw
+    size = columns * tokens
+    flat = draw(st.lists(numbers, min_size=size, max_size=size))
+    values = np.array(flat, np.int32).reshape(tokens, columns)
+    base = draw(st.lists(st.integers(0, CLASSES - 1), min_size=columns, max_size=columns))
+    shifts = draw(st.lists(st.integers(0, 2 * SHIFT), min_size=tokens, max_size=tokens))
+    table, rows = shifted(np.array(base, np.int32)), np.array(shifts, np.int32)
+    even, out = decode(encode(values, rows, table), rows, table)
+    assert even
+    assert (out == values.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3, 1.0, 4.0])
+def test_size_is_what_the_tables_say(scale: float) -> None:
+    """Within 4 % of the entropy under the codec's own model, escapes counted."""
+    draw = np.random.default_rng(0)
+    values = np.rint(draw.laplace(size=(512, 192)) * scale).astype(np.int32)
+    number = round(32 + 4 * np.log2(scale))
+    table = np.full((1, 192), number, np.int32)
+    words, _, escapes = encode(values, np.zeros(512, np.int32), table)
+    freq = TABLES.freq[number]
+    inside = np.abs(values) <= rans.LARGEST
+    symbols = np.where(inside, values + rans.LARGEST, rans.ESCAPE)
+    symbols = np.where(freq[symbols] > 0, symbols, rans.ESCAPE)
+    ideal = -np.log2(freq[symbols] / rans.TOTAL).sum() / 8 + escapes.nbytes
+    assert words.nbytes + escapes.nbytes <= 1.005 * ideal + 16
+
+
+@settings(max_examples=60)
+@given(at=st.integers(0, 10**6), change=st.integers(1, 255), cut=st.booleans())
+def test_damage_never_reads_beyond(at: int, change: int, cut: bool) -> None:
+    """Damaged streams come out odd or as other numbers; nothing else is read or written."""
+    draw = np.random.default_rng(1)
+    values = np.rint(draw.laplace(size=(20, 7)) * 9).astype(np.int32)
+    table = np.full((1, 7), 30, np.int32)
+    rows = np.zeros(20, np.int32)
+    words, states, escapes = (part.copy() for part in encode(values, rows, table))
+    if cut:
+        assert len(escapes) > 1
+        even, _ = decode((words[:-1], states, escapes[:-1]), rows, table)
+        assert not even
+        return
+    raw = words.view(np.uint8)
+    raw[at % len(raw)] ^= change
+    even, out = decode((words, states, escapes), rows, table)
+    assert not even or np.isfinite(out).all()
+
+
+def test_tables_are_whole() -> None:
+    assert (TABLES.freq.sum(1) == rans.TOTAL).all()
+    assert (TABLES.freq[:, rans.ESCAPE] > 0).all()
+    assert (np.diff(TABLES.expected) >= 0).all()
