@@ -14,7 +14,7 @@ from .card import CacheCard
 from .card.errors import QKVShareError
 
 if TYPE_CHECKING:
-    from .codecs import Packed, Raw, Transform, Uniform
+    from .codecs import Packed, Raw, Transform, Uniform, trim
     from .hf.capture import capture
     from .hf.identity import identify
     from .hf.inject import inject
@@ -29,6 +29,7 @@ __all__ = [
     "capture",
     "identify",
     "inject",
+    "trim",
 ]
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _LAZY = {
     "capture": "hf.capture",
     "identify": "hf.identity",
     "inject": "hf.inject",
+    "trim": "codecs",
 }
 
 

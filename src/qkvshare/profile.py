@@ -43,7 +43,7 @@ class Profile:
     @property
     def has_basis(self) -> bool:
         """Whether the codec `transform` can use it; profiles of before it cannot."""
-        return "transform.sources" in self.arrays
+        return "transform.refined.freq" in self.arrays
 
     def keep(self) -> str:
         """Make it known to this process, for cards that name it; returns the digest."""

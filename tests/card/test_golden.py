@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ CODECS: dict[str, Codec] = {
 PROFILE = FOLDER / "transform.safetensors"
 
 
-def transform() -> Transform:
+def transform(refinements: int) -> Transform:
     """With the kept profile, a little finer than it was fitted for."""
-    codec = Transform.of(Profile.load(PROFILE))
+    codec = replace(Transform.of(Profile.load(PROFILE)), refinements=refinements)
     return codec.at(codec.basis.reference - 32)
 
 
@@ -53,7 +54,7 @@ def describe(card: CacheCard) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", [*CODECS, "transform"])
+@pytest.mark.parametrize("name", [*CODECS, "transform", "transform-refined"])
 def test_golden_card(name: str, tmp_path: Path) -> None:
     Profile.load(PROFILE).keep()
     path = FOLDER / f"{name}.card"
@@ -65,7 +66,8 @@ def test_golden_card(name: str, tmp_path: Path) -> None:
 if __name__ == "__main__":
     if not PROFILE.exists():
         made_up_profile(2, apart=True).save(PROFILE)
-    for name, codec in [*CODECS.items(), ("transform", transform())]:
+    made = {"transform": transform(0), "transform-refined": transform(1)}
+    for name, codec in (CODECS | made).items():
         card = make_card(codec)
         card.save(FOLDER / f"{name}.card").chmod(0o644)
         (FOLDER / f"{name}.json").write_text(json.dumps(describe(card), indent=1) + "\n")

@@ -321,6 +321,15 @@ def test_capture_takes_the_profile_at_hand(
     assert "profile" in out
     code, said, _ = run("resume", path, *model, "-p", " And", "--max-new-tokens", 4)
     assert code == 0
+    whole, less = tmp_path / "whole", tmp_path / "less"
+    asked = ["--codec", "transform:refinements=1", "-o", whole]
+    assert run("capture", *model, "--prompt", TEXT, *asked)[0] == 0
+    budget = CacheCard.load(whole).bits_per_value - 0.2
+    code, out, _ = run("trim", whole, "-o", less, "--budget", budget)
+    assert code == 0
+    assert CacheCard.load(less).bits_per_value <= budget
+    assert run("resume", less, *model, "-p", " And", "--max-new-tokens", 4)[0] == 0
+    assert "cannot be trimmed" in run("trim", less, "-o", whole, "--budget", 0.01)[2]
     (profile,) = hand.iterdir()
     monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path / "elsewhere"))
     from qkvshare.profile import _known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from qkvshare.card.digest import digest_bytes
 from qkvshare.card.errors import CardFormatError, CodecError, ProfileError
 from qkvshare.codecs import LayerKV, Shape, Transform, from_record
-from qkvshare.codecs.transform import COARSEST, FINEST, _code_exponents, _read_exponents
+from qkvshare.codecs.streams import COARSEST, FINEST, _read_exponents, _write_exponents
 from qkvshare.profile import Profile
 
 from ..profiles import DIM, HEADS, made_up_layers, made_up_profile
@@ -26,8 +27,8 @@ PROFILE = made_up_profile()
 SHAPES = [Shape(HEADS, TOKENS, DIM, DIM)] * 3
 
 
-def codec(finer: int = 0) -> Transform:
-    made = Transform.of(PROFILE)
+def codec(finer: int = 0, refinements: int = 0) -> Transform:
+    made = replace(Transform.of(PROFILE), refinements=refinements)
     return made.at(made.basis.reference - finer)
 
 
@@ -38,6 +39,17 @@ def error(before: list[LayerKV], after: list[LayerKV]) -> float:
         for one, other in pairs
         for x, y in ((one.keys, other.keys), (one.values, other.values))
     )
+
+
+def spread(before: list[LayerKV], after: list[LayerKV]) -> float:
+    """Root mean square of the error."""
+    pairs = zip(before, after, strict=True)
+    squares = [
+        (x - y).square().mean().item()
+        for one, other in pairs
+        for x, y in ((one.keys, other.keys), (one.values, other.values))
+    ]
+    return float(np.mean(squares)) ** 0.5
 
 
 def round_trip(finer: int, layers: list[LayerKV]) -> tuple[int, list[LayerKV]]:
@@ -94,6 +106,61 @@ def test_a_finer_step_for_one_token_is_for_that_token() -> None:
         assert torch.equal(other.keys[:, 6:], old.keys[:, 6:])
 
 
+def decoded(made: Transform, blobs: list) -> list[LayerKV]:
+    return list(made.decode(blobs, SHAPES, torch.float32))
+
+
+def test_each_refinement_halves_the_error_for_about_a_bit() -> None:
+    layers, made = made_up_layers(3, TOKENS), codec(refinements=2)
+    blobs = list(made.encode(layers))
+    errors, sizes = [], []
+    for keep in range(3):
+        cut = [made.drop(blob, shape, keep) for blob, shape in zip(blobs, SHAPES, strict=True)]
+        errors.append(spread(layers, decoded(made, cut)))
+        sizes.append(sum(map(len, cut)))
+    for number in range(2):
+        assert 0.35 < errors[number + 1] / errors[number] < 0.65
+        more = 8 * (sizes[number + 1] - sizes[number]) / (3 * 2 * TOKENS * HEADS * DIM)
+        assert 0.6 < more < 1.4
+    levels = [made.level_bytes(blob, shape) for blob, shape in zip(blobs, SHAPES, strict=True)]
+    assert sizes == [
+        sum(map(len, blobs)) - sum(sum(level[keep:]) for level in levels) for keep in range(3)
+    ]
+
+
+def test_what_is_dropped_changes_no_other_number() -> None:
+    layers, made = made_up_layers(3, TOKENS), codec(refinements=1)
+    blobs = list(made.encode(layers))
+    whole = decoded(made, blobs)
+    blobs[1] = made.drop(blobs[1], SHAPES[1], 0)
+    cut = decoded(made, blobs)
+    base = decoded(codec(), list(codec().encode(layers)))
+    for part in ("keys", "values"):
+        for number, expected in ((0, whole), (1, base), (2, whole)):
+            found = getattr(cut[number], part)
+            assert torch.equal(found, getattr(expected[number], part))
+        assert not torch.equal(getattr(base[0], part), getattr(whole[0], part))
+
+
+def test_refinements_of_a_number_far_outside() -> None:
+    layers, made = made_up_layers(3, 40), codec(refinements=1)
+    layers[0].keys[:, 7] = 1e6
+    blobs, shapes = list(made.encode(layers)), [Shape(HEADS, 40, DIM, DIM)] * 3
+    out = list(made.decode(blobs, shapes, torch.float32))
+    assert (out[0].keys[:, 7] - 1e6).abs().max() < 1e3
+    assert error(layers[1:], out[1:]) < error(layers[1:], list(codec().decode(
+        list(codec().encode(layers)), shapes, torch.float32))[1:])  # fmt: skip
+
+
+@pytest.mark.parametrize("refinements", [-1, 5])
+def test_refinements_that_cannot_be_are_refused(refinements: int) -> None:
+    made = codec(refinements=refinements)
+    with pytest.raises(CodecError, match="refinements"):
+        list(made.encode(made_up_layers(3, 5)))
+    with pytest.raises(CardFormatError, match="refinements"):
+        list(made.decode([], SHAPES, torch.float32))
+
+
 def test_half_precision_is_rounded_once() -> None:
     layers, made = made_up_layers(3, 40), codec()
     blobs, shapes = list(made.encode(layers)), [Shape(HEADS, 40, DIM, DIM)] * 3
@@ -109,7 +176,7 @@ from tests.codecs.test_transform import SHAPES, TOKENS, codec
 from tests.profiles import made_up_layers
 from qkvshare.card.digest import digest_bytes
 torch.set_num_threads(int(sys.argv[1]))
-made = codec(32)
+made = codec(32, refinements=1)
 blobs = list(made.encode(made_up_layers(3, TOKENS)))
 out = [p.contiguous().numpy().tobytes() for l in made.decode(blobs, SHAPES, torch.float32)
        for p in (l.keys, l.values)]
@@ -133,13 +200,14 @@ def test_the_same_bits_in_every_process_and_with_any_threads() -> None:
 @given(st.lists(st.integers(FINEST, COARSEST), min_size=1, max_size=300))
 def test_exponents_come_back(exponents: list[int]) -> None:
     own = np.array(exponents, np.int32)
-    assert (_read_exponents(_code_exponents(own), len(own)) == own).all()
+    assert (_read_exponents(_write_exponents(own), len(own)) == own).all()
 
 
 @settings(max_examples=80)
 @given(at=st.integers(0, 10**6), change=st.integers(1, 255))
 def test_damage_is_found_or_harmless(at: int, change: int) -> None:
-    layers, shape, made = made_up_layers(3, 30), Shape(HEADS, 30, DIM, DIM), codec()
+    shape, made = Shape(HEADS, 30, DIM, DIM), codec(refinements=at % 2)
+    layers = made_up_layers(3, 30)
     blobs = [blob.copy() for blob in made.encode(layers)]
     blob = blobs[at % 3]
     blob[at % len(blob)] ^= change

@@ -97,4 +97,4 @@ def test_the_profile_at_hand_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path))
     profile.save(tmp_path / f"{profile.digest}.safetensors")
     card = capture(model, token_ids=CONTEXT, codec=Transform())
-    assert card.manifest.segments[0].codec.parameters["profile"] == profile.digest
+    assert card.manifest.segments[0].codec.profile == profile.digest

@@ -13,6 +13,7 @@ from .eval_fidelity import fidelity
 from .eval_recall import recall
 from .inspect import inspect
 from .resume import resume
+from .trim import trim
 from .verify import verify
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, capture, resume, inspect, verify, calibrate):
+for verb in (demo, capture, resume, inspect, verify, trim, calibrate):
     app.command()(verb)
 evaluations = typer.Typer(help="What quality costs, measured on real cards.", no_args_is_help=True)
 evaluations.command()(fidelity)

@@ -80,9 +80,8 @@ def capture(
 
 def _describe(codec: Codec) -> str:
     """With a profile only its first letters, and that the receiver needs it."""
-    if "profile" in codec.parameters:
-        known = str(codec.parameters["profile"])
-        return f"{codec.name}, to be opened where the profile {known[:12]}… is at hand"
+    if codec.profile is not None:
+        return f"{codec.name}, to be opened where the profile {codec.profile[:12]}… is at hand"
     return f"{codec.name} {codec.parameters or ''}".strip()
 
 

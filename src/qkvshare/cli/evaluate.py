@@ -81,7 +81,7 @@ def make_row(
 
     row: dict[str, Any] = {
         "model": model,
-        "codec": "none" if setting is None else setting.codec.name,
+        "codec": "none" if setting is None else label(setting.codec),
         "allocator": None if setting is None else _allocator_name(setting),
         "scorer": None
         if setting is None or setting.scorer is None

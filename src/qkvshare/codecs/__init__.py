@@ -7,7 +7,7 @@ A new codec is one file here and one line in `CODECS`, or an entry point of the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import msgspec
 import torch
@@ -17,13 +17,14 @@ from ..card import Codec as CodecRecord
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
 from ..profile import Profile
-from ..registry import find
+from ..registry import build, find
 from .base import Codec, LayerKV, Shape
 from .bits import BitMap, Energy, LayerBits
 from .kivi import Kivi
 from .packed import Packed
 from .raw import Raw
 from .transform import Transform
+from .trimming import trim
 from .uniform import Uniform
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "find_codec",
     "from_record",
     "make_codec",
+    "trim",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,13 +59,15 @@ def find_codec(name: str) -> type[Codec]:
     return find(name, Codec, CODECS, "codec", CodecError)  # type: ignore[type-abstract]
 
 
-def make_codec(name: str, profile: Profile | None = None) -> Codec:
-    """The codec ``name`` with its default parameters; `Transform` with ``profile`` if given.
+def make_codec(text: str, profile: Profile | None = None) -> Codec:
+    """From ``name`` or ``name:field=value,…``; `Transform` with ``profile`` if given.
 
     Raises `CodecError`.
     """
-    kind = find_codec(name)
-    return kind.of(profile) if issubclass(kind, Transform) and profile is not None else kind()
+    codec = build(text, find_codec, CodecError)
+    if isinstance(codec, Transform) and profile is not None:
+        return replace(codec, profile=profile.keep())
+    return codec
 
 
 def default_codec(weights: str, profile: Profile | None = None) -> Codec:
@@ -82,14 +86,16 @@ def from_record(record: CodecRecord) -> Codec:
             f"the card was written by {record.name!r} version {record.version}, this package "
             f"reads version {kind.version}. Capture again, or use the package that wrote it."
         )
+    given: dict[str, object] = dict(record.parameters)
+    if record.profile is not None:
+        given["profile"] = record.profile
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if set(record.parameters) != known:
+    if set(given) != known:
         raise CardFormatError(
-            f"codec {record.name!r} has parameters {sorted(record.parameters)}, "
-            f"expected {sorted(known)}."
+            f"codec {record.name!r} has parameters {sorted(given)}, expected {sorted(known)}."
         )
     try:
-        return msgspec.convert(record.parameters, kind, strict=True)
+        return msgspec.convert(given, kind, strict=True)
     except (msgspec.ValidationError, TypeError) as error:
         raise CardFormatError(f"codec {record.name!r}: bad parameters: {error}.") from error
 

@@ -96,6 +96,14 @@ class Codec(ABC):
         """Bytes of a layer whose rows all have 0 bits; for codecs with `tiers`."""
         raise NotImplementedError
 
+    def level_bytes(self, blob: Bytes, shape: Shape) -> list[int]:
+        """Bytes of each refinement in a layer's ``blob``, which `drop` can do without."""
+        return []
+
+    def drop(self, blob: Bytes, shape: Shape, keep: int) -> Bytes:
+        """``blob`` with its first ``keep`` refinements, without decoding."""
+        raise NotImplementedError
+
     def narrower(self) -> Self | None:
         """The same codec at its next lower rate, or None at its lowest."""
         return None
@@ -104,7 +112,8 @@ class Codec(ABC):
         """What the manifest says of this codec; enough to decode."""
         # Only codecs that are dataclasses can be registered, see `codecs.find_codec`.
         parameters = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return CodecRecord(name=self.name, version=self.version, parameters=parameters)
+        profile = parameters.pop("profile", None)
+        return CodecRecord(self.name, self.version, parameters, profile)
 
 
 def require_bytes(blob: Bytes, expected: int, codec: Codec) -> None:

@@ -45,7 +45,8 @@ class PartBasis:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """All layers' bases, the tables, and the step that they were fitted at.
+    """All layers' bases, the tables, and the step that they were fitted at; ``refined`` are the
+    tables of refinements.
 
     Attributes:
         parts: a pair for each layer.
@@ -57,6 +58,7 @@ class Basis:
     sources: list[tuple[int, ...]]
     reference: int
     tables: Tables
+    refined: Tables
 
     @classmethod
     def of(cls, profile: Profile) -> Basis:
@@ -76,7 +78,12 @@ class Basis:
             arrays["transform.points"],
             arrays["transform.expected"].astype(np.int32),
         )
-        return cls(parts, sources, int(arrays["transform.reference"][0]), tables)
+        refined = Tables(
+            arrays["transform.refined.freq"].astype(np.int32),
+            arrays["transform.refined.points"],
+            np.zeros(len(arrays["transform.refined.freq"]), np.int32),
+        )
+        return cls(parts, sources, int(arrays["transform.reference"][0]), tables, refined)
 
     def features(
         self, layer: int, kind: int, known: Mapping[tuple[int, int], Tensor]

@@ -19,6 +19,7 @@ from ..kernels.rans import ESCAPE, LARGEST, SYMBOLS, TOTAL
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
+DEAD = 0.1  # part of a step that is rounded down besides the half
 OCTAVE = 4  # classes per factor of two
 CLASSES = 56
 _MIDDLE = 32  # the class of numbers whose mean magnitude is one step

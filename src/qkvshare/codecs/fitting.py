@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from ..kernels.rans import SYMBOLS, quantize, tally
 from .basis import KINDS, PartBasis
-from .entropy import CLASSES, SHIFT, Tables, classes, make_tables, shifted
+from .entropy import CLASSES, DEAD, SHIFT, Tables, classes, make_tables, shifted
+from .refining import REFINED, refine, refined_classes, refined_tables, tally_refined
 
-DEAD = 0.1  # part of a step that is rounded down besides the half
 _RIDGE = 1e-4
 _SEARCH = 2048  # tokens, to find the step for a rate
+_TRIALS = 4  # at most, with all tokens
+_NEAR = 0.03  # of the rate
+_FALL = 0.75  # octaves that the rate falls by in an octave of the step, at about one bit
 _FAR = 64 * 24  # of the step's exponent
 Part = Tensor  # [tokens, columns], half precision
 
@@ -41,27 +45,35 @@ def fit(
         found = _pass(few, weights, sources, number, blank, None)[2]
         low, high = (number, high) if found > rate else (low, number)
         progress()
-    number = high
-    parts, scales, _, counted = _pass(layers, weights, sources, number, blank, None)
-    progress()
+    # Few tokens are predicted better than they should be: more will need a coarser step.
+    number, found = high, rate
+    for _ in range(_TRIALS):
+        number += round(64 * math.log2(found / rate) / _FALL)
+        parts, scales, found, counted = _pass(layers, weights, sources, number, blank, None)
+        progress()
+        if abs(found / rate - 1) < _NEAR:
+            break
     tables = make_tables(*counted)
     refs, total = [], (np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS)))
+    refined = np.zeros((REFINED, SYMBOLS)), np.zeros((REFINED, SYMBOLS))
     for octave in (-2, -1, 0, 1, 2):
-        _, scales, _, counted = _pass(layers, weights, sources, number + 64 * octave, tables, parts)
+        finer = number + 64 * octave
+        _, scales, _, counted = _pass(layers, weights, sources, finer, tables, parts, refined)
         refs.append(scales)
         for all_, one in zip(total, counted, strict=True):
             all_ += one
         progress()
-    tables = make_tables(*total)
-    return _arrays(parts, refs, sources, number, tables)
+    return _arrays(parts, refs, sources, number, make_tables(*total), refined_tables(*refined))
 
 
 def _pass(
-    layers: Any, weights: Any, sources: Any, number: int, tables: Tables, fitted: Any
-) -> tuple[Any, Any, float, Any]:
+    layers: Any, weights: Any, sources: Any, number: int, tables: Tables, fitted: Any,
+    refined: Any = None,
+) -> tuple[Any, Any, float, Any]:  # fmt: skip
     """Through all layers at one step; fits where ``fitted`` is None.
 
-    Returns the parts, the scales, the bits per value (entropy column by column) and the counts.
+    Returns the parts, the scales, the bits per value (entropy column by column) and the counts;
+    what a refinement would say is added to ``refined``, counts and sums.
     """
     known: dict[tuple[int, int], Tensor] = {}
     counts, sums = np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))
@@ -89,6 +101,9 @@ def _pass(
             table, activity = shifted(base), np.empty(len(z), np.int32)
             quantize(z, rows, table, units, np.float32(DEAD), tables.points, values, out, activity)
             tally(z, values, rows, table, units, counts, sums)
+            if refined is not None:
+                half, found = units / np.float32(2), refined_classes(out, rows, table, 1)
+                tally_refined(z, out, half, refine(z, out, half, DEAD), found, *refined)
             bits += _entropy(values)
             values_seen += values.size
             known[layer, kind] = guess + torch.from_numpy(out) @ part.back
@@ -138,7 +153,7 @@ def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor) -> PartBasis:
 
 
 def _arrays(
-    parts: Any, refs: Any, sources: Any, number: int, tables: Tables
+    parts: Any, refs: Any, sources: Any, number: int, tables: Tables, refined: Tables
 ) -> dict[str, npt.NDArray[Any]]:
     out: dict[str, npt.NDArray[Any]] = {
         "transform.reference": np.array([number], np.int32),
@@ -146,6 +161,8 @@ def _arrays(
         "transform.freq": tables.freq.astype(np.int16),
         "transform.points": tables.points,
         "transform.expected": tables.expected,
+        "transform.refined.freq": refined.freq.astype(np.int16),
+        "transform.refined.points": refined.points,
     }
     for layer, pair in enumerate(parts):
         for kind, part in enumerate(pair):

@@ -1,0 +1,95 @@
+"""Cut a card to a lower rate: refinements are dropped, nothing is decoded, no model is needed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from ..card import CacheCard, Hop
+from ..card.container import blob_name
+from ..card.digest import digest_bytes
+from ..card.errors import BudgetError
+from .base import Shape
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One refinement of one layer in one segment."""
+
+    level: int
+    layer: int
+    segment: int
+    nbytes: int
+
+
+def trim(card: CacheCard, budget: float) -> CacheCard:
+    """The card with as many refinements as ``budget`` bits per value of the whole file allow.
+
+    The finest go first, in each of them the last layer first. What is left is byte for byte the
+    same; the lineage says whence it came. A card that fits is returned as it is. Raises
+    `BudgetError` where the card without refinements is still larger, and `CardError`.
+    """
+    if card.bits_per_value <= budget:
+        return card
+    pieces = sorted(_pieces(card), key=lambda at: (-at.level, -at.layer, at.segment))
+    saved = 0
+    for count, piece in enumerate(pieces, 1):
+        saved += piece.nbytes
+        if 8 * (card.nbytes - saved) > budget * card.values:
+            continue
+        smaller = _without(card, pieces[:count], budget)
+        if smaller.bits_per_value <= budget:  # the header may have grown
+            return smaller
+    least = _without(card, pieces, budget).bits_per_value if pieces else card.bits_per_value
+    raise BudgetError(
+        f"the card cannot be trimmed to {budget:g} bits per value: without its {len(pieces)} "
+        f"refinements it has {least:.3f}. Capture with a coarser base, as with codec "
+        "'transform:refinements=1' and a lower budget."
+    )
+
+
+def _pieces(card: CacheCard) -> list[_Piece]:
+    from . import from_record
+
+    found = []
+    for index, segment in enumerate(card.manifest.segments):
+        codec = from_record(segment.codec)
+        for number, layer in enumerate(card.manifest.layers):
+            shape = Shape.of(layer, segment.held(number))
+            sizes = codec.level_bytes(card.blob(number, index), shape)
+            found += [
+                _Piece(level, number, index, size) for level, size in enumerate(sizes, 1) if size
+            ]
+    return found
+
+
+def _without(card: CacheCard, dropped: list[_Piece], budget: float) -> CacheCard:
+    from . import from_record
+
+    # In each segment: of which layers how many refinements stay. The finest come first.
+    keep: dict[int, dict[int, int]] = defaultdict(dict)
+    for piece in dropped:
+        keep[piece.segment][piece.layer] = piece.level - 1
+    tensors, manifest = card.verify(), card.manifest
+    segments = list(manifest.segments)
+    for index, layers in keep.items():
+        segment = segments[index]
+        codec, blobs = from_record(segment.codec), list(segment.blobs)
+        for layer, levels in layers.items():
+            shape = Shape.of(manifest.layers[layer], segment.held(layer))
+            name = blob_name(layer, index)
+            tensors[name] = codec.drop(tensors[name], shape, levels)
+            blobs[layer] = digest_bytes(tensors[name])
+        spent = msgspec.structs.replace(segment.allocation, budget=budget)
+        segments[index] = msgspec.structs.replace(segment, blobs=blobs, allocation=spent)
+    hop = Hop(hop=len(manifest.lineage), agent="trim", tokens_added=0, parent=card.digest)
+    trimmed = msgspec.structs.replace(
+        manifest,
+        created=datetime.now(UTC).replace(microsecond=0),
+        segments=segments,
+        lineage=[*manifest.lineage, hop],
+    )
+    return CacheCard(trimmed, tensors)
