@@ -54,7 +54,7 @@ def test_every_budget_down_to_the_base_is_met(tmp_path: Path) -> None:
 
 
 def test_a_trimmed_card_says_what_it_is() -> None:
-    card = refined(1)
+    card = refined(2)
     smaller = trim(card, card.bits_per_value - 0.1)
     assert smaller.manifest.lineage[-1].parent == card.digest
     assert smaller.manifest.lineage[-1].tokens_added == 0

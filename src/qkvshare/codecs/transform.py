@@ -44,8 +44,8 @@ class Transform(Codec):
     Attributes:
         profile: its digest; empty for the one at hand for the model.
         step: the base's step is ``2 ** (step / 64)``; None for one that fits the budget.
-        refinements: how often the step is halved by data that `trim` can drop. They cost: with one,
-            a card is about a sixth larger than at the same step without (docs/results/rate.md).
+        refinements: how often the step is halved by data that `trim` can drop. They cost bytes, see
+            docs/results/rate.md.
     """
 
     profile: str = ""
