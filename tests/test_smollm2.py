@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, Raw, Uniform, capture, inject
+from qkvshare import CacheCard, Raw, Transform, Uniform, capture, inject
+from qkvshare.codecs import Kivi
 from qkvshare.evals.fidelity import measure_fidelity
 from qkvshare.evals.handoff import Setting
+from qkvshare.evals.text import read_text, windows
+from qkvshare.hf.calibrate import calibrate
 from qkvshare.hf.load import embedded_folder
 
 from .conftest import greedy, greedy_from_text
@@ -93,3 +96,18 @@ def test_chat_messages(smollm2: Any) -> None:
     prompt = tokenizer.apply_chat_template(following, tokenize=True, return_dict=True)["input_ids"]
     arguments = inject(model, card, prompt_ids=prompt, tokenizer=tokenizer)
     assert arguments["attention_mask"].shape[1] == len(prompt)
+
+
+@pytest.mark.slow
+def test_transform_against_kivi(smollm2: Any) -> None:
+    """The quality of 4.5 bits in 1.2, with a profile of a quarter of the usual contexts."""
+    if not GSM8K.exists():
+        pytest.skip("GSM8K is not beside the checkout")
+    model, tokenizer = smollm2
+    train = tokenizer(read_text(GSM8K.with_name("train-first-1500.jsonl")))["input_ids"]
+    profile = calibrate(model, list(windows(train, 6, 1088)), 64)
+    contexts = windows(tokenizer(read_text(GSM8K))["input_ids"], 4, 1088)
+    settings = [Setting(Transform.of(profile), 1.2), Setting(Kivi(4))]
+    transform, kivi = zip(*measure_fidelity(model, contexts, 1024, settings), strict=True)
+    assert max(one.bits_per_value for one in transform) <= 1.2
+    assert sum(one.kl for one in transform) < sum(one.kl for one in kivi)

@@ -11,10 +11,12 @@ same source, to calibrate with. `mixture.txt` has prose, code and documentation 
 from __future__ import annotations
 
 import argparse
+import base64
 import gzip
 import html
 import itertools
 import json
+import random
 import re
 import sysconfig
 from collections.abc import Callable
@@ -71,12 +73,19 @@ def tool_output() -> list[str]:
     return found
 
 
+def noise() -> list[str]:
+    """Nothing that a model could expect: random bytes in base 64."""
+    draw = random.Random(0)
+    return [base64.encodebytes(draw.randbytes(4000)).decode() for _ in range(100)]
+
+
 KINDS: dict[str, Callable[[], list[str]]] = {
     "prose": prose,
     "code": code,
     "documentation": documentation,
     "french": french,
     "json": tool_output,
+    "noise": noise,
 }
 
 

@@ -292,6 +292,22 @@ def test_bench_capture(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     assert one["overhead"] == pytest.approx(ratio - 1)
 
 
+def test_bench_codecs(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Grain of sand. " * 10)
+    asked = ("--context-tokens", 100, "--codec", "packed", "--codec", "kivi:bits=3")
+    code, out, err = run(
+        *("bench", "codecs", "-m", llama_folder, "--text", text, *asked, "--rounds", 2),
+        *("--json", "-"),
+    )
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [row["codec"] for row in rows] == ["packed", "kivi:bits=3"]
+    for row in rows:
+        speed = row["decode_values_per_second"] * row["decode_ms"]["median"]
+        assert speed == pytest.approx(row["encode_values_per_second"] * row["encode_ms"]["median"])
+
+
 def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:
     path = make_card().save(tmp_path / "card")
     script = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,25 @@ def test_size_is_what_the_tables_say(scale: float) -> None:
     symbols = np.where(freq[symbols] > 0, symbols, rans.ESCAPE)
     ideal = -np.log2(freq[symbols] / rans.TOTAL).sum() / 8 + escapes.nbytes
     assert words.nbytes + escapes.nbytes <= 1.005 * ideal + 16
+
+
+@pytest.mark.parametrize("number", [16, 28, 36])
+def test_as_small_as_a_maintained_coder(number: int) -> None:
+    """constriction's ANS coder, given the same distribution, needs as many bytes."""
+    draw = np.random.default_rng(2)
+    scale = 2.0 ** ((number - 32) / 4)
+    values = np.rint(draw.laplace(size=(512, 192)) * scale).clip(-30, 30).astype(np.int32)
+    freq = TABLES.freq[number]
+    values = np.where(freq[values + rans.LARGEST] > 0, values, 0)
+    used = np.flatnonzero(freq)
+    model = constriction.stream.model.Categorical(freq[used] / rans.TOTAL, perfect=False)
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(
+        np.searchsorted(used, values.ravel() + rans.LARGEST).astype(np.int32), model
+    )
+    words, _, escapes = encode(values, np.zeros(512, np.int32), np.full((1, 192), number, np.int32))
+    assert len(escapes) == 0
+    assert abs(words.nbytes - coder.get_compressed().nbytes) < 0.005 * words.nbytes + 32
 
 
 @settings(max_examples=60)

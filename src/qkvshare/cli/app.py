@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from .bench_capture import capture as bench_capture
+from .bench_codecs import codecs
 from .bench_kernels import kernels
 from .calibrate import calibrate
 from .capture import capture
@@ -31,5 +32,6 @@ evaluations.command()(recall)
 app.add_typer(evaluations, name="eval")
 timings = typer.Typer(help="What time costs, as ratios within one run.", no_args_is_help=True)
 timings.command("capture")(bench_capture)
+timings.command()(codecs)
 timings.command()(kernels)
 app.add_typer(timings, name="bench")
