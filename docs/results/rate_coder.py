@@ -2,8 +2,8 @@
 
     pip install constriction && python docs/results/rate_coder.py
 
-constriction codes an array under one model at a time, so its numbers are sorted by distribution first
-(not timed), which a decoder of whole parts could do as well.
+constriction codes an array under one model at a time, so its numbers are sorted by distribution
+first (not timed), which a decoder of whole parts could do as well.
 """
 
 from __future__ import annotations
