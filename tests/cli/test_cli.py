@@ -247,11 +247,11 @@ def test_calibrate_then_capture(run: Any, llama_folder: Path, tmp_path: Path) ->
     text, profile = tmp_path / "text.txt", tmp_path / "model.profile"
     text.write_text("Grain of sand. " * 14)
     code, out, err = run(
-        *("calibrate", "-m", llama_folder, "--text", text, "-o", profile, "--contexts", 2),
-        *("--context-tokens", 80, "--following-tokens", 10),
+        *("calibrate", "-m", llama_folder, "--text", text, "-o", profile, "--contexts", 1),
+        *("--own-contexts", 1, "--context-tokens", 80, "--following-tokens", 10),
     )
     assert code == 0, err
-    assert "learned from 2 contexts" in out
+    assert "1 contexts of the text and 1 that the model wrote" in " ".join(out.split())
     made = ("capture", "-m", llama_folder, "--text", text, "-o", tmp_path / "card")
     code, _, err = run(*made, "--allocator", "controller", "--profile", profile)
     assert code == 0, err
@@ -323,12 +323,11 @@ def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:
 def test_capture_takes_the_profile_at_hand(
     run: Any, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text, hand, path = tmp_path / "text", tmp_path / "hand", tmp_path / "card"
-    text.write_text(TEXT * 20)
+    hand, path = tmp_path / "hand", tmp_path / "card"
     model = ["-m", llama_folder]
-    sizes = ["--contexts", 2, "--context-tokens", 80, "--following-tokens", 10]
+    sizes = ["--contexts", 2, "--own-contexts", 0, "--context-tokens", 80, "--following-tokens", 10]
     monkeypatch.setenv("QKVSHARE_PROFILES", str(hand))
-    code, out, err = run("calibrate", *model, "--text", text, *sizes)
+    code, out, err = run("calibrate", *model, *sizes)
     assert code == 0, err
     assert str(hand) in out.replace("\n", "")
     code, out, _ = run("capture", *model, "--prompt", TEXT, "-o", path)

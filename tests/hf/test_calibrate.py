@@ -11,6 +11,7 @@ from qkvshare.allocators.learned import Learned
 from qkvshare.card.errors import ProfileError
 from qkvshare.hf.calibrate import calibrate
 from qkvshare.hf.features import read_features
+from qkvshare.hf.own_text import own_text
 from qkvshare.hf.state import read
 
 from ..conftest import FAMILIES, some_ids, tiny_model
@@ -31,6 +32,21 @@ def test_from_calibration_to_card(family: str, kind: type[Learned]) -> None:
     assert card.manifest.segments[0].allocation.allocator == allocator.name
     assert card.bits_per_value <= 9.5
     model(**inject(model, card, NEW))
+
+
+def test_own_text_is_that_of_its_seed() -> None:
+    model = tiny_model()
+    before = torch.random.get_rng_state()
+    runs = own_text(model, 3, 100)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert [len(run) for run in runs] == [100] * 3
+    assert own_text(model, 3, 100) == runs != own_text(model, 3, 100, seed=1)
+    assert len({tuple(run) for run in runs}) == 3
+
+
+def test_own_text_longer_than_a_piece() -> None:
+    (run,) = own_text(tiny_model(), 1, 601)
+    assert len(run) == 601
 
 
 def test_features_are_the_models_own() -> None:

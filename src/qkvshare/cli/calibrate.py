@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from .evaluate import Text
 from .options import Model, out, progress
 
 
 def calibrate(
     model: Model,
-    text: Text,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plain text, or JSONL with text, or question and answer. Without it, all contexts "
+            "are written by the model."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -22,9 +27,13 @@ def calibrate(
             help="Where to write the profile; by default the folder where it is at hand.",
         ),
     ] = None,
-    contexts: Annotated[int, typer.Option(min=1, help="How many, from the text's start.")] = 24,
+    contexts: Annotated[int, typer.Option(min=1, help="How many, from the text's start.")] = 12,
+    own_contexts: Annotated[
+        int, typer.Option(min=0, help="How many the model writes besides, for all else there is.")
+    ] = 12,
     context_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 1024,
     following_tokens: Annotated[int, typer.Option(min=1, help="Tokens that look back.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of what the model writes.")] = 0,
     rate: Annotated[
         float, typer.Option(min=0.05, help="Bits per value that the transform is fitted for.")
     ] = 1.0,
@@ -33,16 +42,25 @@ def calibrate(
     from ..evals.text import read_text, windows
     from ..hf.calibrate import calibrate as learn
     from ..hf.load import load_model
+    from ..hf.own_text import own_text
     from ..profile import profiles
 
-    content = read_text(text)
+    content = None if text is None else read_text(text)
+    given, tokens = 0 if text is None else contexts, context_tokens + following_tokens
+    written = contexts + own_contexts - given
     with progress.status("loading the model …") as status:
         loaded, tokenizer = load_model(model)
-        ids = tokenizer(content)["input_ids"]
-        runs = list(windows(ids, contexts, context_tokens + following_tokens))
+        ids = [] if content is None else tokenizer(content)["input_ids"]
+        runs = list(windows(ids, given, tokens))
+        if written:
+            status.update("the model writes text of its own …")
+            runs += own_text(loaded, written, tokens, seed)
         profile = learn(loaded, runs, following_tokens, rate, lambda what: status.update(what))
     if output is None:
         profiles().mkdir(parents=True, exist_ok=True)
         output = profiles() / f"{profile.digest}.safetensors"
     profile.save(output)
-    out.print(f"{output}: {output.stat().st_size:,} bytes, learned from {contexts} contexts")
+    out.print(
+        f"{output}: {output.stat().st_size:,} bytes, learned from {given} contexts of the text and "
+        f"{written} that the model wrote"
+    )

@@ -33,7 +33,8 @@ def capture(
     budget: Budget = None,
     profile: ProfileFile = None,
     focus: Annotated[
-        str | None, typer.Option(help="The receiver's question, where it is known (for packed).")
+        str | None,
+        typer.Option(help="The receiver's question, where it is known (packed, transform)."),
     ] = None,
     agent: Annotated[str, typer.Option(help="A name for the card's lineage.")] = "",
 ) -> None:

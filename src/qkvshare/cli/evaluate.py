@@ -19,10 +19,10 @@ Text = Annotated[Path, typer.Option(help="Plain text, or JSONL with text, or que
 ContextTokens = Annotated[int, typer.Option(min=1, help="Tokens handed over.")]
 CodecNames = Annotated[list[str] | None, typer.Option("--codec", help="Repeat for several.")]
 ScorerNames = Annotated[
-    list[str] | None, typer.Option("--scorer", help="Repeat for several (codecs with tiers).")
+    list[str] | None, typer.Option("--scorer", help="Repeat for several (packed and transform).")
 ]
 AllocatorNames = Annotated[
-    list[str] | None, typer.Option("--allocator", help="Repeat for several (codecs with tiers).")
+    list[str] | None, typer.Option("--allocator", help="Repeat for several (packed).")
 ]
 Budgets = Annotated[
     list[float] | None,
@@ -46,12 +46,12 @@ def make_settings(
     budgets: list[float] | None,
     profile: Path | None = None,
 ) -> list[Setting]:
-    """Every codec at every budget; where it has tiers, under every allocator and scorer.
+    """Every codec at every budget; under every allocator and scorer where it takes them.
 
     ``packed`` at its default budget where none is named.
     """
     from ..allocators import Lagrangian, make_allocator
-    from ..codecs import make_codec
+    from ..codecs import Transform, make_codec
     from ..evals.handoff import Setting
     from ..profile import Profile
     from ..scorers import Attention, Scorer, make_scorer
@@ -63,11 +63,9 @@ def make_settings(
     settings = []
     for name in codecs or ["packed"]:
         codec = make_codec(name, learned)
-        if not codec.tiers:
-            settings += [Setting(codec, at) for at in limits]
-            continue
-        for spender in spenders:
-            asked: list[Scorer | None] = [*judges] if spender.uses_salience else [None]
+        for spender in spenders if codec.tiers else [None]:
+            looks = isinstance(codec, Transform) if spender is None else spender.uses_salience
+            asked: list[Scorer | None] = [*judges] if looks else [None]
             settings += [Setting(codec, at, spender, judge) for judge in asked for at in limits]
     return settings
 
@@ -79,13 +77,14 @@ def make_row(
     from ..evals.results import interval
     from ..scorers import label_scorer
 
+    how = None if setting is None else setting.spending()
+    # A codec that is not told how to spend treats all rows alike.
+    spender = "uniform" if how is None else label(how.allocator)
     row: dict[str, Any] = {
         "model": model,
         "codec": "none" if setting is None else label(setting.codec),
-        "allocator": None if setting is None else _allocator_name(setting),
-        "scorer": None
-        if setting is None or setting.scorer is None
-        else label_scorer(setting.scorer),
+        "allocator": None if setting is None else spender,
+        "scorer": None if how is None or how.scored_by is None else label_scorer(how.scored_by),
         "budget": None if setting is None else setting.budget,
         "bits_per_value": interval([result.bits_per_value for result in results])["mean"],
         **extra,
@@ -93,11 +92,6 @@ def make_row(
     }
     figures = [name for name in vars(results[0]) if name != "bits_per_value"]
     return row | {name: interval([getattr(at, name) for at in results]) for name in figures}
-
-
-def _allocator_name(setting: Setting) -> str:
-    # A codec without tiers treats all rows alike.
-    return "uniform" if setting.allocator is None else label(setting.allocator)
 
 
 def report(

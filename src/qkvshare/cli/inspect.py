@@ -67,6 +67,8 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
         table.add_row(name.replace("_", " "), "none" if value is None else str(value))
     for index, segment in enumerate(manifest.segments):
         made = f"{segment.codec.name} {segment.codec.parameters or ''}"
+        if segment.codec.profile is not None:
+            made += f", profile {segment.codec.profile}"
         table.add_row(f"segment {index}", f"tokens [{segment.start}, {segment.end}), {made}")
     for hop in manifest.lineage:
         whence = "read from scratch" if hop.parent is None else f"from {hop.parent[:12]}…"

@@ -21,13 +21,14 @@ CodecName = Annotated[
     str | None,
     typer.Option(
         help="How to encode: raw, uniform, kivi, packed, transform (with a profile), or a "
-        "plug-in's; by default transform where a profile of the model is at hand, else packed."
+        "plug-in's; by default transform where a profile of the model is at hand, else packed; "
+        "parameters as in kivi:bits=3 or transform:refinements=1."
     ),
 ]
 ScorerName = Annotated[
     str | None,
     typer.Option(
-        help="Who tells what later queries look at (for packed): attention, accumulated, "
+        help="Who tells what later queries look at (packed, transform): attention, accumulated, "
         "normalized, window, expected, reconstruction, key-norm, recency, random; several joined "
         "by +; parameters as in attention:count=32."
     ),

@@ -23,7 +23,7 @@ from ..scorers import Scorer, parts_of
 
 @dataclass(frozen=True)
 class Setting:
-    """A codec, the bits per value of its card, and how they are spent (codecs with tiers)."""
+    """A codec, the bits per value of its card, and how they are spent."""
 
     codec: Codec
     budget: float | None = None
@@ -32,8 +32,10 @@ class Setting:
 
     def spending(self, focus: TokenIds | None = None) -> Spending | None:
         """As capture would spend; ``focus`` where a scorer is asked."""
-        asked = focus if self.allocator is not None and self.allocator.uses_salience else None
-        return spending(self.codec, self.scorer, self.allocator, asked)
+        how = spending(self.codec, self.scorer, self.allocator, None)
+        if focus is None or how is None or how.scored_by is None:
+            return how
+        return spending(self.codec, self.scorer, self.allocator, focus)
 
 
 def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) -> State:
