@@ -19,6 +19,7 @@ from qkvshare.scorers import (
     Recency,
     Reconstruction,
     Scorer,
+    Sight,
     Window,
     find_scorer,
     label_scorer,
@@ -35,7 +36,7 @@ def make_glance(tokens: int, probes: int, behind: bool = True) -> Glance:
     total = tokens + probes if behind else tokens
     keys = torch.randn(2, total, 16, generator=generator)
     visible = torch.ones(probes, total, dtype=torch.bool).tril(total - probes)
-    return Glance(queries, keys, visible, 0.25, tokens, lambda x, _: x)
+    return Glance(queries, keys, Sight(visible), 0.25, tokens, lambda x, _: x)
 
 
 def test_matrix_is_complete() -> None:
@@ -53,7 +54,7 @@ def test_shape_and_sign(scorer: Scorer, tokens: int, probes: int) -> None:
 
 def attention_by_hand(glance: Glance) -> torch.Tensor:
     """``[kv_heads, probes, keys]``, the mean over the query heads of a group."""
-    probes, total = glance.visible.shape
+    probes, total = glance.sight.visible.shape
     out = torch.zeros(2, probes, total)
     for head in range(2):
         for query in range(3):

@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..card.digest import TokenIds
-from ..scorers import Glance, Scorer
+from ..scorers import Glance, Scorer, Sight
 from .rope import Rope
 
 _NAME = "qkvshare_probe"
@@ -58,7 +58,7 @@ class Watch:
     scorers: Sequence[Scorer]
     behind: int = 0
     scores: dict[Scorer, dict[int, Tensor]] = field(default_factory=dict)
-    _looks: dict[tuple[Scorer, torch.device], tuple[Tensor | None, Tensor, Tensor]] = field(
+    _looks: dict[tuple[Scorer, torch.device], tuple[Tensor | None, Tensor, Sight]] = field(
         default_factory=dict
     )
 
@@ -75,20 +75,20 @@ class Watch:
         kv_heads, total = key.shape[:2]
         rows = query.view(kv_heads, heads // kv_heads, read, dim)
         for scorer in self.scorers:
-            chosen, visible = self._look(scorer, read, total, mask, key.device)
+            chosen, sight = self._look(scorer, read, total, mask, key.device)
             turn = _turner(self._rope, layer)
-            glance = Glance(rows[:, :, chosen], key, visible, scaling, total - self.behind, turn)
+            glance = Glance(rows[:, :, chosen], key, sight, scaling, total - self.behind, turn)
             self.scores.setdefault(scorer, {})[layer] = scorer.score(glance).float()
 
     def _look(
         self, scorer: Scorer, read: int, total: int, mask: Tensor | None, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Which queries are looked at, ``[chosen]``, and what each sees, ``[chosen, total]``.
+    ) -> tuple[Tensor, Sight]:
+        """Which queries are looked at, ``[chosen]``, and what each sees.
 
         Layers of one kind share their mask, so this is worked out once for each kind.
         """
         known = self._looks.get((scorer, device))
-        if known is not None and known[0] is mask and known[2].shape[1] == total:
+        if known is not None and known[0] is mask and known[2].visible.shape[1] == total:
             return known[1:]
         chosen = torch.arange(read) if self.behind else scorer.probes(read)
         chosen = chosen.to(device)
@@ -97,8 +97,9 @@ class Watch:
         else:
             part = mask[0, 0, chosen, :total]
             visible = part if part.dtype == torch.bool else part > -1
-        self._looks[scorer, device] = mask, chosen, visible
-        return chosen, visible
+        sight = Sight(visible)
+        self._looks[scorer, device] = mask, chosen, sight
+        return chosen, sight
 
 
 def _turner(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -16,7 +16,7 @@ from ..card.digest import TokenIds
 from ..card.errors import UnsupportedModelError
 from ..codecs import Codec, Shape
 from ..codecs.bits import BitMap
-from ..scorers import Glance, Scorer, parts_of
+from ..scorers import Glance, Scorer, Sight, parts_of
 from .probe import Watch, choose_probes, watched
 from .sensitivity import sensitivity
 from .state import State
@@ -132,7 +132,9 @@ def _unlooked(keys: Tensor) -> Glance:
     """A layer that no query looks at."""
     kv_heads, tokens, dim = keys.shape
     nobody = torch.zeros(0, tokens, dtype=torch.bool, device=keys.device)
-    return Glance(keys.new_zeros(kv_heads, 1, 0, dim), keys, nobody, 1.0, tokens, lambda x, _: x)
+    return Glance(
+        keys.new_zeros(kv_heads, 1, 0, dim), keys, Sight(nobody), 1.0, tokens, lambda x, _: x
+    )
 
 
 def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:

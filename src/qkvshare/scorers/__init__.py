@@ -10,7 +10,7 @@ from ..card.errors import CodecError
 from ..registry import build, find, label
 from .accumulated import Accumulated
 from .attention import Attention
-from .base import Glance, Scorer
+from .base import Glance, Scorer, Sight
 from .expected import Expected
 from .key_norm import KeyNorm
 from .mixture import Mixture
@@ -33,6 +33,7 @@ __all__ = [
     "Recency",
     "Reconstruction",
     "Scorer",
+    "Sight",
     "Window",
     "find_scorer",
     "label_scorer",

@@ -9,11 +9,12 @@ the newest queries are the best guess, so all of them are probes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .base import Glance, Scorer, evenly_spaced
+from .base import Glance, Scorer, Sight, evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,17 @@ class Attention(Scorer):
 
     def score(self, glance: Glance) -> Tensor:
         """A late token is judged by few queries: the mean is over those, not over all."""
-        places, tokens = glance.positions[:, None], glance.tokens
-        far = torch.arange(tokens, device=places.device) <= places - self.local
-        counts = glance.visible[:, :tokens] & (far | (places >= tokens - self.recent))
-        given = glance.attention()[..., :tokens].mean(1) * counts
-        score = given.sum(1) / counts.sum(0).clamp(min=1)
+        counts, judges = _judged(glance.sight, glance.tokens, self.local, self.recent)
+        given = glance.attention()[..., : glance.tokens].mean(1) * counts
+        score = given.sum(1) / judges
         score = score / score.mean(1, keepdim=True).clamp(min=1e-30)
         return torch.lerp(score, score.mean(0, keepdim=True), self.shared)
+
+
+@lru_cache(maxsize=4)
+def _judged(sight: Sight, tokens: int, local: int, recent: int) -> tuple[Tensor, Tensor]:
+    """Which probes say something of each token, ``[probes, tokens]``, and how many do."""
+    places = sight.positions[:, None]
+    far = torch.arange(tokens, device=places.device) <= places - local
+    counts = sight.visible[:, :tokens] & (far | (places >= tokens - recent))
+    return counts.float(), counts.sum(0).clamp(min=1)

@@ -5,10 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """Which keys each probe sees: bool ``visible [probes, tokens + behind]``.
+
+    Layers of one kind share it, and what is worked out of it.
+    """
+
+    visible: Tensor
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Which key is each probe's own, the last it sees: int64 ``[probes]``."""
+        return self.visible.shape[1] - 1 - self.visible.flip(1).int().argmax(1)
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """0 where a probe sees, minus infinity elsewhere: float32 ``[probes, tokens + behind]``."""
+        hidden = torch.zeros_like(self.visible, dtype=torch.float32)
+        return hidden.masked_fill_(~self.visible, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -18,7 +40,7 @@ class Glance:
     Attributes:
         queries: ``[kv_heads, group, probes, head_dim]``, after RoPE.
         keys: ``[kv_heads, tokens + behind, head_dim]``, after RoPE.
-        visible: bool ``[probes, tokens + behind]``.
+        sight: what the probes see.
         scaling: what the model multiplies ``queries · keys`` with.
         tokens: how many of the keys are the context's; those behind belong to probes that the
             model read after it.
@@ -28,31 +50,25 @@ class Glance:
 
     queries: Tensor
     keys: Tensor
-    visible: Tensor
+    sight: Sight
     scaling: float
     tokens: int
     turn: Callable[[Tensor, Tensor], Tensor]
-
-    @property
-    def positions(self) -> Tensor:
-        """Which key is each probe's own, the last it sees: int64 ``[probes]``."""
-        return self.visible.shape[1] - 1 - self.visible.flip(1).int().argmax(1)
 
     def attention(self) -> Tensor:
         """Probabilities ``[kv_heads, group, probes, tokens + behind]``, float32."""
         heads, group, probes, _ = self.queries.shape
         rows = self.queries.flatten(1, 2).float() * self.scaling
-        hidden = torch.zeros_like(self.visible, dtype=torch.float32)
-        hidden.masked_fill_(~self.visible, float("-inf"))
         # A query head has no keys of its own: all of a group go through one product.
-        logits = torch.baddbmm(hidden.repeat(group, 1), rows, self.keys.float().mT)
+        logits = torch.baddbmm(self.sight.hidden.repeat(group, 1), rows, self.keys.float().mT)
         return torch.softmax(logits, dim=-1).view(heads, group, probes, -1)
 
     def slices(self, size: int = 128) -> Iterator[Glance]:
         """The same with ``size`` probes at a time, where the matrix of all would be large."""
-        for start in range(0, self.visible.shape[0], size):
+        visible = self.sight.visible
+        for start in range(0, visible.shape[0], size):
             part = slice(start, start + size)
-            yield replace(self, queries=self.queries[:, :, part], visible=self.visible[part])
+            yield replace(self, queries=self.queries[:, :, part], sight=Sight(visible[part]))
 
 
 class Scorer(ABC):

@@ -32,7 +32,7 @@ class Expected(Scorer):
         """The mean over the query heads that share a KV head."""
         kv_heads, group, probes, dim = glance.queries.shape
         flat = glance.queries.flatten(0, 1).float()  # [heads, probes, dim]
-        before = glance.turn(flat, -glance.positions)
+        before = glance.turn(flat, -glance.sight.positions)
         mean = before.mean(1, keepdim=True)
         spread = (before - mean).mT @ (before - mean) / max(probes - 1, 1)
         positions = torch.arange(glance.tokens, glance.tokens + self.future)

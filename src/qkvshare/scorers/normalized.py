@@ -33,5 +33,5 @@ class Normalized(Scorer):
 
     def score(self, glance: Glance) -> Tensor:
         """Over probes and over the query heads that share a KV head."""
-        seen = glance.visible[:, : glance.tokens].sum(0).clamp(min=1)
+        seen = glance.sight.visible[:, : glance.tokens].sum(0).clamp(min=1)
         return glance.attention()[..., : glance.tokens].mean(1).sum(1) / seen
