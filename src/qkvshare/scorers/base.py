@@ -60,8 +60,10 @@ class Glance:
         heads, group, probes, _ = self.queries.shape
         rows = self.queries.flatten(1, 2).float() * self.scaling
         # A query head has no keys of its own: all of a group go through one product.
-        logits = torch.baddbmm(self.sight.hidden.repeat(group, 1), rows, self.keys.float().mT)
-        return torch.softmax(logits, dim=-1).view(heads, group, probes, -1)
+        given = torch.baddbmm(self.sight.hidden.repeat(group, 1), rows, self.keys.float().mT)
+        # In place: memory for another matrix takes longer to get than the softmax itself.
+        given.sub_(given.amax(-1, keepdim=True)).exp_()
+        return given.div_(given.sum(-1, keepdim=True)).view(heads, group, probes, -1)
 
     def slices(self, size: int = 128) -> Iterator[Glance]:
         """The same with ``size`` probes at a time, where the matrix of all would be large."""
