@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,17 +40,25 @@ def transform(refinements: int) -> Transform:
     return codec.at(codec.basis.reference - 32)
 
 
-def describe(card: CacheCard) -> dict[str, object]:
+def describe(card: CacheCard) -> dict[str, Any]:
     """Everything that must never change."""
+    decoded = [
+        part.contiguous()
+        for index in range(len(card.manifest.segments))
+        for layer in decode_layers(card, index)
+        for part in (layer.keys, layer.values)
+    ]
+    # Float sums, unlike what is coded, may differ between machines in their last bits.
+    summed = card.manifest.segments[0].codec.profile is not None
     return {
         "card": card.digest,
         "ids": card.token_ids.tolist(),
         "segments": [segment.digest for segment in card.manifest.segments],
         "decoded": [
-            digest_bytes(part.contiguous().numpy().tobytes())
-            for index in range(len(card.manifest.segments))
-            for layer in decode_layers(card, index)
-            for part in (layer.keys, layer.values)
+            [float(f"{x:.7g}") for x in part.flatten().tolist()]
+            if summed
+            else digest_bytes(part.numpy().tobytes())
+            for part in decoded
         ],
     }
 
@@ -59,7 +68,10 @@ def test_golden_card(name: str, tmp_path: Path) -> None:
     Profile.load(PROFILE).keep()
     path = FOLDER / f"{name}.card"
     card = CacheCard.load(path)
-    assert describe(card) == json.loads((FOLDER / f"{name}.json").read_text())
+    found, expected = describe(card), json.loads((FOLDER / f"{name}.json").read_text())
+    for one, other in zip(found.pop("decoded"), expected.pop("decoded"), strict=True):
+        assert one == (other if isinstance(other, str) else pytest.approx(other, abs=1e-4))
+    assert found == expected
     assert card.save(tmp_path / "again").read_bytes() == path.read_bytes()
 
 

@@ -320,6 +320,21 @@ def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_calibrate_refuses_a_bad_folder_before_it_works(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No such model either: what is wrong with the folder is said before it is loaded.
+    asked = ("calibrate", "-m", tmp_path / "no model")
+    code, _, err = run(*asked, "-o", tmp_path / "missing" / "profile")
+    assert code == 1
+    assert "no folder that can be written to" in " ".join(err.split())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path / "file" / "folder"))
+    code, _, err = run(*asked)
+    assert code == 1
+    assert "cannot be made" in " ".join(err.split())
+
+
 def test_capture_takes_the_profile_at_hand(
     run: Any, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,3 +98,12 @@ def test_the_profile_at_hand_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     profile.save(tmp_path / f"{profile.digest}.safetensors")
     card = capture(model, token_ids=CONTEXT, codec=Transform())
     assert card.manifest.segments[0].codec.profile == profile.digest
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_contexts_of_a_few_tokens(tokens: int) -> None:
+    model = tiny_model()
+    codec = Transform(profile_of("llama").keep(), refinements=1)
+    card = capture(model, token_ids=CONTEXT[:tokens], codec=codec)
+    with torch.no_grad():
+        model(**inject(model, card, NEW))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..card.errors import ProfileError
 from .options import Model, out, progress
 
 
@@ -45,6 +47,15 @@ def calibrate(
     from ..hf.own_text import own_text
     from ..profile import profiles
 
+    # Found out now, not after minutes of work.
+    folder = profiles() if output is None else output.parent
+    try:
+        if output is None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProfileError(f"{folder} cannot be made: {error}. Name a file with -o.") from error
+    if not os.access(folder, os.W_OK):
+        raise ProfileError(f"{folder} is no folder that can be written to. Name a file with -o.")
     content = None if text is None else read_text(text)
     given, tokens = 0 if text is None else contexts, context_tokens + following_tokens
     written = contexts + own_contexts - given
@@ -57,8 +68,7 @@ def calibrate(
             runs += own_text(loaded, written, tokens, seed)
         profile = learn(loaded, runs, following_tokens, rate, lambda what: status.update(what))
     if output is None:
-        profiles().mkdir(parents=True, exist_ok=True)
-        output = profiles() / f"{profile.digest}.safetensors"
+        output = folder / f"{profile.digest}.safetensors"
     profile.save(output)
     out.print(
         f"{output}: {output.stat().st_size:,} bytes, learned from {given} contexts of the text and "

@@ -20,6 +20,7 @@ _RIDGE = 1e-4
 _SEARCH = 2048  # tokens, to find the step for a rate
 _TRIALS = 4  # at most, with all tokens
 _NEAR = 0.03  # of the rate
+_LEAST = 1e-3  # bits per value, where nothing is left to say
 _FALL = 0.75  # octaves that the rate falls by in an octave of the step, at about one bit
 _FAR = 64 * 24  # of the step's exponent
 Part = Tensor  # [tokens, columns], half precision
@@ -48,7 +49,7 @@ def fit(
     # Few tokens are predicted better than they should be: more will need a coarser step.
     number, found = high, rate
     for _ in range(_TRIALS):
-        number += round(64 * math.log2(found / rate) / _FALL)
+        number += round(64 * math.log2(max(found, _LEAST) / rate) / _FALL)
         parts, scales, found, counted = _pass(layers, weights, sources, number, blank, None)
         progress()
         if abs(found / rate - 1) < _NEAR:
