@@ -25,7 +25,7 @@ from qkvshare.card.errors import (
     CardVersionError,
     QKVShareError,
 )
-from qkvshare.codecs import decode_layers, from_record
+from qkvshare.codecs import decode_runs, from_record
 
 from ..cards import (
     edit_manifest,
@@ -45,9 +45,7 @@ def path(tmp_path: Path) -> Path:
 def open_fully(path: Path) -> list[bytes]:
     """Everything a receiver would read, decoded, as bytes."""
     card = CacheCard.load(path)
-    layers = [
-        at for index in range(len(card.manifest.segments)) for at in decode_layers(card, index)
-    ]
+    layers = [at for index in range(len(card.manifest.segments)) for at in decode_runs(card)[index]]
     return [
         card.token_ids.tobytes(),
         *(part.numpy().tobytes() for at in layers for part in (at.keys, at.values)),

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from qkvshare import CacheCard, Raw, Uniform
 from qkvshare.card import container
 from qkvshare.card.errors import CardNotFoundError, CardWriteError
-from qkvshare.codecs import decode_layers
+from qkvshare.codecs import decode_runs
 
 from ..cards import make_card
 
@@ -49,7 +49,7 @@ def test_round_trip_and_size(
     assert card.blob_bytes == loaded.blob_bytes
     assert loaded.bits_per_value == 8 * path.stat().st_size / (sum(runs) * 2 * 2 * 2 * 8)
     for segment in range(len(runs)):
-        pairs = zip(decode_layers(card, segment), decode_layers(loaded, segment), strict=True)
+        pairs = zip(decode_runs(card)[segment], decode_runs(loaded)[segment], strict=True)
         for one, two in pairs:
             assert torch.equal(one.keys, two.keys)
             assert torch.equal(one.values, two.values)

@@ -14,7 +14,7 @@ import pytest
 
 from qkvshare import CacheCard, Raw, Uniform
 from qkvshare.card.digest import digest_bytes
-from qkvshare.codecs import Codec, Kivi, Packed, Transform, decode_layers
+from qkvshare.codecs import Codec, Kivi, Packed, Transform, decode_runs
 from qkvshare.profile import Profile
 
 from ..cards import make_card
@@ -45,7 +45,7 @@ def describe(card: CacheCard) -> dict[str, Any]:
     decoded = [
         part.contiguous()
         for index in range(len(card.manifest.segments))
-        for layer in decode_layers(card, index)
+        for layer in decode_runs(card)[index]
         for part in (layer.keys, layer.values)
     ]
     # Float sums, unlike what is coded, may differ between machines in their last bits.

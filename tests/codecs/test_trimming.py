@@ -10,7 +10,7 @@ import torch
 
 from qkvshare import CacheCard, Transform, trim
 from qkvshare.card.errors import BudgetError, CardDigestError
-from qkvshare.codecs import Packed, decode_layers
+from qkvshare.codecs import Packed, decode_runs
 
 from ..cards import make_card
 from ..profiles import made_up_profile
@@ -27,7 +27,7 @@ def parts(card: CacheCard) -> list[torch.Tensor]:
     return [
         part
         for segment in range(len(RUNS))
-        for layer in decode_layers(card, segment)
+        for layer in decode_runs(card)[segment]
         for part in (layer.keys, layer.values)
     ]
 

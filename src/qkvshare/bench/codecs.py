@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..codecs import Codec, decode_layers
+from ..codecs import Codec, decode_runs
 from ..hf.capture import make_card, spending
 from ..hf.identity import identify
 from ..hf.state import read
@@ -40,7 +40,7 @@ def measure_codecs(
                 start = time.perf_counter()
                 card = make_card(state, identity, codec, how, None)
                 middle = time.perf_counter()
-                for _ in decode_layers(card, 0):
+                for _ in decode_runs(card)[0]:
                     pass
                 end = time.perf_counter()
                 if number:

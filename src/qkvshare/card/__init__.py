@@ -2,7 +2,7 @@
 
 from .card import CacheCard
 from .identity import Adapter, Identity
-from .manifest import Allocation, Codec, Hop, Layer, Manifest, Segment
+from .manifest import Allocation, Codec, Hop, Layer, Manifest, Part, Run, Segment
 
 __all__ = [
     "Adapter",
@@ -13,5 +13,7 @@ __all__ = [
     "Identity",
     "Layer",
     "Manifest",
+    "Part",
+    "Run",
     "Segment",
 ]

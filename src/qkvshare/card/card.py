@@ -14,8 +14,9 @@ import numpy as np
 from . import container
 from .container import Array, FileTensors, blob_name, ids_name
 from .digest import EMPTY_CHAIN, Bytes, TokenIds, digest_bytes, extend_chain
-from .errors import CardDigestError, CardExpiredError, CardFormatError, CardVersionError
-from .manifest import FORMAT_VERSION, Envelope, Manifest, decode_envelope, decode_manifest
+from .errors import CardDigestError, CardError, CardExpiredError, CardThinError
+from .manifest import FORMAT_VERSION, Envelope, Hop, Manifest, Part, Segment
+from .opening import check_tensors, open_header
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +41,8 @@ class CacheCard:
         Raises `CardNotFoundError`, `CardFormatError`, `CardVersionError` or `CardDigestError`.
         """
         tensors = FileTensors(Path(path))
-        manifest = _open_header(tensors)
-        _check_tensors(tensors, manifest)
+        manifest, thin = open_header(tensors)
+        check_tensors(tensors, manifest, thin)
         card = cls(manifest, tensors)
         _ = card.token_ids  # verified now, so that a wrong prefix is never found too late
         return card
@@ -90,8 +91,15 @@ class CacheCard:
     def blob(self, layer: int, segment: int) -> Bytes:
         """The encoded bytes of one layer in one segment, uint8 ``[bytes]``, verified.
 
-        Raises `CardDigestError` where they are not what the manifest names.
+        Raises `CardDigestError` where they are not what the manifest names, `CardThinError` where
+        they are not in this card.
         """
+        if segment < self.thin:
+            raise CardThinError(
+                f"the card is thin: the bytes of its first {self.thin} segments (tokens up to "
+                f"{self.manifest.segments[self.thin - 1].end}) are not in it. Put it together "
+                "with its parent: card.whole(parent)."
+            )
         data: Bytes = self.tensors[blob_name(layer, segment)]
         found, expected = digest_bytes(data), self.manifest.segments[segment].blobs[layer]
         if found != expected:
@@ -106,7 +114,7 @@ class CacheCard:
         checked: dict[str, Array] = {}
         for index, segment in enumerate(self.manifest.segments):
             checked[ids_name(index)] = self.token_ids[segment.start : segment.end]
-            for layer in range(len(self.manifest.layers)):
+            for layer in range(len(self.manifest.layers) if index >= self.thin else 0):
                 checked[blob_name(layer, index)] = self.blob(layer, index)
         return checked
 
@@ -115,6 +123,95 @@ class CacheCard:
         expires = self.manifest.expires
         if expires is not None and datetime.now(UTC) >= expires:
             raise CardExpiredError(f"the card expired at {expires}. Capture a new one.")
+
+    @cached_property
+    def thin(self) -> int:
+        """How many segments, from the first on, this card names but does not hold; usually 0."""
+        segments = range(len(self.manifest.segments))
+        return next((at for at in segments if blob_name(0, at) in self.tensors), len(segments))
+
+    def fork(self, agent: str = "") -> CacheCard:
+        """A child for one of several receivers: the same segments and bytes, one more hop."""
+        return self._reshaped(self.manifest.segments, self.tensors, agent)
+
+    def without(self, parent: CacheCard) -> CacheCard:
+        """The same card without the bytes that ``parent`` has: a thin card, of the same digest.
+
+        For a receiver who has the parent; ids stay. Raises `CardError` for a card that does not
+        begin with the parent's segments.
+        """
+        shared = len(parent.manifest.segments)
+        if self.manifest.segments[:shared] != parent.manifest.segments:
+            raise CardError(
+                f"the card does not begin with the {shared} segments of the parent "
+                f"{parent.digest[:12]}…; expected a card that was captured from it."
+            )
+        gone = {blob_name(at, n) for n in range(shared) for at in range(len(self.manifest.layers))}
+        kept = {name: self.tensors[name] for name in self.tensors if name not in gone}
+        return CacheCard(self.manifest, kept)
+
+    def whole(self, parent: CacheCard) -> CacheCard:
+        """A thin card with the bytes it lacks taken from ``parent``, checked when they are read.
+
+        Raises `CardThinError` where the parent does not have them.
+        """
+        lacking = self.manifest.segments[: self.thin]
+        if parent.manifest.segments[: self.thin] != lacking or parent.thin:
+            raise CardThinError(
+                f"the card {parent.digest[:12]}… does not have the {self.thin} segments that the "
+                "thin card lacks. Expected the card it was made thin against, or a longer one."
+            )
+        layers = range(len(self.manifest.layers))
+        taken = [blob_name(layer, n) for n in range(self.thin) for layer in layers]
+        tensors = {**{name: parent.tensors[name] for name in taken}, **self.tensors}
+        return CacheCard(self.manifest, tensors)
+
+    def compact(self) -> CacheCard:
+        """All segments as one: a smaller header; bytes are moved, nothing is encoded again.
+
+        The segment has another name than those it was made of, so a receiver who has them cannot
+        use them for it. Raises `CardThinError`.
+        """
+        runs, layers = self.manifest.runs, range(len(self.manifest.layers))
+        blobs: list[Bytes] = []
+        sizes: list[list[int]] = []
+        for layer in layers:
+            whole = [self.blob(layer, n) for n in range(len(self.manifest.segments))]
+            pieces = [
+                whole[run.segment][run.spans[layer] if run.spans else slice(None)] for run in runs
+            ]
+            sizes.append([len(piece) for piece in pieces])
+            blobs.append(np.concatenate(pieces))
+        parts = [
+            Part(run.end, run.codec, run.allocation, list(each), run.first)
+            for run, each in zip(runs, zip(*sizes, strict=True), strict=True)
+        ]
+        segment = msgspec.structs.replace(
+            self.manifest.segments[-1],
+            start=0,
+            prefix=EMPTY_CHAIN,
+            chain=extend_chain(EMPTY_CHAIN, self.token_ids),
+            blobs=[digest_bytes(blob) for blob in blobs],
+            first=None,
+            parts=parts,
+        )
+        tensors = {ids_name(0): self.token_ids} | {
+            blob_name(layer, 0): blob for layer, blob in enumerate(blobs)
+        }
+        return self._reshaped([segment], tensors, "compact")
+
+    def _reshaped(
+        self, segments: list[Segment], tensors: Mapping[str, Array], agent: str
+    ) -> CacheCard:
+        lineage = self.manifest.lineage
+        hop = Hop(hop=len(lineage), agent=agent, tokens_added=0, parent=self.digest)
+        manifest = msgspec.structs.replace(
+            self.manifest,
+            created=datetime.now(UTC).replace(microsecond=0),
+            segments=segments,
+            lineage=[*lineage, hop],
+        )
+        return CacheCard(manifest, tensors)
 
     @cached_property
     def header_bytes(self) -> int:
@@ -149,6 +246,8 @@ class CacheCard:
         return 8 * self.nbytes / self.values
 
     def _nbytes(self, name: str) -> int:
+        if name not in self.tensors:
+            return 0
         if isinstance(self.tensors, FileTensors):
             return self.tensors.kind(name)[1][0]
         return self.tensors[name].nbytes
@@ -156,50 +255,6 @@ class CacheCard:
     def _metadata(self) -> dict[str, str]:
         # One entry only: safetensors does not keep the order of several, and a card's bytes
         # should depend on nothing but the card.
-        envelope = Envelope(self.digest, msgspec.Raw(self.manifest.encode()), FORMAT_VERSION)
+        raw = msgspec.Raw(self.manifest.encode())
+        envelope = Envelope(self.digest, raw, FORMAT_VERSION, self.thin)
         return {container.MAGIC: msgspec.json.encode(envelope, order="sorted").decode()}
-
-
-def _open_header(tensors: FileTensors) -> Manifest:
-    """Magic, version, digest, manifest: in this order, so that each defect gets its own error."""
-    path = tensors.path
-    if set(tensors.metadata) != {container.MAGIC}:
-        raise CardFormatError(
-            f"{path} is a safetensors file but not a card: its metadata has "
-            f"{sorted(tensors.metadata)[:5]}, expected {container.MAGIC!r} and nothing else."
-        )
-    envelope = decode_envelope(tensors.metadata[container.MAGIC].encode())
-    if envelope.version != FORMAT_VERSION:
-        raise CardVersionError(
-            f"{path} has format version {envelope.version}, this package reads {FORMAT_VERSION}. "
-            "Capture again, or use the package version that wrote it."
-        )
-    found = digest_bytes(bytes(envelope.manifest))
-    if found != envelope.digest:
-        raise CardDigestError(
-            f"{path}: the manifest has digest {found[:12]}…, the card is named "
-            f"{envelope.digest[:12]}…. The header is damaged; get the card again."
-        )
-    return decode_manifest(bytes(envelope.manifest))
-
-
-def _check_tensors(tensors: FileTensors, manifest: Manifest) -> None:
-    """Exactly the tensors that the manifest implies, each of the right type and shape."""
-    expected: dict[str, tuple[str, int | None]] = {}
-    for index, segment in enumerate(manifest.segments):
-        expected[ids_name(index)] = ("I32", segment.end - segment.start)
-        for layer in range(len(manifest.layers)):
-            expected[blob_name(layer, index)] = ("U8", None)
-    missing, extra = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        raise CardFormatError(
-            f"{tensors.path}: tensors missing {missing[:3]}, not expected {extra[:3]}. "
-            "The file is damaged or was assembled by hand."
-        )
-    for name, (dtype, length) in expected.items():
-        found, shape = tensors.kind(name)
-        if found != dtype or len(shape) != 1 or length not in (None, shape[0]):
-            raise CardFormatError(
-                f"{tensors.path}: tensor {name} is {found} {shape}, expected {dtype} "
-                f"[{'bytes' if length is None else length}]."
-            )

@@ -68,6 +68,10 @@ class FileTensors(Mapping[str, Array]):
             raise CardFormatError(f"{self.path}: tensor {name} cannot be read: {error}.") from error
         return array
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor; reads nothing."""
+        return name in self._slices
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over tensor names."""
         return iter(self._slices)

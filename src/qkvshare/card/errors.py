@@ -34,6 +34,10 @@ class CardExpiredError(CardError):
     """The card's ``expires`` time has passed."""
 
 
+class CardThinError(CardError):
+    """The card names segments whose bytes it does not hold, and nobody else has them here."""
+
+
 class CardWriteError(QKVShareError):
     """The card could not be written; nothing was left behind under its name."""
 

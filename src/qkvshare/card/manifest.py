@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from .digest import EMPTY_CHAIN, digest_json
-from .errors import CardDigestError, CardFormatError
+from .digest import digest_json
 from .identity import Identity
 
 FORMAT_VERSION = 1
@@ -53,13 +53,27 @@ class Allocation(Strict, frozen=True):
     budget: float | None = None
 
 
+class Part(Strict, frozen=True):
+    """One of the runs that a compacted segment was made of, up to token ``end``.
+
+    ``sizes[layer]`` are its bytes in the layer's blob, where the parts follow each other.
+    """
+
+    end: Count
+    codec: Codec
+    allocation: Allocation
+    sizes: list[Count]
+    first: list[Count] | None = None
+
+
 class Segment(Strict, frozen=True):
     """An encoded run of tokens ``[start, end)``, immutable and named by its digest.
 
     ``prefix`` and ``chain`` are the token digest chain before and after it, so a segment cannot be
     spliced behind another prefix. ``first[layer]`` is the first token that the layer still holds
     (sliding layers forget); None means ``start`` everywhere. ``blobs[layer]`` is the digest of the
-    layer's encoded bytes.
+    layer's encoded bytes. A compacted segment has ``parts``; codec and allocation are then those of
+    the last one.
     """
 
     start: Count
@@ -70,15 +84,45 @@ class Segment(Strict, frozen=True):
     allocation: Allocation
     blobs: list[Digest]
     first: list[Count] | None = None
+    parts: Annotated[list[Part], Meta(min_length=1, max_length=10_000)] | None = None
 
     @property
     def digest(self) -> str:
         """Digest over every field, hence over ids (by the chain) and bytes (by the blobs)."""
         return digest_json(self)
 
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens ``[start, end)`` that one codec wrote at once: a segment, or a part of one.
+
+    ``spans[layer]`` is where its bytes are in the segment's blob, None for all of it.
+    """
+
+    segment: int
+    start: int
+    end: int
+    codec: Codec
+    allocation: Allocation
+    first: list[int] | None
+    spans: list[slice] | None
+
     def held(self, layer: int) -> int:
-        """Number of tokens whose keys and values layer ``layer`` holds in this segment."""
+        """Number of tokens whose keys and values layer ``layer`` holds in this run."""
         return self.end - (self.start if self.first is None else self.first[layer])
+
+
+def runs_of(index: int, segment: Segment) -> list[Run]:
+    """The runs of segment ``index``."""
+    if segment.parts is None:
+        whole = segment.start, segment.end, segment.codec, segment.allocation, segment.first
+        return [Run(index, *whole, None)]
+    runs, start, at = [], segment.start, [0] * len(segment.blobs)
+    for part in segment.parts:
+        spans = [slice(low, low + size) for low, size in zip(at, part.sizes, strict=True)]
+        runs.append(Run(index, start, part.end, part.codec, part.allocation, part.first, spans))
+        start, at = part.end, [span.stop for span in spans]
+    return runs
 
 
 class Hop(Strict, frozen=True):
@@ -105,76 +149,23 @@ class Manifest(Strict, frozen=True):
         """Number of tokens of context that the card stands for."""
         return self.segments[-1].end
 
+    @property
+    def runs(self) -> list[Run]:
+        """All segments' runs, in order."""
+        return [run for n, segment in enumerate(self.segments) for run in runs_of(n, segment)]
+
     def encode(self) -> bytes:
         """Canonical JSON; the card digest is taken over exactly these bytes."""
         return msgspec.json.encode(self, order="sorted")
 
 
 class Envelope(Strict, frozen=True):
-    """What the file's metadata holds: the manifest's exact bytes, and what they must be."""
+    """What the file's metadata holds: the manifest's exact bytes, and what they must be.
+
+    ``thin``: the bytes of so many segments, from the first on, are not in this file.
+    """
 
     digest: Digest
     manifest: msgspec.Raw
     version: int
-
-
-def decode_envelope(data: bytes) -> Envelope:
-    """Parse the metadata entry of a card. Raises `CardFormatError`."""
-    try:
-        return msgspec.json.decode(data, type=Envelope, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CardFormatError(
-            f"the card's header is not valid: {error}. Expected digest, manifest and version."
-        ) from error
-
-
-def decode_manifest(data: bytes) -> Manifest:
-    """Parse and check a manifest's JSON. Raises `CardFormatError` or `CardDigestError`."""
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CardFormatError(
-            f"the manifest is not valid: {error}. Expected the fields of docs/cachecard.md; "
-            "the file is damaged or was written by something else."
-        ) from error
-    check_segments(manifest)
-    return manifest
-
-
-def check_segments(manifest: Manifest) -> None:
-    """Segments must follow each other without gap, overlap or foreign prefix."""
-    for number, layer in enumerate(manifest.layers):
-        if (layer.kind == "sliding") != (layer.window is not None):
-            raise CardFormatError(f"layer {number} is {layer.kind} with window {layer.window}.")
-    end, chain = 0, EMPTY_CHAIN
-    layers = len(manifest.layers)
-    for index, segment in enumerate(manifest.segments):
-        where = f"segment {index}, tokens [{segment.start}, {segment.end})"
-        if segment.start != end or segment.end <= segment.start:
-            raise CardFormatError(f"{where}: expected a run that starts at token {end}.")
-        if segment.prefix != chain:
-            raise CardDigestError(
-                f"{where} was encoded behind another prefix: it names {segment.prefix[:12]}…, "
-                f"the tokens before it have {chain[:12]}…. Segments cannot be mixed between cards."
-            )
-        if len(segment.blobs) != layers:
-            raise CardFormatError(f"{where}: {len(segment.blobs)} blobs for {layers} layers.")
-        _check_first(segment, manifest.layers, where)
-        end, chain = segment.end, segment.chain
-
-
-def _check_first(segment: Segment, layers: list[Layer], where: str) -> None:
-    if segment.first is None:
-        return
-    if len(segment.first) != len(layers):
-        raise CardFormatError(f"{where}: {len(segment.first)} firsts for {len(layers)} layers.")
-    for number, (first, layer) in enumerate(zip(segment.first, layers, strict=True)):
-        # A sliding layer may forget what no later token can see; a full layer nothing.
-        latest = segment.start
-        if layer.kind == "sliding":
-            latest = max(segment.start, segment.end - (layer.window or 2) + 1)
-        if not segment.start <= first <= latest:
-            raise CardFormatError(
-                f"{where}: layer {number} ({layer.kind}) starts at token {first}, "
-                f"expected {segment.start} to {latest}."
-            )
+    thin: Count = 0

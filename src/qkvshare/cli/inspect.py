@@ -12,7 +12,7 @@ import numpy.typing as npt
 import typer
 from rich.table import Table
 
-from ..card import CacheCard
+from ..card import CacheCard, Run
 from ..card.errors import CardWriteError
 from .options import Card, Json, out
 
@@ -40,12 +40,20 @@ def _sizes(card: CacheCard) -> dict[str, int]:
     from ..codecs import Shape, from_record
 
     sizes = dict.fromkeys(("codes", "scales", "maps"), 0)
-    for layer, per_segment in enumerate(card.blob_bytes):
-        for segment, nbytes in zip(card.manifest.segments, per_segment, strict=True):
-            shape = Shape.of(card.manifest.layers[layer], segment.held(layer))
-            for kind, part in from_record(segment.codec).parts(shape, nbytes).items():
-                sizes[kind] += part
+    for run in card.manifest.runs:
+        for number, layer in enumerate(card.manifest.layers):
+            if nbytes := _bytes_of(card, number, run):
+                shape = Shape.of(layer, run.held(number))
+                for kind, part in from_record(run.codec).parts(shape, nbytes).items():
+                    sizes[kind] += part
     return {**sizes, "ids": 4 * card.tokens, "header": card.header_bytes, "total": card.nbytes}
+
+
+def _bytes_of(card: CacheCard, layer: int, run: Run) -> int:
+    """Bytes of one run in one layer; 0 where the card is thin."""
+    if run.spans is None:
+        return card.blob_bytes[layer][run.segment]
+    return run.spans[layer].stop - run.spans[layer].start if run.segment >= card.thin else 0
 
 
 def _print(card: CacheCard, sizes: dict[str, int]) -> None:
@@ -65,11 +73,13 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     table.add_row("layers", counts)
     for name, value in msgspec.structs.asdict(identity).items():
         table.add_row(name.replace("_", " "), "none" if value is None else str(value))
-    for index, segment in enumerate(manifest.segments):
-        made = f"{segment.codec.name} {segment.codec.parameters or ''}"
-        if segment.codec.profile is not None:
-            made += f", profile {segment.codec.profile}"
-        table.add_row(f"segment {index}", f"tokens [{segment.start}, {segment.end}), {made}")
+    for run in manifest.runs:
+        made = f"{run.codec.name} {run.codec.parameters or ''}"
+        if run.codec.profile is not None:
+            made += f", profile {run.codec.profile}"
+        if run.segment < card.thin:
+            made += ", not in this file"
+        table.add_row(f"segment {run.segment}", f"tokens [{run.start}, {run.end}), {made}")
     for hop in manifest.lineage:
         whence = "read from scratch" if hop.parent is None else f"from {hop.parent[:12]}…"
         table.add_row(f"hop {hop.hop}", f"{hop.agent or '—'}: {hop.tokens_added} tokens, {whence}")
@@ -101,11 +111,10 @@ def bits_per_token_and_layer(card: CacheCard) -> npt.NDArray[np.float64]:
     grid = np.zeros((len(card.manifest.layers), card.tokens))
     for number, layer in enumerate(card.manifest.layers):
         width = layer.kv_heads * (layer.head_dim + layer.v_head_dim)
-        for index, segment in enumerate(card.manifest.segments):
-            held = segment.held(number)
-            if held:
-                nbytes = card.blob_bytes[number][index]
-                grid[number, segment.end - held : segment.end] = 8 * nbytes / (held * width)
+        for run in card.manifest.runs:
+            if held := run.held(number):
+                nbytes = _bytes_of(card, number, run)
+                grid[number, run.end - held : run.end] = 8 * nbytes / (held * width)
     return grid
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import lru_cache
 
 import msgspec
 import torch
 
-from ..card import CacheCard
+from ..card import CacheCard, Run
 from ..card import Codec as CodecRecord
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
@@ -40,7 +41,7 @@ __all__ = [
     "Shape",
     "Transform",
     "Uniform",
-    "decode_layers",
+    "decode_runs",
     "default_codec",
     "find_codec",
     "from_record",
@@ -100,20 +101,28 @@ def from_record(record: CodecRecord) -> Codec:
         raise CardFormatError(f"codec {record.name!r}: bad parameters: {error}.") from error
 
 
-def decode_layers(card: CacheCard, segment: int) -> Iterator[LayerKV]:
-    """Decode one segment of a card, verified, layer after layer, in the card's dtype.
+def decode_runs(card: CacheCard) -> list[Iterator[LayerKV]]:
+    """For each run of a card its layers in order, verified and decoded one by one, in the card's
+    dtype.
 
-    Keys are as the segment's codec keeps them: see `Codec.pre_rope`. Raises `CardError`.
+    Keys are as the run's codec keeps them: see `Codec.pre_rope`. Raises `CardError`.
     """
-    manifest = card.manifest
-    record = manifest.segments[segment]
-    shapes = [Shape.of(at, record.held(layer)) for layer, at in enumerate(manifest.layers)]
+    layers, dtype = card.manifest.layers, dtype_of(card)
+    # The parts of a compacted segment are in one blob, and are read side by side.
+    shared = lru_cache(maxsize=4)(card.blob)
 
-    def blobs() -> Iterator[Bytes]:
-        for layer in range(len(shapes)):
-            yield card.blob(layer, segment)
+    def blobs(run: Run) -> Iterator[Bytes]:
+        for number in range(len(layers)):
+            if run.spans is None:
+                yield card.blob(number, run.segment)
+            else:
+                yield shared(number, run.segment)[run.spans[number]]
 
-    return from_record(record.codec).decode(blobs(), shapes, dtype_of(card))
+    def layers_of(run: Run) -> Iterator[LayerKV]:
+        shapes = [Shape.of(at, run.held(number)) for number, at in enumerate(layers)]
+        yield from from_record(run.codec).decode(blobs(run), shapes, dtype)
+
+    return [layers_of(run) for run in card.manifest.runs]
 
 
 def dtype_of(card: CacheCard) -> torch.dtype:

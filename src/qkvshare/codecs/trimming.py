@@ -12,6 +12,7 @@ from ..card import CacheCard, Hop
 from ..card.container import blob_name
 from ..card.digest import digest_bytes
 from ..card.errors import BudgetError
+from ..card.manifest import runs_of
 from .base import Shape
 
 
@@ -29,8 +30,9 @@ def trim(card: CacheCard, budget: float) -> CacheCard:
     """The card with as many refinements as ``budget`` bits per value of the whole file allow.
 
     The finest go first, in each of them the last layer first. What is left is byte for byte the
-    same; the lineage says whence it came. A card that fits is returned as it is. Raises
-    `BudgetError` where the card without refinements is still larger, and `CardError`.
+    same; the lineage says whence it came. Compacted segments are left as they are. A card that fits
+    is returned as it is. Raises `BudgetError` where the card without refinements is still larger,
+    and `CardError`.
     """
     if card.bits_per_value <= budget:
         return card
@@ -55,11 +57,12 @@ def _pieces(card: CacheCard) -> list[_Piece]:
     from . import from_record
 
     found = []
-    for index, segment in enumerate(card.manifest.segments):
-        codec = from_record(segment.codec)
+    for run in card.manifest.runs:
+        if run.spans is not None:
+            continue  # compacted: the bytes of several runs are in one blob
+        codec, index = from_record(run.codec), run.segment
         for number, layer in enumerate(card.manifest.layers):
-            shape = Shape.of(layer, segment.held(number))
-            sizes = codec.level_bytes(card.blob(number, index), shape)
+            sizes = codec.level_bytes(card.blob(number, index), Shape.of(layer, run.held(number)))
             found += [
                 _Piece(level, number, index, size) for level, size in enumerate(sizes, 1) if size
             ]
@@ -79,7 +82,7 @@ def _without(card: CacheCard, dropped: list[_Piece], budget: float) -> CacheCard
         segment = segments[index]
         codec, blobs = from_record(segment.codec), list(segment.blobs)
         for layer, levels in layers.items():
-            shape = Shape.of(manifest.layers[layer], segment.held(layer))
+            shape = Shape.of(manifest.layers[layer], runs_of(index, segment)[0].held(layer))
             name = blob_name(layer, index)
             tensors[name] = codec.drop(tensors[name], shape, levels)
             blobs[layer] = digest_bytes(tensors[name])

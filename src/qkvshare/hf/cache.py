@@ -13,10 +13,19 @@ class CardCache(DynamicCache):
     """A ``DynamicCache`` that remembers the card it began as.
 
     So `capture` can append to that card instead of encoding its tokens again, and knows that the
-    first keys are the card's, which a lossy codec has changed.
+    first keys are the card's, which a lossy codec has changed; and `inject` can take them over.
+
+    Attributes:
+        card: what it was injected from.
+        decoded: how many of the tokens that it holds are still as the card's bytes say.
     """
 
-    def __init__(self, card: CacheCard, **arguments: Any) -> None:
+    def __init__(self, card: CacheCard, decoded: int, **arguments: Any) -> None:
         """Empty; ``arguments`` as for ``DynamicCache``."""
         super().__init__(**arguments)
-        self.card = card
+        self.card, self.decoded = card, decoded
+
+    def crop(self, *arguments: Any, **named: Any) -> None:
+        """As ``DynamicCache.crop``; what is read again after it is not the card's any more."""
+        super().crop(*arguments, **named)
+        self.decoded = min(self.decoded, self.get_seq_length())

@@ -114,6 +114,12 @@ def make_card(
     learned = how.allocator if how is not None else None
     if isinstance(learned, Learned) and learned.profile is not None:
         learned.profile.require(identity.weights)
+    if parent is not None and parent.thin and budget is not None:
+        raise BudgetError(
+            f"a budget is for the whole card, and the parent is thin: the bytes of its first "
+            f"{parent.thin} segments are not at hand. Leave the budget out (the new tokens are "
+            "then given the parent's), or put the parent together with card.whole(…)."
+        )
     now = datetime.now(UTC)
     known = parent.manifest if parent is not None else None
     lineage = [] if known is None else list(known.lineage)

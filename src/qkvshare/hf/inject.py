@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..card.errors import PromptError
-from ..codecs import LayerKV, decode_layers, find_codec
+from ..codecs import LayerKV, decode_runs, find_codec
 from .cache import CardCache
 from .identity import identify
 from .layers import (
@@ -37,6 +38,7 @@ def inject(
     *,
     prompt_ids: Ids | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    held: Cache | None = None,
 ) -> dict[str, Any]:
     """Give ``model`` the card's state and the tokens that come after it.
 
@@ -54,6 +56,9 @@ def inject(
         new_ids: what follows the card's tokens, ``[new]`` or ``[1, new]``.
         prompt_ids: instead of ``new_ids``: the whole prompt, which must begin with the card's ids.
         tokenizer: the receiver's; given, it must be the one the card is bound to.
+        held: a cache that `inject` made of a card which this one was captured from, one sequence.
+            What both share is copied from it instead of decoded again, and need not be in the
+            card (`CacheCard.without`). A cache that lacks some of it changes nothing.
 
     Raises:
         IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
@@ -69,9 +74,9 @@ def inject(
         new, kept = card.token_ids[-1:], kept - 1
     require_length(model, kept + len(new))
 
-    cache = CardCache(card, config=model.config)
+    cache = CardCache(card, kept, config=model.config)
     places = attention_layers(model, cache)
-    for number, layer in enumerate(_joined(model, card, kept)):
+    for number, layer in enumerate(_joined(model, card, kept, _shared(card, held, kept))):
         # A model may be spread over devices.
         device = next(decoder_layer(model, number).parameters()).device
         place_layer(places[number], layer.keys.to(device), layer.values.to(device), kept)
@@ -111,26 +116,49 @@ def _new_tokens(
     return new
 
 
-def _joined(model: PreTrainedModel, card: CacheCard, kept: int) -> Iterator[LayerKV]:
-    """Layers of the whole context up to ``kept`` tokens: segments joined, keys rotated."""
-    records = card.manifest.segments
-    streams = [decode_layers(card, segment) for segment in range(len(records))]
-    rope = Rope(model)
-    unrotated = [find_codec(record.codec.name).pre_rope for record in records]
-    for number, at in enumerate(card.manifest.layers):
-        parts = [next(stream) for stream in streams]
+def _shared(card: CacheCard, held: Cache | None, kept: int) -> CardCache | None:
+    """``held``, where it has what the first segments of ``card`` would be decoded to."""
+    if not isinstance(held, CardCache) or held.decoded < held.card.tokens:
+        return None
+    mine, theirs = held.card.manifest.segments, card.manifest.segments
+    if mine != theirs[: len(mine)]:
+        return None
+    length = held.get_seq_length()
+    places = cast(list[DynamicLayer], held.layers)
+    for place, at in zip(places, card.manifest.layers, strict=True):
+        batch, _, tokens, _ = cast(Tensor, place.keys).shape
         needed = 0 if at.window is None else max(0, kept - at.window + 1)
-        keys, values = [], []
-        for record, part, before_rope in zip(records, parts, unrotated, strict=True):
-            first = record.end - part.keys.shape[1]
-            rotated = part.keys
+        if batch > 1 or length - tokens > needed:  # it may have forgotten what is in the window
+            return None
+    return held
+
+
+def _joined(
+    model: PreTrainedModel, card: CacheCard, kept: int, held: CardCache | None
+) -> Iterator[LayerKV]:
+    """Layers of the whole context up to ``kept`` tokens: runs joined, keys rotated."""
+    known = 0 if held is None else held.card.tokens
+    runs = [
+        (run, stream, find_codec(run.codec.name).pre_rope)
+        for run, stream in zip(card.manifest.runs, decode_runs(card), strict=True)
+        if run.start >= known
+    ]
+    rope = Rope(model)
+    places = [] if held is None else attention_layers(model, held)
+    for number, at in enumerate(card.manifest.layers):
+        needed = 0 if at.window is None else max(0, kept - at.window + 1)
+        parts = []
+        if held is not None:
+            parts.append(_of_held(places[number], held.get_seq_length(), known, needed, kept))
+        for run, stream, before_rope in runs:
+            part = next(stream)
+            first = run.end - part.keys.shape[1]
+            keys = part.keys
             if before_rope:
-                positions = torch.arange(first, record.end)
-                rotated = rope.rotate(number, part.keys, positions)
+                keys = rope.rotate(number, keys, torch.arange(first, run.end))
             use = slice(max(0, needed - first), max(0, kept - first))
-            keys.append(rotated[:, use].to(part.values.dtype))
-            values.append(part.values[:, use])
-        layer = LayerKV(_cat(keys), _cat(values))
+            parts.append(LayerKV(keys[:, use].to(part.values.dtype), part.values[:, use]))
+        layer = LayerKV(_cat([part.keys for part in parts]), _cat([part.values for part in parts]))
         found = layer.keys.shape[1]
         if found != kept - needed:
             raise PromptError(
@@ -139,6 +167,14 @@ def _joined(model: PreTrainedModel, card: CacheCard, kept: int) -> Iterator[Laye
                 "new token, or capture from the prompt, which keeps one token more."
             )
         yield layer
+
+
+def _of_held(place: DynamicLayer, length: int, known: int, needed: int, kept: int) -> LayerKV:
+    """Tokens from ``needed`` to ``known``, at most ``kept``, of a layer at ``length`` tokens."""
+    keys, values = (cast(Tensor, part)[0] for part in (place.keys, place.values))
+    first = length - keys.shape[1]
+    use = slice(max(0, needed - first), max(0, min(known, kept) - first))
+    return LayerKV(keys[:, use], values[:, use])
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -1,0 +1,91 @@
+"""Open a card file: every defect is found before a tensor is read, and has its own error."""
+
+from __future__ import annotations
+
+import msgspec
+
+from . import container
+from .checking import check_segments
+from .container import FileTensors, blob_name, ids_name
+from .digest import digest_bytes
+from .errors import CardDigestError, CardFormatError, CardVersionError
+from .manifest import FORMAT_VERSION, Envelope, Manifest
+
+
+def open_header(tensors: FileTensors) -> tuple[Manifest, int]:
+    """Magic, version, digest, manifest: in this order, so that each defect gets its own error.
+
+    Returns the manifest, and how many segments, from the first on, the file does without.
+    """
+    path = tensors.path
+    if set(tensors.metadata) != {container.MAGIC}:
+        raise CardFormatError(
+            f"{path} is a safetensors file but not a card: its metadata has "
+            f"{sorted(tensors.metadata)[:5]}, expected {container.MAGIC!r} and nothing else."
+        )
+    envelope = decode_envelope(tensors.metadata[container.MAGIC].encode())
+    if envelope.version != FORMAT_VERSION:
+        raise CardVersionError(
+            f"{path} has format version {envelope.version}, this package reads {FORMAT_VERSION}. "
+            "Capture again, or use the package version that wrote it."
+        )
+    found = digest_bytes(bytes(envelope.manifest))
+    if found != envelope.digest:
+        raise CardDigestError(
+            f"{path}: the manifest has digest {found[:12]}…, the card is named "
+            f"{envelope.digest[:12]}…. The header is damaged; get the card again."
+        )
+    manifest = decode_manifest(bytes(envelope.manifest))
+    if envelope.thin > len(manifest.segments):
+        raise CardFormatError(
+            f"{path} says it lacks the bytes of {envelope.thin} segments; it has "
+            f"{len(manifest.segments)}. The header is damaged; get the card again."
+        )
+    return manifest, envelope.thin
+
+
+def check_tensors(tensors: FileTensors, manifest: Manifest, thin: int) -> None:
+    """Exactly the tensors that the manifest implies, each of the right type and shape."""
+    expected: dict[str, tuple[str, int | None]] = {}
+    for index, segment in enumerate(manifest.segments):
+        expected[ids_name(index)] = ("I32", segment.end - segment.start)
+        for layer in range(len(manifest.layers) if index >= thin else 0):
+            parts = segment.parts
+            size = None if parts is None else sum(part.sizes[layer] for part in parts)
+            expected[blob_name(layer, index)] = ("U8", size)
+    missing, extra = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise CardFormatError(
+            f"{tensors.path}: tensors missing {missing[:3]}, not expected {extra[:3]}. "
+            "The file is damaged or was assembled by hand."
+        )
+    for name, (dtype, length) in expected.items():
+        found, shape = tensors.kind(name)
+        if found != dtype or len(shape) != 1 or length not in (None, shape[0]):
+            raise CardFormatError(
+                f"{tensors.path}: tensor {name} is {found} {shape}, expected {dtype} "
+                f"[{'bytes' if length is None else length}]."
+            )
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """Parse the metadata entry of a card. Raises `CardFormatError`."""
+    try:
+        return msgspec.json.decode(data, type=Envelope, strict=True)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CardFormatError(
+            f"the card's header is not valid: {error}. Expected digest, manifest and version."
+        ) from error
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Parse and check a manifest's JSON. Raises `CardFormatError` or `CardDigestError`."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest, strict=True)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CardFormatError(
+            f"the manifest is not valid: {error}. Expected the fields of docs/cachecard.md; "
+            "the file is damaged or was written by something else."
+        ) from error
+    check_segments(manifest)
+    return manifest
