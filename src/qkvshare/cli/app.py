@@ -12,6 +12,7 @@ from .capture import capture
 from .demo import demo
 from .eval_fidelity import fidelity
 from .eval_recall import recall
+from .eval_relay import relay
 from .inspect import inspect
 from .resume import resume
 from .trim import trim
@@ -29,6 +30,7 @@ for verb in (demo, capture, resume, inspect, verify, trim, calibrate):
 evaluations = typer.Typer(help="What quality costs, measured on real cards.", no_args_is_help=True)
 evaluations.command()(fidelity)
 evaluations.command()(recall)
+evaluations.command()(relay)
 app.add_typer(evaluations, name="eval")
 timings = typer.Typer(help="What time costs, as ratios within one run.", no_args_is_help=True)
 timings.command("capture")(bench_capture)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ..card.errors import QKVShareError
 from ..registry import label
 from .options import out
 
 if TYPE_CHECKING:
     from ..evals.handoff import Setting
+    from ..evals.journal import Journal
+    from ..evals.line import Way
 
 Text = Annotated[Path, typer.Option(help="Plain text, or JSONL with text, or question and answer.")]
 ContextTokens = Annotated[int, typer.Option(min=1, help="Tokens handed over.")]
@@ -23,6 +26,17 @@ ScorerNames = Annotated[
 ]
 AllocatorNames = Annotated[
     list[str] | None, typer.Option("--allocator", help="Repeat for several (packed).")
+]
+Problems = Annotated[
+    Path, typer.Option("--data", help="JSONL with question and answer, as GSM8K has them.")
+]
+Hops = Annotated[list[int] | None, typer.Option(min=1, max=100, help="Hand-offs; repeat.")]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="append (the default), or requantize: all anew at each hop."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with what a killed run has left beside --json.")
 ]
 Budgets = Annotated[
     list[float] | None,
@@ -36,6 +50,8 @@ _LABELS = {
     "delta_nll": "ΔNLL (nats)",
     "exact": "exact",
     "answer_nll": "answer NLL (nats)",
+    "accuracy": "accuracy",
+    "delta_points": "points against no hand-off",
 }
 
 
@@ -70,22 +86,50 @@ def make_settings(
     return settings
 
 
-def make_row(
-    model: str, setting: Setting | None, results: Sequence[Any], n: int, **extra: Any
-) -> dict[str, Any]:
-    """One row: what was measured, then mean and interval of every figure but the size."""
-    from ..evals.results import interval
+def make_ways(settings: Sequence[Setting], policies: list[str] | None) -> list[Way]:
+    """Every setting under every policy. Raises `QKVShareError` for a policy there is not."""
+    from ..evals.line import POLICIES, Way
+
+    for policy in policies or []:
+        if policy not in POLICIES:
+            raise QKVShareError(f"no policy {policy!r}; expected one of {', '.join(POLICIES)}.")
+    return [Way(setting, policy) for policy in policies or POLICIES[:1] for setting in settings]
+
+
+def open_journal(json: str | None, resume: bool, **measured: Any) -> Journal:
+    """Beside ``json``, so that a killed run can go on. Raises `JournalError`."""
+    from ..evals.journal import Journal
+
+    if resume and json in (None, "-"):
+        raise QKVShareError("--resume needs --json PATH: results are kept beside it as they come.")
+    path = None if json in (None, "-") else Path(f"{json}.partial")
+    return Journal(path, measured, resume)
+
+
+def name_setting(model: str, setting: Setting | None) -> dict[str, Any]:
+    """The first keys of a row."""
     from ..scorers import label_scorer
 
     how = None if setting is None else setting.spending()
     # A codec that is not told how to spend treats all rows alike.
     spender = "uniform" if how is None else label(how.allocator)
-    row: dict[str, Any] = {
+    return {
         "model": model,
         "codec": "none" if setting is None else label(setting.codec),
         "allocator": None if setting is None else spender,
         "scorer": None if how is None or how.scored_by is None else label_scorer(how.scored_by),
         "budget": None if setting is None else setting.budget,
+    }
+
+
+def make_row(
+    model: str, setting: Setting | None, results: Sequence[Any], n: int, **extra: Any
+) -> dict[str, Any]:
+    """One row: what was measured, then mean and interval of every figure but the size."""
+    from ..evals.results import interval
+
+    row: dict[str, Any] = {
+        **name_setting(model, setting),
         "bits_per_value": interval([result.bits_per_value for result in results])["mean"],
         **extra,
         "n": n,
@@ -102,7 +146,8 @@ def report(
 
     if json != "-":
         names = [_LABELS[name] for name in columns]
-        table = Table("codec", "spent by", "budget", "bits/value", *names, "n")
+        also = [name for name in ("policy", "hops") if name in rows[0]]
+        table = Table("codec", "spent by", "budget", *also, "bits/value", *names, "n")
         for row in rows:
             budget = "—" if row["budget"] is None else f"{row['budget']:g}"
             cells = [_cell(row[name], text) for name, text in columns.items()]
@@ -110,6 +155,7 @@ def report(
                 row["codec"],
                 _spent_by(row),
                 budget,
+                *("—" if row[name] is None else str(row[name]) for name in also),
                 f"{row['bits_per_value']:.3f}",
                 *cells,
                 str(row["n"]),

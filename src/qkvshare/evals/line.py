@@ -1,0 +1,154 @@
+"""Agents in a line over one growing context, with a real hand-off between any two.
+
+Two policies: ``append`` keeps the bytes of what was handed over before and encodes only what is
+new; ``requantize`` decodes everything and encodes everything again at each hop, as systems do that
+keep no card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..card import CacheCard
+from ..hf.capture import make_card
+from ..hf.identity import identify
+from ..hf.inject import inject
+from ..hf.state import State, pick_row, read
+from .handoff import Setting, log_probabilities
+
+POLICIES = ("append", "requantize")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one line of agents hands over."""
+
+    setting: Setting
+    policy: str = "append"
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """What several lines begin with: read once, and encoded once for each way.
+
+    Attributes:
+        state: at full precision, as the first agent has it.
+        cards: of ways that append; and the caches that they are decoded to.
+    """
+
+    state: State
+    cards: dict[Way, tuple[CacheCard, DynamicCache]]
+
+    @classmethod
+    def of(cls, model: Any, ids: Sequence[int], ways: Sequence[Way]) -> Preamble:
+        """Read ``ids``."""
+        state, cards = read(model, ids), {}
+        for way in ways:
+            if way.policy == "append":
+                at = way.setting
+                card = make_card(state, identify(model), at.codec, at.spending(), at.budget)
+                # Any token will do: the cache is wanted, not what comes after it.
+                cache = inject(model, card, ids[:1])["past_key_values"]
+                cards[way] = card, cache
+        return cls(state, cards)
+
+
+@dataclass
+class Line:
+    """One line of agents; ``way`` None: all in one full-precision cache.
+
+    Attributes:
+        ids: what is in the cache.
+        cache: of the agent whose turn it is.
+        card: what this agent got, if anything.
+        held: a cache of the card's first segments, which the next agent has besides.
+        unread: tokens that the agent before has said, but not read itself.
+    """
+
+    model: Any
+    way: Way | None
+    folder: Path
+    ids: list[int] = field(default_factory=list)
+    cache: DynamicCache | None = None
+    card: CacheCard | None = None
+    held: DynamicCache | None = None
+    unread: list[int] = field(default_factory=list)
+    handed_over: bool = False
+
+    @classmethod
+    def after(cls, preamble: Preamble, way: Way | None, folder: Path) -> Line:
+        """A line whose first agent has read the preamble."""
+        state = preamble.state
+        line = cls(state.model, way, folder, state.ids.tolist(), state.cache())
+        if way is not None and way in preamble.cards:
+            line.card, line.held = preamble.cards[way]
+        return line
+
+    def hand_over(self) -> None:
+        """To the next agent."""
+        if self.way is None:
+            return
+        at = self.way.setting
+        state = pick_row(self.model, self._cache(), self.ids)
+        parent = self.card if self.way.policy == "append" else None
+        card = make_card(
+            state, identify(self.model), at.codec, at.spending(), at.budget, parent=parent
+        )
+        self.card = CacheCard.load(card.save(self.folder / "card"))
+        self.handed_over = True
+
+    @property
+    def bits_per_value(self) -> float:
+        """Of the last card; of the model's numbers where there was no hand-off."""
+        if self.way is None or self.card is None:
+            return float(8 * self.model.dtype.itemsize)
+        return self.card.bits_per_value
+
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Log probabilities ``[tokens, vocabulary]`` after each of ``ids``, and of those unread."""
+        arguments = self._arguments(ids)
+        found = log_probabilities(self.model, **arguments)
+        self.ids += arguments["input_ids"][0].tolist()
+        return found
+
+    def write(self, prompt: Sequence[int], most: int, **sampling: Any) -> list[int]:
+        """Read ``prompt`` and say up to ``most`` tokens."""
+        arguments = self._arguments(prompt)
+        new = arguments["input_ids"].shape[1]
+        with torch.no_grad():
+            said = self.model.generate(**arguments, max_new_tokens=most, **sampling)[0]
+        # The last token said is in nobody's cache yet.
+        self.ids += said[:-1].tolist()
+        self.unread = said[-1:].tolist()
+        return said[new:].tolist()  # type: ignore[no-any-return]
+
+    def _cache(self) -> DynamicCache:
+        assert self.cache is not None, "nothing has been read yet"
+        return self.cache
+
+    def _arguments(self, ids: Sequence[int]) -> dict[str, Any]:
+        new, self.unread = [*self.unread, *ids], []
+        if self.handed_over:
+            assert self.card is not None
+            arguments = inject(self.model, self.card, new, held=self.held)
+            # What is decoded once stays decoded, whoever of the line reads on from it.
+            self.cache = self.held = arguments["past_key_values"]
+            self.handed_over = False
+            return arguments
+        if self.cache is None:
+            self.cache = DynamicCache(config=self.model.config)
+        device = self.model.device
+        return {
+            "input_ids": torch.tensor([new], device=device),
+            "attention_mask": torch.ones(
+                1, len(self.ids) + len(new), dtype=torch.long, device=device
+            ),
+            "past_key_values": self.cache,
+        }
