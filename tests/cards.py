@@ -46,9 +46,15 @@ def every_width(codec: Codec, layers: list[LayerKV]) -> BitMap | None:
 
 
 def make_card(
-    codec: Codec | None = None, runs: tuple[int, ...] = (6, 3), seed: int = 0
+    codec: Codec | None = None,
+    runs: tuple[int, ...] = (6, 3),
+    seed: int = 0,
+    joined: bool = False,
 ) -> CacheCard:
-    """A card of random state: two layers, one segment for each length in ``runs``."""
+    """A card of random state: two layers, one segment for each length in ``runs``.
+
+    With ``joined`` a segment's layers are in one blob.
+    """
     codec = codec or Raw()
     generator = torch.Generator().manual_seed(seed)
     segments: list[Segment] = []
@@ -65,6 +71,9 @@ def make_card(
             keys = torch.randn(shape, generator=generator)
             layers.append(LayerKV(keys, torch.randn(shape, generator=generator)))
         blobs = list(codec.encode(layers, every_width(codec, layers)))
+        sizes = [len(blob) for blob in blobs] if joined else None
+        if joined:
+            blobs = [np.concatenate(blobs)]
         tensors[ids_name(index)] = ids
         tensors |= {blob_name(layer, index): blob for layer, blob in enumerate(blobs)}
         after = extend_chain(chain, ids)
@@ -78,6 +87,7 @@ def make_card(
                 allocation=Allocation(),
                 blobs=[digest_bytes(blob) for blob in blobs],
                 first=first,
+                sizes=sizes,
             )
         )
         lineage.append(Hop(hop=index, agent="test", tokens_added=count))

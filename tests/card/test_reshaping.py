@@ -104,11 +104,12 @@ def test_thin_file_with_the_bytes_it_says_it_lacks_is_refused(tmp_path: Path) ->
         CacheCard.load(path)
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("codec", [Raw(), Uniform(4), Kivi(4), Packed()], ids=lambda at: at.name)
 def test_compacted_chain_decodes_to_the_same_and_has_a_smaller_header(
-    tmp_path: Path, codec: Raw
+    tmp_path: Path, codec: Raw, joined: bool
 ) -> None:
-    card = make_card(codec, (6, 3, 1, 4))
+    card = make_card(codec, (6, 3, 1, 4), joined=joined)
     small = CacheCard.load(card.compact().save(tmp_path / "small"))
     assert decoded(small) == decoded(card)
     assert len(small.manifest.segments) == 1
@@ -130,6 +131,54 @@ def test_thin_card_cannot_be_compacted() -> None:
     parent, child = parent_and_child()
     with pytest.raises(CardThinError):
         child.without(parent).compact()
+
+
+@pytest.mark.parametrize("codec", [Raw(), Uniform(4), Packed()], ids=lambda at: at.name)
+def test_layers_in_one_blob_are_those_of_their_own(tmp_path: Path, codec: Raw) -> None:
+    apart, joined = (make_card(codec, (9, 3), joined=way) for way in (False, True))
+    joined = CacheCard.load(joined.save(tmp_path / "card"))
+    assert decoded(joined) == decoded(apart)
+    assert joined.blob_bytes == apart.blob_bytes
+    assert joined.header_bytes < apart.header_bytes
+    assert joined.nbytes == (tmp_path / "card").stat().st_size
+    thin = joined.without(joined)
+    assert (thin.thin, sum(map(sum, thin.blob_bytes))) == (2, 0)
+    assert decoded(thin.whole(joined)) == decoded(apart)
+
+
+def damage_of_joined(manifest: dict[str, object]) -> None:
+    manifest["segments"][0]["sizes"].append(0)  # type: ignore[index]
+
+
+def joined_longer_than_its_blob(manifest: dict[str, object]) -> None:
+    manifest["segments"][0]["sizes"][1] += 1  # type: ignore[index]
+
+
+def joined_with_a_blob_too_many(manifest: dict[str, object]) -> None:
+    manifest["segments"][0]["blobs"] *= 2  # type: ignore[index]
+
+
+def joined_with_parts(manifest: dict[str, object]) -> None:
+    segment = manifest["segments"][0]  # type: ignore[index]
+    part = {key: segment[key] for key in ("end", "codec", "allocation", "sizes")}
+    segment["parts"] = [part]
+    del segment["first"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        damage_of_joined,
+        joined_longer_than_its_blob,
+        joined_with_a_blob_too_many,
+        joined_with_parts,
+    ],
+)
+def test_forged_sizes_are_refused_on_opening(tmp_path: Path, edit: object) -> None:
+    path = make_card(joined=True).save(tmp_path / "card")
+    edit_manifest(path, edit)
+    with pytest.raises(CardFormatError):
+        CacheCard.load(path)
 
 
 def part_ends_early(manifest: dict[str, object]) -> None:

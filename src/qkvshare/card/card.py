@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 
 from . import container
+from .compacting import merge
 from .container import Array, FileTensors, blob_name, ids_name
 from .digest import EMPTY_CHAIN, Bytes, TokenIds, digest_bytes, extend_chain
 from .errors import CardDigestError, CardError, CardExpiredError, CardThinError
-from .manifest import FORMAT_VERSION, Envelope, Hop, Manifest, Part, Segment
+from .manifest import FORMAT_VERSION, Envelope, Hop, Manifest, Segment
 from .opening import check_tensors, open_header
 
 
@@ -100,11 +101,19 @@ class CacheCard:
                 f"{self.manifest.segments[self.thin - 1].end}) are not in it. Put it together "
                 "with its parent: card.whole(parent)."
             )
-        data: Bytes = self.tensors[blob_name(layer, segment)]
-        found, expected = digest_bytes(data), self.manifest.segments[segment].blobs[layer]
+        sizes = self.manifest.segments[segment].sizes
+        if sizes is None:
+            return self._blob(layer, segment)
+        start = sum(sizes[:layer])
+        return self._blob(0, segment)[start : start + sizes[layer]]
+
+    def _blob(self, number: int, segment: int) -> Bytes:
+        """A tensor's bytes, verified."""
+        data: Bytes = self.tensors[blob_name(number, segment)]
+        found, expected = digest_bytes(data), self.manifest.segments[segment].blobs[number]
         if found != expected:
             raise CardDigestError(
-                f"layer {layer} of segment {segment} is damaged: its bytes have digest "
+                f"layer {number} of segment {segment} is damaged: its bytes have digest "
                 f"{found[:12]}…, expected {expected[:12]}…. Get the card again."
             )
         return data
@@ -114,8 +123,8 @@ class CacheCard:
         checked: dict[str, Array] = {}
         for index, segment in enumerate(self.manifest.segments):
             checked[ids_name(index)] = self.token_ids[segment.start : segment.end]
-            for layer in range(len(self.manifest.layers) if index >= self.thin else 0):
-                checked[blob_name(layer, index)] = self.blob(layer, index)
+            for at in range(len(segment.blobs) if index >= self.thin else 0):
+                checked[blob_name(at, index)] = self._blob(at, index)
         return checked
 
     def require_fresh(self) -> None:
@@ -146,7 +155,7 @@ class CacheCard:
                 f"the card does not begin with the {shared} segments of the parent "
                 f"{parent.digest[:12]}…; expected a card that was captured from it."
             )
-        gone = {blob_name(at, n) for n in range(shared) for at in range(len(self.manifest.layers))}
+        gone = {name for n in range(shared) for name in self._blob_names(n)}
         kept = {name: self.tensors[name] for name in self.tensors if name not in gone}
         return CacheCard(self.manifest, kept)
 
@@ -161,8 +170,7 @@ class CacheCard:
                 f"the card {parent.digest[:12]}… does not have the {self.thin} segments that the "
                 "thin card lacks. Expected the card it was made thin against, or a longer one."
             )
-        layers = range(len(self.manifest.layers))
-        taken = [blob_name(layer, n) for n in range(self.thin) for layer in layers]
+        taken = [name for n in range(self.thin) for name in self._blob_names(n)]
         tensors = {**{name: parent.tensors[name] for name in taken}, **self.tensors}
         return CacheCard(self.manifest, tensors)
 
@@ -172,32 +180,7 @@ class CacheCard:
         The segment has another name than those it was made of, so a receiver who has them cannot
         use them for it. Raises `CardThinError`.
         """
-        runs, layers = self.manifest.runs, range(len(self.manifest.layers))
-        blobs: list[Bytes] = []
-        sizes: list[list[int]] = []
-        for layer in layers:
-            whole = [self.blob(layer, n) for n in range(len(self.manifest.segments))]
-            pieces = [
-                whole[run.segment][run.spans[layer] if run.spans else slice(None)] for run in runs
-            ]
-            sizes.append([len(piece) for piece in pieces])
-            blobs.append(np.concatenate(pieces))
-        parts = [
-            Part(run.end, run.codec, run.allocation, list(each), run.first)
-            for run, each in zip(runs, zip(*sizes, strict=True), strict=True)
-        ]
-        segment = msgspec.structs.replace(
-            self.manifest.segments[-1],
-            start=0,
-            prefix=EMPTY_CHAIN,
-            chain=extend_chain(EMPTY_CHAIN, self.token_ids),
-            blobs=[digest_bytes(blob) for blob in blobs],
-            first=None,
-            parts=parts,
-        )
-        tensors = {ids_name(0): self.token_ids} | {
-            blob_name(layer, 0): blob for layer, blob in enumerate(blobs)
-        }
+        segment, tensors = merge(self.manifest, self.token_ids, self.blob)
         return self._reshaped([segment], tensors, "compact")
 
     def _reshaped(
@@ -223,9 +206,8 @@ class CacheCard:
     @cached_property
     def blob_bytes(self) -> list[list[int]]:
         """Encoded bytes per layer and segment, ``[layers][segments]``, without reading them."""
-        segments = range(len(self.manifest.segments))
         return [
-            [self._nbytes(blob_name(layer, segment)) for segment in segments]
+            [self._nbytes(layer, segment) for segment in range(len(self.manifest.segments))]
             for layer in range(len(self.manifest.layers))
         ]
 
@@ -245,9 +227,16 @@ class CacheCard:
         """8 × all bytes of the file ÷ number of values: the only size ever quoted."""
         return 8 * self.nbytes / self.values
 
-    def _nbytes(self, name: str) -> int:
-        if name not in self.tensors:
+    def _blob_names(self, segment: int) -> list[str]:
+        return [blob_name(at, segment) for at in range(len(self.manifest.segments[segment].blobs))]
+
+    def _nbytes(self, layer: int, segment: int) -> int:
+        if segment < self.thin:
             return 0
+        sizes = self.manifest.segments[segment].sizes
+        if sizes is not None:
+            return sizes[layer]
+        name = blob_name(layer, segment)
         if isinstance(self.tensors, FileTensors):
             return self.tensors.kind(name)[1][0]
         return self.tensors[name].nbytes

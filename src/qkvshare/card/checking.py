@@ -23,12 +23,22 @@ def check_segments(manifest: Manifest) -> None:
                 f"{where} was encoded behind another prefix: it names {segment.prefix[:12]}…, "
                 f"the tokens before it have {chain[:12]}…. Segments cannot be mixed between cards."
             )
-        if len(segment.blobs) != layers:
-            raise CardFormatError(f"{where}: {len(segment.blobs)} blobs for {layers} layers.")
+        _check_blobs(segment, layers, where)
         _check_parts(segment, layers, where)
         for run in runs_of(index, segment):
             _check_first(run, manifest.layers, where)
         end, chain = segment.end, segment.chain
+
+
+def _check_blobs(segment: Segment, layers: int, where: str) -> None:
+    sizes = segment.sizes
+    if sizes is not None and (len(sizes) != layers or segment.parts is not None):
+        raise CardFormatError(
+            f"{where}: sizes of {len(sizes)} layers{' and parts' if segment.parts else ''}, "
+            f"expected {layers} and no parts."
+        )
+    if len(segment.blobs) != (layers if sizes is None else 1):
+        raise CardFormatError(f"{where}: {len(segment.blobs)} blobs for {layers} layers.")
 
 
 def _check_parts(segment: Segment, layers: int, where: str) -> None:

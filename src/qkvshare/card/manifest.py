@@ -72,8 +72,9 @@ class Segment(Strict, frozen=True):
     ``prefix`` and ``chain`` are the token digest chain before and after it, so a segment cannot be
     spliced behind another prefix. ``first[layer]`` is the first token that the layer still holds
     (sliding layers forget); None means ``start`` everywhere. ``blobs[layer]`` is the digest of the
-    layer's encoded bytes. A compacted segment has ``parts``; codec and allocation are then those of
-    the last one.
+    layer's encoded bytes; with ``sizes`` there is one blob for all layers, which has
+    ``sizes[layer]`` bytes of each, one behind the other. A compacted segment has ``parts``; codec
+    and allocation are then those of the last one.
     """
 
     start: Count
@@ -84,6 +85,7 @@ class Segment(Strict, frozen=True):
     allocation: Allocation
     blobs: list[Digest]
     first: list[Count] | None = None
+    sizes: list[Count] | None = None
     parts: Annotated[list[Part], Meta(min_length=1, max_length=10_000)] | None = None
 
     @property

@@ -49,10 +49,11 @@ def check_tensors(tensors: FileTensors, manifest: Manifest, thin: int) -> None:
     expected: dict[str, tuple[str, int | None]] = {}
     for index, segment in enumerate(manifest.segments):
         expected[ids_name(index)] = ("I32", segment.end - segment.start)
-        for layer in range(len(manifest.layers) if index >= thin else 0):
-            parts = segment.parts
-            size = None if parts is None else sum(part.sizes[layer] for part in parts)
-            expected[blob_name(layer, index)] = ("U8", size)
+        for at in range(len(segment.blobs) if index >= thin else 0):
+            size = None if segment.sizes is None else sum(segment.sizes)
+            if segment.parts is not None:
+                size = sum(part.sizes[at] for part in segment.parts)
+            expected[blob_name(at, index)] = ("U8", size)
     missing, extra = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected.keys())
     if missing or extra:
         raise CardFormatError(

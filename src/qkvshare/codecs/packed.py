@@ -33,7 +33,7 @@ from .base import Codec, LayerKV, Shape, require_bytes
 from .bits import BitMap, Energy, LayerBits
 
 # Below this the mean costs more than it brings.
-MEAN_TOKENS = 64
+MEAN_TOKENS = 8
 OCTAVE = 3  # scales per factor of two
 # Half-precision parts are encoded from a float32 copy; those of two layers would be too much.
 _ONE_AT_A_TIME = Lock()
@@ -47,6 +47,7 @@ class Packed(Codec):
     """Bits per number from 0 to 8, chosen for every row by an allocator."""
 
     name = "packed"
+    version = 2
     tiers = TIERS
     distortion = DISTORTION
 

@@ -58,8 +58,8 @@ def _pieces(card: CacheCard) -> list[_Piece]:
 
     found = []
     for run in card.manifest.runs:
-        if run.spans is not None:
-            continue  # compacted: the bytes of several runs are in one blob
+        if run.spans is not None or card.manifest.segments[run.segment].sizes is not None:
+            continue  # the bytes of several runs, or layers, are in one blob
         codec, index = from_record(run.codec), run.segment
         for number, layer in enumerate(card.manifest.layers):
             sizes = codec.level_bytes(card.blob(number, index), Shape.of(layer, run.held(number)))

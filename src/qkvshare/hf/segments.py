@@ -25,6 +25,9 @@ from .steps import fit_step, sample_size
 
 # Bits per number of the codes and what belongs to them, for tokens that come without a budget.
 DEFAULT_BUDGET = 4.0
+# Segments of fewer tokens have one blob for all layers: a blob's name and digest take as much as
+# half a token. Refinements are dropped layer by layer, so theirs stay apart.
+_JOINED = 128
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ def _segment(
     digests: bool = True,
 ) -> tuple[Segment, dict[str, Array]]:
     """One segment for the tokens from ``start`` on; a draft does without the blobs' digests."""
-    ids, index = state.ids[start:], len(before.segments)
+    ids, index, sizes = state.ids[start:], len(before.segments), None
+    if len(ids) < _JOINED and not (isinstance(codec, Transform) and codec.refinements):
+        whole = list(blobs)
+        sizes, blobs = [len(blob) for blob in whole], [np.concatenate(whole)]
     tensors: dict[str, Array] = {ids_name(index): ids}
     names = []
     for number, blob in enumerate(blobs):
@@ -160,6 +166,7 @@ def _segment(
         allocation=allocation,
         blobs=names,
         first=first if any(at > start for at in first) else None,
+        sizes=sizes,
     )
     return segment, tensors
 
