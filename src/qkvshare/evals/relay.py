@@ -85,18 +85,20 @@ def _run(
                 reference.append(found)
             else:
                 kl.append(divergence(reference[number], found))
-        said = tokenizer.decode(_say(line, found))
-        outcomes.append(Outcome(line.bits_per_value, first_number(said) == answer, kl))
+        correct = first_number(_say(line, found, tokenizer)) == answer
+        outcomes.append(Outcome(line.bits_per_value, correct, kl))
     return outcomes
 
 
-def _say(line: Line, found: Tensor) -> list[int]:
+def _say(line: Line, found: Tensor, tokenizer: Any) -> str:
     """Greedy, up to the end of the line."""
     said: list[int] = []
-    while len(said) < _MOST:
+    text = ""
+    while len(said) < _MOST and "\n" not in text:
         said.append(int(found[-1].argmax()))
+        text = tokenizer.decode(said)
         found = line.read(said[-1:])
-    return said
+    return text
 
 
 def _solved(problem: Problem) -> str:
