@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, Raw, Transform, Uniform, capture, inject
+from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture, inject
 from qkvshare.codecs import Kivi
 from qkvshare.evals.fidelity import measure_fidelity
 from qkvshare.evals.handoff import Setting
@@ -43,6 +46,43 @@ def test_same_64_tokens_from_a_card(smollm2: Any, number: int, tmp_path: Path) -
     path = capture(model, tokenizer, text, codec=Raw()).save(tmp_path / "card")
     assert greedy(model, 64, **inject(model, CacheCard.load(path), new)) == expected
     assert in_second_process(embedded_folder(), path, new, 64) == expected
+
+
+@pytest.mark.parametrize("name", ["chain", "fan_out", "two_processes"])
+def test_examples_run(name: str) -> None:
+    script = Path(__file__).parents[1] / "examples" / f"{name}.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"chain": "hop 2: writer", "fan_out": "merger: ", "two_processes": "walnut shells"}[
+        name
+    ] in done.stdout
+
+
+@pytest.mark.parametrize("codec", [Packed(), Uniform(4)], ids=lambda at: at.name)
+def test_the_tenth_hop_costs_what_the_first_does(smollm2: Any, codec: Any) -> None:
+    """64 new tokens each time; what was before is not encoded again. Fastest of four."""
+    model, tokenizer = smollm2
+    ids = tokenizer((files("qkvshare.cli") / "manual.txt").read_text())["input_ids"][:1152]
+    card = capture(model, token_ids=ids[:512], codec=codec)
+    seconds: list[float] = []
+    size = 0
+    for end in range(576, 1153, 64):
+        arguments = inject(model, card, ids[end - 64 : end])
+        with torch.no_grad():
+            model(**arguments, logits_to_keep=1)
+        cache, tries = arguments["past_key_values"], []
+        for _ in range(4):
+            start = time.perf_counter()
+            longer = capture(model, token_ids=ids[:end], cache=cache)
+            tries.append(time.perf_counter() - start)
+        seconds.append(min(tries))
+        new = [blobs[-1] for blobs in longer.blob_bytes]
+        assert len(longer.manifest.segments) == len(seconds) + 1
+        if len(seconds) > 1:
+            assert sum(new) < 1.1 * size
+        size, card = sum(new), longer
+    assert len(seconds) == 10
+    assert seconds[-1] < 2 * seconds[0]
 
 
 def test_no_network_is_touched(smollm2: Any, monkeypatch: pytest.MonkeyPatch) -> None:

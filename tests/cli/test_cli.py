@@ -243,6 +243,47 @@ def test_eval_recall(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     assert "TextError: 8 facts in 100 tokens leave" in err
 
 
+def test_eval_over_hops(run: Any, tmp_path: Path) -> None:
+    text, data, folder = tmp_path / "text.txt", tmp_path / "data.jsonl", tmp_path / "model"
+    text.write_text("Grain of sand. " * 200)
+    record = {"question": "How much is 2 + 2?", "answer": "2 + 2 = 4\n#### 4"}
+    data.write_text("\n".join(5 * [json.dumps(record)]))
+    tiny_model(max_position_embeddings=2048).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    code, out, err = run(
+        *("eval", "recall", "--text", text, "-m", folder, "--questions", 2, "--facts", "records"),
+        *("--context-tokens", 1200, "--hops", 1, "--hops", 3, "--codec", "raw", "--json", "-"),
+        *("--policy", "append", "--policy", "requantize"),
+    )
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["hops"], row["policy"], row["n"]) for row in rows] == [
+        (hops, policy, 2) for hops in (1, 3) for policy in (None, "append", "requantize")
+    ]
+    code, out, err = run(
+        *("eval", "gsm8k", "--data", data, "-m", folder, "--problems", 2, "--hops", 2),
+        *("--codec", "raw", "--max-new-tokens", 5, "--json", "-"),
+        *("--temperature", 1, "--seeds", 2),
+    )
+    assert code == 0, err
+    none, raw = json.loads(out)["rows"]
+    assert (none["codec"], raw["codec"], raw["hops"], raw["n"]) == ("none", "raw", 2, 4)
+    assert raw["delta_points"]["mean"] == 0
+    for wrong, message in (
+        (("gsm8k", "--data", data, "--problems", 6), "has 5 problems, fewer than 6"),
+        (("gsm8k", "--data", data, "--problems", 2, "--seeds", 2), "without sampling"),
+        (("relay", "--data", data), "has 5 problems; 4 for the preamble and 150"),
+        (("relay", "--data", data, "--policy", "forget"), "no policy 'forget'; expected one of"),
+        (("relay", "--data", data, "--problems", 1, "--resume"), "--resume needs --json PATH"),
+        (("recall", "--text", text, "--facts", "lies"), "no facts 'lies'; expected one of"),
+        (("recall", "--text", text, "--policy", "append"), "give --hops"),
+        (("recall", "--text", text, "--hops", 2, "--focus"), "without knowing the question"),
+    ):
+        code, _, err = run("eval", *wrong, "-m", folder)
+        assert code == 1
+        assert message in err
+
+
 def test_calibrate_then_capture(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     text, profile = tmp_path / "text.txt", tmp_path / "model.profile"
     text.write_text("Grain of sand. " * 14)

@@ -11,6 +11,7 @@ from .calibrate import calibrate
 from .capture import capture
 from .demo import demo
 from .eval_fidelity import fidelity
+from .eval_gsm8k import gsm8k
 from .eval_recall import recall
 from .eval_relay import relay
 from .inspect import inspect
@@ -31,6 +32,7 @@ evaluations = typer.Typer(help="What quality costs, measured on real cards.", no
 evaluations.command()(fidelity)
 evaluations.command()(recall)
 evaluations.command()(relay)
+evaluations.command()(gsm8k)
 app.add_typer(evaluations, name="eval")
 timings = typer.Typer(help="What time costs, as ratios within one run.", no_args_is_help=True)
 timings.command("capture")(bench_capture)

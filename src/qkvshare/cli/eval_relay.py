@@ -44,6 +44,7 @@ def relay(
     resume: Resume = False,
 ) -> None:
     """Agents in turn add a part of a reference solution, the last one states the result."""
+    from ..card.digest import digest_json
     from ..evals.problems import read_problems
     from ..evals.relay import SHOTS, measure_relay
     from ..evals.text import TextError
@@ -62,7 +63,13 @@ def relay(
         loaded, tokenizer = load_model(model)
     weights = identify(loaded).weights
     journal = open_journal(
-        json, resume, verb="relay", weights=weights, problems=chosen, hops=counts, ways=names(ways)
+        json,
+        resume,
+        verb="relay",
+        weights=weights,
+        problems=digest_json(chosen),
+        hops=counts,
+        ways=names(ways),
     )
     measured = measure_relay(loaded, tokenizer, chosen, counts, ways, journal)
     rows = tabulate(model, counts, ways, track(measured, problems * len(counts)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _NAMES = (
@@ -70,15 +71,43 @@ _KINDS: tuple[Callable[[random.Random, str, str, str], Fact], ...] = (
 )
 
 
+def _record(rng: random.Random, name: str, other: str, thing: str) -> Fact:
+    record = {
+        "part": thing,
+        "serial": "".join(rng.choices(string.ascii_uppercase, k=3)) + "-" + _digits(rng, 4),
+        "owner": name,
+        "deputy": other,
+        "stock": rng.randint(100, 999),
+        "price": round(rng.uniform(10, 99), 2),
+        "shelves": [rng.randint(10, 99) for _ in range(4)],
+        "checked": f"20{_digits(rng, 2)}-0{rng.randint(1, 9)}-1{rng.randint(0, 9)}",
+        "status": rng.choice(["ready", "broken", "lent", "ordered"]),
+        "codes": {side: _digits(rng, 4) for side in ("front", "back")},
+    }
+    asked = f"Record of the {thing} as JSON:"
+    answer = f" {json.dumps(record)}"
+    return Fact(f"{asked}{answer}", asked, answer)
+
+
+def random_records(seed: int, count: int) -> list[Fact]:
+    """``count`` facts of 130 to 200 tokens each: a JSON record, asked for as a whole."""
+    return _draw(seed, count, [_record])
+
+
 def random_facts(seed: int, count: int) -> list[Fact]:
     """``count`` facts, the kinds in turn: code, key, number, JSON value, two at once.
 
     At most 10, so that no two are about the same person or thing.
     """
+    return _draw(seed, count, _KINDS)
+
+
+def _draw(
+    seed: int, count: int, kinds: Sequence[Callable[[random.Random, str, str, str], Fact]]
+) -> list[Fact]:
     assert 1 <= count <= 10
     rng = random.Random(seed)
     names, things = rng.sample(_NAMES, 2 * count), rng.sample(_THINGS, count)
     return [
-        _KINDS[i % len(_KINDS)](rng, names[2 * i], names[2 * i + 1], things[i])
-        for i in range(count)
+        kinds[i % len(kinds)](rng, names[2 * i], names[2 * i + 1], things[i]) for i in range(count)
     ]

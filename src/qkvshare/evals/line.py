@@ -69,24 +69,30 @@ class Line:
         cache: of the agent whose turn it is.
         card: what this agent got, if anything.
         held: a cache of the card's first segments, which the next agent has besides.
+        state: what the first agent read, with what scorers said of it, until it reads on.
         unread: tokens that the agent before has said, but not read itself.
     """
 
     model: Any
     way: Way | None
     folder: Path
-    ids: list[int] = field(default_factory=list)
-    cache: DynamicCache | None = None
+    ids: list[int]
+    cache: DynamicCache
     card: CacheCard | None = None
     held: DynamicCache | None = None
+    state: State | None = None
     unread: list[int] = field(default_factory=list)
     handed_over: bool = False
 
     @classmethod
-    def after(cls, preamble: Preamble, way: Way | None, folder: Path) -> Line:
-        """A line whose first agent has read the preamble."""
-        state = preamble.state
-        line = cls(state.model, way, folder, state.ids.tolist(), state.cache())
+    def after(cls, state: State, way: Way | None, folder: Path) -> Line:
+        """A line whose first agent has read what ``state`` says."""
+        return cls(state.model, way, folder, state.ids.tolist(), state.cache(), state=state)
+
+    @classmethod
+    def behind(cls, preamble: Preamble, way: Way | None, folder: Path) -> Line:
+        """A line whose first agent has read the preamble, which is encoded already."""
+        line = cls.after(preamble.state, way, folder)
         if way is not None and way in preamble.cards:
             line.card, line.held = preamble.cards[way]
         return line
@@ -96,7 +102,7 @@ class Line:
         if self.way is None:
             return
         at = self.way.setting
-        state = pick_row(self.model, self._cache(), self.ids)
+        state = self.state or pick_row(self.model, self.cache, self.ids)
         parent = self.card if self.way.policy == "append" else None
         card = make_card(
             state, identify(self.model), at.codec, at.spending(), at.budget, parent=parent
@@ -111,8 +117,15 @@ class Line:
             return float(8 * self.model.dtype.itemsize)
         return self.card.bits_per_value
 
-    def read(self, ids: Sequence[int]) -> Tensor:
-        """Log probabilities ``[tokens, vocabulary]`` after each of ``ids``, and of those unread."""
+    def read(self, ids: Sequence[int]) -> None:
+        """Go on by ``ids``, behind those unread."""
+        arguments = self._arguments(ids)
+        with torch.no_grad():
+            self.model(**arguments, use_cache=True, logits_to_keep=1)
+        self.ids += arguments["input_ids"][0].tolist()
+
+    def score(self, ids: Sequence[int]) -> Tensor:
+        """As `read`; log probabilities ``[tokens, vocabulary]`` after each token read."""
         arguments = self._arguments(ids)
         found = log_probabilities(self.model, **arguments)
         self.ids += arguments["input_ids"][0].tolist()
@@ -129,12 +142,13 @@ class Line:
         self.unread = said[-1:].tolist()
         return said[new:].tolist()  # type: ignore[no-any-return]
 
-    def _cache(self) -> DynamicCache:
-        assert self.cache is not None, "nothing has been read yet"
-        return self.cache
+    def receive(self, ids: Sequence[int]) -> DynamicCache:
+        """The next agent's cache, before it reads ``ids``."""
+        cache: DynamicCache = self._arguments(ids)["past_key_values"]
+        return cache
 
     def _arguments(self, ids: Sequence[int]) -> dict[str, Any]:
-        new, self.unread = [*self.unread, *ids], []
+        new, self.unread, self.state = [*self.unread, *ids], [], None
         if self.handed_over:
             assert self.card is not None
             arguments = inject(self.model, self.card, new, held=self.held)
@@ -142,8 +156,6 @@ class Line:
             self.cache = self.held = arguments["past_key_values"]
             self.handed_over = False
             return arguments
-        if self.cache is None:
-            self.cache = DynamicCache(config=self.model.config)
         device = self.model.device
         return {
             "input_ids": torch.tensor([new], device=device),

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ from transformers import DynamicCache
 
 from ..hf.inject import inject
 from ..hf.tokens import as_ids
-from .facts import Fact, random_facts
+from .facts import Fact, random_facts, random_records
 from .handoff import Setting, hand_over, log_probabilities, read_context
 from .text import TextError
 
-FACTS = 8
+# Kinds of facts: how many are hidden in a context, and who makes them.
+FACTS: dict[str, tuple[int, Callable[[int, int], list[Fact]]]] = {
+    "short": (8, random_facts),
+    "records": (2, random_records),
+}
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,20 @@ class Recall:
 
 @dataclass(frozen=True)
 class Haystack:
-    """A context's token ids, and ids of question and answer for every fact hidden in it."""
+    """A context's token ids, where in it facts are (start, end), and ids of question and answer of
+    each."""
 
     ids: list[int]
+    places: list[tuple[int, int]]
     questions: list[tuple[list[int], list[int]]]
+
+    def runs(self, count: int) -> list[list[int]]:
+        """``count`` runs of nearly equal length; no fact is cut."""
+        cuts = [0]
+        for number in range(1, count):
+            cut = number * len(self.ids) // count
+            cuts.append(next((end for start, end in self.places if start < cut < end), cut))
+        return [self.ids[at:to] for at, to in pairwise([*cuts, len(self.ids)])]
 
 
 def build_haystack(
@@ -63,14 +78,25 @@ def build_haystack(
             f"{len(facts)} facts in {tokens} tokens leave {room} for filler, and the text gives "
             f"{len(filler)}. Ask for longer contexts, or give more text."
         )
-    ids, start = [], 0
+    ids: list[int] = []
+    places, start = [], 0
     for index, fact in enumerate(hidden):
         end = (index + 1) * room // (len(hidden) + 1)
         ids += [*filler[start:end], *fact]
+        places.append((len(ids) - len(fact), len(ids)))
         start = end
     ids += filler[start:room]
     asked = [(encode("\n" + fact.question), encode(fact.answer)) for fact in facts]
-    return Haystack(ids, asked)
+    return Haystack(ids, places, asked)
+
+
+def haystack(
+    tokenizer: Any, filler: Sequence[int], number: int, tokens: int, seed: int, kind: str
+) -> Haystack:
+    """Context ``number``, with the facts of its own. Raises `TextError`."""
+    count, make = FACTS[kind]
+    own = filler[number * tokens : (number + 1) * tokens]
+    return build_haystack(tokenizer, own, tokens, make(seed + number, count))
 
 
 def measure_recall(
@@ -82,6 +108,7 @@ def measure_recall(
     settings: Sequence[Setting],
     seed: int = 0,
     focus: bool = False,
+    kind: str = "short",
 ) -> Iterator[list[Recall]]:
     """For each context: the result at full precision without hand-off, then one a setting.
 
@@ -89,11 +116,9 @@ def measure_recall(
     """
     with tempfile.TemporaryDirectory() as folder:
         for number in range(contexts):
-            own = filler[number * context_tokens : (number + 1) * context_tokens]
-            facts = random_facts(seed + number, FACTS)
-            hay = build_haystack(tokenizer, own, context_tokens, facts)
+            hay = haystack(tokenizer, filler, number, context_tokens, seed, kind)
             state = read_context(model, hay.ids, settings)
-            results = [_ask(model, hay.questions, state.cache(), 8.0 * model.dtype.itemsize)]
+            results = [ask(model, hay.questions, state.cache(), 8.0 * model.dtype.itemsize)]
             parts: list[list[Recall]] = [[] for _ in settings]
             for group in [[one] for one in hay.questions] if focus else [hay.questions]:
                 first = group[0][0]
@@ -101,7 +126,7 @@ def measure_recall(
                 cards = hand_over(state, settings, Path(folder), known)
                 for part, card in zip(parts, cards, strict=True):
                     injected = inject(model, card, first)["past_key_values"]
-                    part.append(_ask(model, group, injected, card.bits_per_value))
+                    part.append(ask(model, group, injected, card.bits_per_value))
             yield results + [_mean(part) for part in parts]
 
 
@@ -110,7 +135,7 @@ def _mean(parts: Sequence[Recall]) -> Recall:
     return Recall(*(sum(of) / len(parts) for of in values))
 
 
-def _ask(
+def ask(
     model: Any, questions: Sequence[tuple[list[int], list[int]]], cache: DynamicCache, bits: float
 ) -> Recall:
     """Every question is asked of its own copy of the cache, over the same memory."""

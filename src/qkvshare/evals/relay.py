@@ -58,7 +58,7 @@ def measure_relay(
                 outcomes = journal.get(key, list[Outcome])
                 if outcomes is None:
                     preamble = preamble or Preamble.of(model, tokenizer(shots)["input_ids"], ways)
-                    lines = [Line.after(preamble, way, Path(folder)) for way in (None, *ways)]
+                    lines = [Line.behind(preamble, way, Path(folder)) for way in (None, *ways)]
                     first, *rest = _parts(encode(problem.solution), count)
                     texts = [encode(_asked(problem)) + first, *rest, encode(_ASK)]
                     outcomes = _run(lines, texts, tokenizer, problem.answer)
@@ -80,7 +80,7 @@ def _run(
         line.read(texts[0])
         for number, text in enumerate(texts[1:]):
             line.hand_over()
-            found = line.read(text)
+            found = line.score(text)
             if line.way is None:
                 reference.append(found)
             else:
@@ -97,7 +97,7 @@ def _say(line: Line, found: Tensor, tokenizer: Any) -> str:
     while len(said) < _MOST and "\n" not in text:
         said.append(int(found[-1].argmax()))
         text = tokenizer.decode(said)
-        found = line.read(said[-1:])
+        found = line.score(said[-1:])
     return text
 
 
