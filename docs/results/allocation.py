@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FIGURES = {"kl": 4, "top1": 3, "delta_nll": 3, "exact": 3, "answer_nll": 3}
+FIGURES = {"kl": 4, "top1": 3, "delta_nll": 3, "exact": 3, "answer_nll": 3, "accuracy": 3}
 
 
 def gather(paths: list[Path]) -> list[dict[str, Any]]:

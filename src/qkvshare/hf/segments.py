@@ -25,8 +25,8 @@ from .steps import fit_step, sample_size
 
 # Bits per number of the codes and what belongs to them, for tokens that come without a budget.
 DEFAULT_BUDGET = 4.0
-# Segments of fewer tokens have one blob for all layers: a blob's name and digest take as much as
-# half a token. Refinements are dropped layer by layer, so theirs stay apart.
+# Segments of fewer tokens have one blob for all layers: names and digests of blobs
+# take as much as a token at 3 bits. Refinements are dropped layer by layer, so theirs stay apart.
 _JOINED = 128
 
 
