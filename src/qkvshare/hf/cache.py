@@ -7,10 +7,11 @@ from typing import Any
 from transformers import DynamicCache
 
 from ..card import CacheCard
+from .room import growing
 
 
 class CardCache(DynamicCache):
-    """A ``DynamicCache`` that remembers the card it began as.
+    """A ``DynamicCache`` that grows in place and remembers the card it began as.
 
     So `capture` can append to that card instead of encoding its tokens again, and knows that the
     first keys are the card's, which a lossy codec has changed; and `inject` can take them over.
@@ -23,6 +24,7 @@ class CardCache(DynamicCache):
     def __init__(self, card: CacheCard, decoded: int, **arguments: Any) -> None:
         """Empty; ``arguments`` as for ``DynamicCache``."""
         super().__init__(**arguments)
+        self.layers: list[Any] = [growing(layer) for layer in self.layers]
         self.card, self.decoded = card, decoded
 
     def crop(self, *arguments: Any, **named: Any) -> None:

@@ -21,7 +21,6 @@ from .layers import (
     attention_layers,
     decoder_layer,
     empty_cache,
-    place_layer,
     require_geometry,
 )
 from .rope import Rope
@@ -75,11 +74,11 @@ def inject(
     require_length(model, kept + len(new))
 
     cache = CardCache(card, kept, config=model.config)
-    places = attention_layers(model, cache)
-    for number, layer in enumerate(_joined(model, card, kept, _shared(card, held, kept))):
+    for number, parts in enumerate(_parts(model, card, kept, _shared(card, held, kept))):
         # A model may be spread over devices.
         device = next(decoder_layer(model, number).parameters()).device
-        place_layer(places[number], layer.keys.to(device), layer.values.to(device), kept)
+        there = [LayerKV(part.keys.to(device), part.values.to(device)) for part in parts]
+        cache.layers[number].fill(there, kept)
     device = model.device
     return {
         "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
@@ -133,10 +132,10 @@ def _shared(card: CacheCard, held: Cache | None, kept: int) -> CardCache | None:
     return held
 
 
-def _joined(
+def _parts(
     model: PreTrainedModel, card: CacheCard, kept: int, held: CardCache | None
-) -> Iterator[LayerKV]:
-    """Layers of the whole context up to ``kept`` tokens: runs joined, keys rotated."""
+) -> Iterator[list[LayerKV]]:
+    """Layers of the whole context up to ``kept`` tokens, run by run, keys rotated."""
     known = 0 if held is None else held.card.tokens
     runs = [
         (run, stream, find_codec(run.codec.name).pre_rope)
@@ -158,15 +157,14 @@ def _joined(
                 keys = rope.rotate(number, keys, torch.arange(first, run.end))
             use = slice(max(0, needed - first), max(0, kept - first))
             parts.append(LayerKV(keys[:, use].to(part.values.dtype), part.values[:, use]))
-        layer = LayerKV(_cat([part.keys for part in parts]), _cat([part.values for part in parts]))
-        found = layer.keys.shape[1]
+        found = sum(part.keys.shape[1] for part in parts)
         if found != kept - needed:
             raise PromptError(
                 f"layer {number} holds {found} of the {kept - needed} tokens in its window of "
                 f"{at.window}: a sliding window cannot roll back its last token. Give at least one "
                 "new token, or capture from the prompt, which keeps one token more."
             )
-        yield layer
+        yield parts
 
 
 def _of_held(place: DynamicLayer, length: int, known: int, needed: int, kept: int) -> LayerKV:
@@ -175,7 +173,3 @@ def _of_held(place: DynamicLayer, length: int, known: int, needed: int, kept: in
     first = length - keys.shape[1]
     use = slice(max(0, needed - first), max(0, min(known, kept) - first))
     return LayerKV(keys[:, use], values[:, use])
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..card import Layer
 from ..card.errors import CaptureError, IdentityError, UnsupportedModelError
+from .room import FullLayer, SlidingLayer
 
 _CONFIG_KINDS = {"full_attention", "sliding_attention"}
 
@@ -49,7 +50,7 @@ def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]
         )
     for number, layer in enumerate(cache.layers):
         # Subclasses keep more than keys and values, or keep them in another form.
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer):
             _refuse(number, type(layer).__name__)
     return cast(list[DynamicLayer], cache.layers)
 
@@ -113,9 +114,8 @@ def place_layer(place: DynamicLayer, keys: Tensor, values: Tensor, seen: int) ->
     """Make ``[kv_heads, tokens, dim]`` the state of an empty cache layer that has seen ``seen``."""
     if seen == 0:
         return
-    batch = [part[None].contiguous() for part in (keys, values)]
-    place.lazy_initialization(*batch)
-    place.keys, place.values = batch
+    place.lazy_initialization(keys, values)
+    place.keys, place.values = keys[None], values[None]
     if isinstance(place, DynamicSlidingWindowLayer):
         # The true length: masks and positions are computed from it, not from what is held.
         place.cumulative_length = seen

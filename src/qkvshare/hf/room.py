@@ -1,0 +1,149 @@
+"""Cache layers that grow in place: room for more tokens is there before they come.
+
+``DynamicLayer`` concatenates the whole context for every token that is generated. Here keys and
+values are views of a larger tensor, and a token is written behind them. What `generate` does to
+a layer (crop, reorder, repeat, select) makes other views or tensors of them, as in transformers;
+the next token finds out whether it still fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..codecs import LayerKV
+
+SPARE = 256  # tokens; doubled each time that they are used up
+_PARTS = ("keys", "values")
+
+
+class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Where both kinds keep their room: ``[batch, kv_heads, tokens and spare, dim]``, two."""
+
+    _rooms: dict[str, Tensor]
+    _spare: dict[str, int]  # tokens
+
+    def _append(self, name: str, new: Tensor) -> Tensor:
+        """What is held and ``new`` behind it, ``[batch, kv_heads, tokens, dim]``."""
+        held: Tensor = getattr(self, name)
+        if held.numel() == 0:
+            held = new[:, :, :0]
+        if len(held) == 1 < len(new):
+            held = held.expand(len(new), -1, -1, -1)  # beams or samples of one sequence
+        tokens, count = held.shape[-2], new.shape[-2]
+        room = self._rooms.get(name)
+        start = None if room is None else _place(room, held)
+        if room is None or start is None or start + tokens + count > room.shape[-2]:
+            if start is not None:
+                self._used_up(name)
+            shape = (*held.shape[:2], tokens + count + self._spare[name], held.shape[-1])
+            room, start = held.new_empty(shape), 0
+            room[:, :, :tokens] = held
+            self._rooms[name] = room
+        whole = room[:, :, start : start + tokens + count]
+        whole[:, :, tokens:] = new
+        return whole
+
+    def _used_up(self, name: str) -> None:
+        """Keys or values have come to the end of their room; the next one has more to spare."""
+        self._spare[name] *= 2
+
+    def fill(self, parts: Sequence[LayerKV], seen: int) -> None:
+        """Make ``parts``, one behind the other, the state of an empty layer that has seen ``seen``.
+
+        Each part has ``[kv_heads, tokens, dim]``; they are copied.
+        """
+        if seen == 0:
+            return
+        self.lazy_initialization(parts[0].keys, parts[0].values)
+        for name in _PARTS:
+            each = [getattr(part, name) for part in parts]
+            heads, _, dim = each[0].shape
+            tokens = sum(part.shape[1] for part in each)
+            room = self._rooms[name] = each[0].new_empty(1, heads, tokens + self._spare[name], dim)
+            held = room[:, :, :tokens]
+            torch.cat(each, dim=1, out=held[0])
+            setattr(self, name, held)
+        if isinstance(self, SlidingLayer):
+            # The true length: masks and positions are computed from it, not from what is held.
+            self.cumulative_length = seen
+
+    def __copy__(self) -> Self:
+        """Shares keys and values, but no room: two that grow would write over each other."""
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(self.__dict__, _rooms={}, _spare={**self._spare})
+        return other
+
+
+def _place(room: Tensor, held: Tensor) -> int | None:
+    """At which token of ``room`` ``held`` begins; None if it lies elsewhere."""
+    if (
+        room.untyped_storage().data_ptr() != held.untyped_storage().data_ptr()
+        or room.stride() != held.stride()
+        or room.shape[:2] != held.shape[:2]
+    ):
+        return None
+    offset = held.storage_offset() - room.storage_offset()
+    token = room.stride(-2)
+    return offset // token if offset >= 0 and offset % token == 0 else None
+
+
+class FullLayer(_Growing):  # type: ignore[no-untyped-call]
+    """Full attention."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rooms, self._spare = {}, dict.fromkeys(_PARTS, SPARE)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write ``[batch, kv_heads, new, dim]`` behind what is held; returns all of it."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._append("keys", key_states)
+        self.values = self._append("values", value_states)
+        return self.keys, self.values
+
+
+class SlidingLayer(DynamicSlidingWindowLayer, _Growing):  # type: ignore[no-untyped-call]
+    """Sliding-window attention: the window moves through the room, and back when it has come to
+    the end."""
+
+    def __init__(self, sliding_window: int) -> None:
+        """Empty; ``sliding_window`` in tokens."""
+        super().__init__(sliding_window)
+        self._rooms = {}
+        self._spare = dict.fromkeys(_PARTS, max(SPARE, sliding_window))
+
+    def _used_up(self, name: str) -> None:
+        """A window is short: it is moved to the front of an equal room."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `FullLayer.update`; only what later tokens can see stays held."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cumulative_length += key_states.shape[-2]
+        keys = self._append("keys", key_states)
+        values = self._append("values", value_states)
+        if self.record_past:  # until `crop` says what is not needed any more
+            self.keys, self.values = keys, values
+            seen = self.sliding_window - 1 + key_states.shape[-2]
+            return keys[:, :, -seen:], values[:, :, -seen:]
+        self.keys = keys[:, :, -self.sliding_window + 1 :]
+        self.values = values[:, :, -self.sliding_window + 1 :]
+        return keys, values
+
+
+def growing(layer: DynamicLayer) -> FullLayer | SlidingLayer:
+    """An empty layer of the same kind."""
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return SlidingLayer(layer.sliding_window)
+    return FullLayer()
