@@ -25,11 +25,13 @@ from transformers.masking_utils import sdpa_mask
 
 from ..card.digest import TokenIds
 from ..scorers import Glance, Scorer, Sight
+from . import attention
 from .rope import Rope
 
 _NAME = "qkvshare_probe"
 # Chunks of the context, evenly spaced, that are read again behind a live cache.
 _CHUNKS, _CHUNK = 4, 8
+_INNER = {"sdpa": sdpa_attention_forward, attention.NAME: attention.attention}
 _watching = threading.local()
 
 
@@ -115,20 +117,20 @@ def _turner(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 def can_watch_reading(model: PreTrainedModel) -> bool:
     """Whether watching leaves the model's own attention as it is, bit for bit."""
-    return str(model.config._attn_implementation) == "sdpa"
+    return str(model.config._attn_implementation) in _INNER
 
 
 @contextmanager
 def watched(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
     """Exchange the model's attention function; other threads must not use it meanwhile."""
     before = model.config._attn_implementation
-    _watching.watch = watch
+    _watching.watch, _watching.inner = watch, _INNER.get(before, sdpa_attention_forward)
     try:
         model.set_attn_implementation(_NAME)
         yield
     finally:
         model.set_attn_implementation(before)
-        del _watching.watch
+        del _watching.watch, _watching.inner
 
 
 def _attention(
@@ -140,12 +142,12 @@ def _attention(
     scaling: float | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA of ``query [1, heads, read, head_dim]``; scores are taken in passing."""
+    """The model's own attention of ``query [1, heads, read, head_dim]``; scores are taken in
+    passing."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     _watching.watch.see(module.layer_idx, query[0], key[0], attention_mask, scale)
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **arguments
-    )
+    inner: Callable[..., tuple[Tensor, None]] = _watching.inner
+    return inner(module, query, key, value, attention_mask, scaling=scaling, **arguments)
 
 
 AttentionInterface.register(_NAME, _attention)
