@@ -129,7 +129,15 @@ def encode_steps(
     )
     layers = sample_size(state, start, codec, exponents)
     room = budget * draft.values / 8
-    return fit_step(make, lambda step: draft.nbytes + layers(step), codec.basis.reference, room)
+    return fit_step(make, lambda step: draft.nbytes + layers(step), _start(before, codec), room)
+
+
+def _start(before: Before, codec: Transform) -> int:
+    """Where to look for a step first: at the last segment's, or the profile's own."""
+    for segment in reversed(before.segments):
+        if segment.codec.name == codec.name:
+            return int(segment.codec.parameters["step"])
+    return codec.basis.reference
 
 
 def _layers(state: State, start: int, codec: Codec) -> Iterator[LayerKV]:

@@ -14,7 +14,7 @@ from ..codecs import LayerKV, Transform
 from .state import State
 
 _SAMPLE = 256  # tokens
-_FARTHEST = 12 * 64  # from the profile's step
+_FARTHEST = 12 * 64  # from where the search starts
 _NEAR = 0.98  # of the budget
 _ROUNDS = 4  # cards made at most
 
@@ -56,13 +56,14 @@ def sample_size(
 
 
 def fit_step(
-    make: Callable[[int], CacheCard], size: Callable[[int], float], reference: int, budget: float
+    make: Callable[[int], CacheCard], size: Callable[[int], float], start: int, budget: float
 ) -> CacheCard:
     """The card with the finest step within ``budget`` bytes, usually within 2 % of it.
 
-    ``size`` estimates the bytes of the card that ``make`` makes. Raises `BudgetError`.
+    ``size`` estimates the bytes of the card that ``make`` makes; a step near ``start`` is found
+    sooner. Raises `BudgetError`.
     """
-    step, fall = _search(size, reference, budget)
+    step, fall = _search(size, start, budget)
     best: CacheCard | None = None
     for _ in range(_ROUNDS):
         card = make(step)
