@@ -319,6 +319,28 @@ def test_bench_kernels(run: Any) -> None:
     assert run(*small, "--bits", 7)[0] != 0
 
 
+def test_bench_ttft(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Grain of sand. " * 20)
+    asked = ("bench", "ttft", "-m", llama_folder, "--text", text, "--rounds", 2)
+    code, out, err = run(*asked, "--context-tokens", 60, "--context-tokens", 90, "--json", "-")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    paths = ["re-prefill", "resident", "full-precision-file", "card", "card-file"]
+    assert [(row["context_tokens"], row["path"]) for row in rows] == [
+        (tokens, path) for tokens in (60, 90) for path in paths
+    ]
+    for row in rows:
+        assert row["ttft_ms"]["n"] == row["decode_ms_per_token"]["n"] == 2
+        assert row["ttft_ms"]["median"] > 0
+        assert set(row["stages_ms"]) == {"arguments", "forward", "sample"}
+        assert row["new_tokens"] == 11
+    assert rows[3]["bytes"] == rows[4]["bytes"]
+    code, _, err = run(*asked, "--path", "guess")
+    assert code == 1
+    assert "no path 'guess'; expected one of re-prefill" in err
+
+
 def test_bench_capture(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Grain of sand. " * 10)
