@@ -28,5 +28,13 @@ def test_every_verb_is_shown() -> None:
     shown = set(re.findall(r"^qkvshare (eval \w+|bench \w+|\w+)", README.read_text(), re.M))
     assert shown == {
         *("capture", "inspect", "verify", "resume", "calibrate", "eval fidelity", "eval recall"),
-        *("eval relay", "eval gsm8k", "trim", "bench capture", "bench codecs", "bench kernels"),
+        *(
+            "eval relay",
+            "eval gsm8k",
+            "trim",
+            "bench capture",
+            "bench codecs",
+            "bench kernels",
+            "bench ttft",
+        ),
     }
