@@ -50,6 +50,9 @@ def measure_relay(
         return ids
 
     shots = "".join(_solved(problem) for problem in problems[:SHOTS])
+    solutions = [encode(problem.solution) for problem in problems[SHOTS:]]
+    for solution in solutions:
+        _parts(solution, max(hops))  # refused before anything long is done
     preamble: Preamble | None = None
     with tempfile.TemporaryDirectory() as folder:
         for number, problem in enumerate(problems[SHOTS:]):
@@ -59,7 +62,7 @@ def measure_relay(
                 if outcomes is None:
                     preamble = preamble or Preamble.of(model, tokenizer(shots)["input_ids"], ways)
                     lines = [Line.behind(preamble, way, Path(folder)) for way in (None, *ways)]
-                    first, *rest = _parts(encode(problem.solution), count)
+                    first, *rest = _parts(solutions[number], count)
                     texts = [encode(_asked(problem)) + first, *rest, encode(_ASK)]
                     outcomes = _run(lines, texts, tokenizer, problem.answer)
                     journal.put(key, outcomes)
