@@ -122,6 +122,24 @@ def test_round_trip(
     assert min(sizes.values()) >= 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
+@pytest.mark.parametrize("shape", [Shape(1, 5, 64, 64), Shape(3, 70, 64, 80)], ids=str)
+def test_decoded_with_room_behind(
+    codec: Codec, bound: float, dtype: torch.dtype, shape: Shape
+) -> None:
+    layers = random_layers(shape, 2, dtype, 0)
+    blobs = list(codec.encode(layers, random_bits(codec, shape, 2, 0)))
+    plain = codec.decode(blobs, [shape] * 2, dtype)
+    spacious = codec.decode(blobs, [shape] * 2, dtype, 9)
+    for one, two in zip(plain, spacious, strict=True):
+        for without, part in ((one.keys, two.keys), (one.values, two.values)):
+            assert torch.equal(without, part)
+            heads, tokens, dim = part.shape
+            assert part.stride() == ((tokens + 9) * dim, dim, 1)
+            assert part.untyped_storage().nbytes() == heads * (tokens + 9) * dim * part.itemsize
+
+
 @pytest.mark.parametrize(("codec", "bound"), CODECS_UNDER_TEST, ids=str)
 def test_order_of_tokens_does_not_matter(codec: Codec, bound: float) -> None:
     # Fewer than have a mean: a sum of floats depends on the order.

@@ -49,7 +49,11 @@ class PlainPreRope(Codec):
         yield from Raw().encode(LayerKV(at.keys.float(), at.values.float()) for at in layers)
 
     def decode(
-        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+        self,
+        blobs: Iterable[Bytes],
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        spare: int = 0,
     ) -> Iterator[LayerKV]:
         for layer in Raw().decode(blobs, shapes, torch.float32):
             yield LayerKV(layer.keys, layer.values.to(dtype))

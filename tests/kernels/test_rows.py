@@ -66,7 +66,11 @@ def compare(
     assert torch.equal(codes, expected)
     back = reference.decode_rows(codes, info, scales, mean, dim)
     for dtype in dtypes:
-        assert torch.equal(decode_rows(codes, info, scales, mean, dim, dtype), back.to(dtype))
+        for spare in (0, 5):
+            out = torch.full((heads, tokens + spare, dim), 7.0, dtype=dtype)
+            decode_rows(codes, info, scales, mean, out, spare)
+            assert torch.equal(out[:, :tokens].flatten(0, 1), back.to(dtype))
+            assert dtype == torch.float16 or (out[:, tokens:] == 7).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -80,8 +84,10 @@ def test_any_bit_map_comes_back(heads: int, tokens: int, seed: int, dim: int) ->
     """As far from the rows as its width allows, whatever lies beside it."""
     rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, seed)
     codes = encode_rows(rows, info, inverse, size_of(info, dim))
-    back = decode_rows(codes, info, scales, torch.zeros_like(mean), dim, torch.float32)
-    with_mean = decode_rows(codes, info, scales, mean, dim, torch.float32)
+    back, with_mean = torch.empty(2, heads, tokens, dim)
+    decode_rows(codes, info, scales, torch.zeros_like(mean), back)
+    decode_rows(codes, info, scales, mean, with_mean)
+    back, with_mean = back.flatten(0, 1), with_mean.flatten(0, 1)
     shifted = back.view(heads, tokens, dim) + mean[:, None]
     assert torch.equal(with_mean, shifted.view(-1, dim))
     unit = scales[(info >> 3).int()] * 256 * math.sqrt(power_of_two(dim))

@@ -82,7 +82,13 @@ def _encoded(geometry: Geometry, bits: int) -> tuple[Tensor, Tensor]:
 def _decoder(geometry: Geometry, info: Tensor, codes: Tensor, dtype: torch.dtype) -> Any:
     scales = torch.ones(32)
     mean = torch.zeros(geometry.kv_heads, geometry.head_dim)
-    return lambda _: decode_rows(codes, info, scales, mean, geometry.head_dim, dtype)
+
+    def decode(_: int) -> Tensor:
+        out = torch.empty(geometry.kv_heads, geometry.tokens, geometry.head_dim, dtype=dtype)
+        decode_rows(codes, info, scales, mean, out)
+        return out.flatten(0, 1)
+
+    return decode
 
 
 def _encoder(geometry: Geometry, info: Tensor, nbytes: int) -> Any:

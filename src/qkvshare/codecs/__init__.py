@@ -101,9 +101,9 @@ def from_record(record: CodecRecord) -> Codec:
         raise CardFormatError(f"codec {record.name!r}: bad parameters: {error}.") from error
 
 
-def decode_runs(card: CacheCard) -> list[Iterator[LayerKV]]:
+def decode_runs(card: CacheCard, spare: int = 0) -> list[Iterator[LayerKV]]:
     """For each run of a card its layers in order, verified and decoded one by one, in the card's
-    dtype.
+    dtype; ``spare`` as in `Codec.decode`.
 
     Keys are as the run's codec keeps them: see `Codec.pre_rope`. Raises `CardError`.
     """
@@ -120,7 +120,7 @@ def decode_runs(card: CacheCard) -> list[Iterator[LayerKV]]:
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
         shapes = [Shape.of(at, run.held(number)) for number, at in enumerate(layers)]
-        yield from from_record(run.codec).decode(blobs(run), shapes, dtype)
+        yield from from_record(run.codec).decode(blobs(run), shapes, dtype, spare)
 
     return [layers_of(run) for run in card.manifest.runs]
 

@@ -76,9 +76,17 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(
-        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+        self,
+        blobs: Iterable[Bytes],
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        spare: int = 0,
     ) -> Iterator[LayerKV]:
-        """Yield each layer in ``dtype`` on the CPU, in memory of its own. Raises `CardError`."""
+        """Yield each layer in ``dtype`` on the CPU, in memory of its own. Raises `CardError`.
+
+        With ``spare`` keys and values are views ``[:, :tokens]`` of tensors with so many tokens
+        more: who goes on from them need not copy them. See `roomy`.
+        """
 
     @abstractmethod
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
@@ -114,6 +122,14 @@ class Codec(ABC):
         parameters = dataclasses.asdict(self)  # type: ignore[call-overload]
         profile = parameters.pop("profile", None)
         return CodecRecord(self.name, self.version, parameters, profile)
+
+
+def roomy(part: Tensor, dtype: torch.dtype, spare: int) -> Tensor:
+    """A copy of ``part [kv_heads, tokens, dim]`` in ``dtype`` with room behind its tokens."""
+    heads, tokens, dim = part.shape
+    room = torch.empty(heads, tokens + spare, dim, dtype=dtype)
+    room[:, :tokens] = part
+    return room[:, :tokens]
 
 
 def require_bytes(blob: Bytes, expected: int, codec: Codec) -> None:

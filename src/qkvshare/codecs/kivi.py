@@ -16,7 +16,7 @@ import torch
 
 from ..card.digest import Bytes
 from . import affine
-from .base import LayerKV, Shape, require_bytes
+from .base import LayerKV, Shape, require_bytes, roomy
 from .bits import BitMap
 from .uniform import Uniform
 
@@ -35,7 +35,11 @@ class Kivi(Uniform):
             yield np.concatenate([affine.quantize(rows, self.bits) for rows in (channels, tokens)])
 
     def decode(
-        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+        self,
+        blobs: Iterable[Bytes],
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        spare: int = 0,
     ) -> Iterator[LayerKV]:
         """``minimum + code · step`` in float32, then ``dtype``."""
         for blob, shape in zip(blobs, shapes, strict=True):
@@ -44,7 +48,8 @@ class Kivi(Uniform):
             channels = shape.kv_heads * shape.head_dim
             keys = affine.dequantize(blob[:split], channels, shape.tokens, self.bits)
             keys = keys.reshape(shape.kv_heads, shape.head_dim, shape.tokens).transpose(1, 2)
-            yield LayerKV(keys.to(dtype), self._part(blob[split:], shape.values).to(dtype))
+            values = self._part(blob[split:], shape.values)
+            yield LayerKV(roomy(keys, dtype, spare), roomy(values, dtype, spare))
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Minima and steps are scales."""

@@ -81,12 +81,21 @@ class Packed(Codec):
         return np.concatenate([part.cpu().numpy() for part in parts])
 
     def decode(
-        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+        self,
+        blobs: Iterable[Bytes],
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        spare: int = 0,
     ) -> Iterator[LayerKV]:
         """Level times scale, rotated back, plus mean: all in float32, then ``dtype``."""
-        yield from ahead(lambda one: self._decode(*one, dtype), zip(blobs, shapes, strict=True))
+        # Memory comes from the caller's thread: what was freed there is taken again.
+        items = (
+            (blob, shape, [_room(each, dtype, spare) for each in (shape.keys, shape.values)])
+            for blob, shape in zip(blobs, shapes, strict=True)
+        )
+        yield from ahead(lambda one: self._decode(*one, spare), items)
 
-    def _decode(self, blob: Bytes, shape: Shape, dtype: torch.dtype) -> LayerKV:
+    def _decode(self, blob: Bytes, shape: Shape, rooms: list[Tensor], spare: int) -> LayerKV:
         at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):
             require_bytes(blob, self.overhead(shape), self)
@@ -96,8 +105,8 @@ class Packed(Codec):
         value_rows, at = _find_rows(data, at, shape.values)
         require_bytes(blob, at, self)
         nothing = torch.zeros(shape.kv_heads, shape.v_head_dim)
-        keys = key_rows.decode(mean, dtype).view(shape.keys)
-        return LayerKV(keys, value_rows.decode(nothing, dtype).view(shape.values))
+        keys = key_rows.decode(mean, rooms[0], spare)
+        return LayerKV(keys, value_rows.decode(nothing, rooms[1], spare))
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Of a row's byte three bits are map, five are scale."""
@@ -182,12 +191,20 @@ class _Rows:
     codes: Tensor
     dim: int
 
-    def decode(self, mean: Tensor, dtype: torch.dtype) -> Tensor:
-        """``[rows, dim]``, ``mean [kv_heads, dim]`` added."""
+    def decode(self, mean: Tensor, room: Tensor, spare: int) -> Tensor:
+        """Into ``room [kv_heads, tokens + spare, dim]``, ``mean [kv_heads, dim]`` added.
+
+        Returns the tokens.
+        """
         root = math.sqrt(power_of_two(self.dim))
         scales = torch.tensor([unit / (UNIT * root) for unit in _units(self.top)])
-        rows: Tensor = decode_rows(self.codes, self.info, scales, mean, self.dim, dtype)
-        return rows
+        decode_rows(self.codes, self.info, scales, mean, room, spare)
+        return room[:, : room.shape[1] - spare]
+
+
+def _room(shape: tuple[int, int, int], dtype: torch.dtype, spare: int) -> Tensor:
+    heads, tokens, dim = shape
+    return torch.empty(heads, tokens + spare, dim, dtype=dtype)
 
 
 def _find_rows(data: Tensor, at: int, shape: tuple[int, int, int]) -> tuple[_Rows, int]:

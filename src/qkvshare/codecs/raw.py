@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from .base import Codec, LayerKV, Shape, require_bytes
+from .base import Codec, LayerKV, Shape, require_bytes, roomy
 from .bits import BitMap
 
 
@@ -28,16 +28,19 @@ class Raw(Codec):
             yield np.concatenate([_bytes(layer.keys), _bytes(layer.values)])
 
     def decode(
-        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+        self,
+        blobs: Iterable[Bytes],
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        spare: int = 0,
     ) -> Iterator[LayerKV]:
         """Copy the bytes back; ``dtype`` is the one the cache was captured in."""
         for blob, shape in zip(blobs, shapes, strict=True):
             split = prod(shape.keys) * dtype.itemsize
             require_bytes(blob, split + prod(shape.values) * dtype.itemsize, self)
-            yield LayerKV(
-                _tensor(blob[:split], dtype).reshape(shape.keys),
-                _tensor(blob[split:], dtype).reshape(shape.values),
-            )
+            keys = _tensor(blob[:split], dtype).reshape(shape.keys)
+            values = _tensor(blob[split:], dtype).reshape(shape.values)
+            yield LayerKV(roomy(keys, dtype, spare), roomy(values, dtype, spare))
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Everything is codes."""

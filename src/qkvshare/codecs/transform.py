@@ -26,7 +26,7 @@ from ..card.errors import CardFormatError, CodecError
 from ..kernels import rans
 from ..profile import Profile
 from . import streams
-from .base import Codec, LayerKV, Shape
+from .base import Codec, LayerKV, Shape, roomy
 from .basis import Basis
 from .bits import BitMap
 from .entropy import DEAD, Floats, Ints
@@ -120,7 +120,11 @@ class Transform(Codec):
         return found
 
     def decode(
-        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+        self,
+        blobs: Iterable[Bytes],
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        spare: int = 0,
     ) -> Iterator[LayerKV]:
         """Raises `CardFormatError` or `ProfileError`."""
         if self.step is None or abs(self.step) > _FAR or not 0 <= self.refinements <= MOST:
@@ -160,7 +164,7 @@ class Transform(Codec):
                     if fine:
                         known = known.addmm(torch.from_numpy(fine[kind]), back)
                     heads = known.view(shape.tokens, shape.kv_heads, dim).transpose(0, 1)
-                    parts.append(heads.to(dtype, memory_format=torch.contiguous_format, copy=True))
+                    parts.append(roomy(heads, dtype, spare))
                 yield LayerKV(*parts)
 
     def level_bytes(self, blob: Bytes, shape: Shape) -> list[int]:

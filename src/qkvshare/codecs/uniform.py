@@ -16,7 +16,7 @@ import torch
 
 from ..card.digest import Bytes
 from . import affine
-from .base import Codec, LayerKV, Shape, require_bytes
+from .base import Codec, LayerKV, Shape, require_bytes, roomy
 from .bits import BitMap
 
 
@@ -40,14 +40,19 @@ class Uniform(Codec):
             yield np.concatenate([affine.quantize(rows, self.bits) for rows in parts])
 
     def decode(
-        self, blobs: Iterable[Bytes], shapes: Sequence[Shape], dtype: torch.dtype
+        self,
+        blobs: Iterable[Bytes],
+        shapes: Sequence[Shape],
+        dtype: torch.dtype,
+        spare: int = 0,
     ) -> Iterator[LayerKV]:
         """``minimum + code · step`` in float32, then ``dtype``."""
         for blob, shape in zip(blobs, shapes, strict=True):
             split = sum(self._sizes(shape.keys))
             require_bytes(blob, split + sum(self._sizes(shape.values)), self)
             keys = self._part(blob[:split], shape.keys)
-            yield LayerKV(keys.to(dtype), self._part(blob[split:], shape.values).to(dtype))
+            values = self._part(blob[split:], shape.values)
+            yield LayerKV(roomy(keys, dtype, spare), roomy(values, dtype, spare))
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Minima and steps are scales."""

@@ -23,6 +23,7 @@ from .layers import (
     empty_cache,
     require_geometry,
 )
+from .room import SPARE
 from .rope import Rope
 from .tokens import Ids, as_ids, require_length, require_vocabulary
 
@@ -74,11 +75,11 @@ def inject(
     require_length(model, kept + len(new))
 
     cache = CardCache(card, kept, config=model.config)
-    for number, parts in enumerate(_parts(model, card, kept, _shared(card, held, kept))):
+    for number, (parts, room) in enumerate(_parts(model, card, kept, _shared(card, held, kept))):
         # A model may be spread over devices.
         device = next(decoder_layer(model, number).parameters()).device
         there = [LayerKV(part.keys.to(device), part.values.to(device)) for part in parts]
-        cache.layers[number].fill(there, kept)
+        cache.layers[number].fill(there, kept, room if device.type == "cpu" else 0)
     device = model.device
     return {
         "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
@@ -134,12 +135,17 @@ def _shared(card: CacheCard, held: Cache | None, kept: int) -> CardCache | None:
 
 def _parts(
     model: PreTrainedModel, card: CacheCard, kept: int, held: CardCache | None
-) -> Iterator[list[LayerKV]]:
-    """Layers of the whole context up to ``kept`` tokens, run by run, keys rotated."""
+) -> Iterator[tuple[list[LayerKV], int]]:
+    """Layers of the whole context up to ``kept`` tokens, run by run, keys rotated.
+
+    Also how many tokens there is room for behind a layer that comes in one part.
+    """
     known = 0 if held is None else held.card.tokens
+    alone = held is None and len(card.manifest.runs) == 1
+    streams = decode_runs(card, SPARE if alone else 0)
     runs = [
         (run, stream, find_codec(run.codec.name).pre_rope)
-        for run, stream in zip(card.manifest.runs, decode_runs(card), strict=True)
+        for run, stream in zip(card.manifest.runs, streams, strict=True)
         if run.start >= known
     ]
     rope = Rope(model)
@@ -154,7 +160,9 @@ def _parts(
             first = run.end - part.keys.shape[1]
             keys = part.keys
             if before_rope:
-                keys = rope.rotate(number, keys, torch.arange(first, run.end))
+                # All of a run, whatever is used of it: sines of other runs of positions may
+                # differ in their last bits.
+                keys = rope.rotate_(number, keys, torch.arange(first, run.end))
             use = slice(max(0, needed - first), max(0, kept - first))
             parts.append(LayerKV(keys[:, use].to(part.values.dtype), part.values[:, use]))
         found = sum(part.keys.shape[1] for part in parts)
@@ -164,7 +172,7 @@ def _parts(
                 f"{at.window}: a sliding window cannot roll back its last token. Give at least one "
                 "new token, or capture from the prompt, which keeps one token more."
             )
-        yield parts
+        yield parts, SPARE + card.tokens - kept if alone else 0
 
 
 def _of_held(place: DynamicLayer, length: int, known: int, needed: int, kept: int) -> LayerKV:

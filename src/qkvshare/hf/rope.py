@@ -64,20 +64,27 @@ class Rope:
         )
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
         self._halves: dict[Callable[..., Any], bool] = {}
+        self._scratch: Tensor | None = None
 
     def rotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
         """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions [tokens]``, float32."""
+        return self.rotate_(layer, keys.to(torch.float32, copy=True), positions)
+
+    def rotate_(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+        """`rotate` in place, which is also returned."""
         return self._turn(layer, keys, positions, back=False)
 
     def unrotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
         """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
-        return self._turn(layer, keys, positions, back=True)
+        copied = keys.to(torch.float32, copy=True)
+        return self._turn(layer, copied, positions, back=True)
 
     def _turn(self, layer: int, keys: Tensor, positions: Tensor, back: bool) -> Tensor:
+        """Turns ``keys`` in place."""
         attention = decoder_layer(self._model, layer).self_attn
         x = keys.float()[None]  # [1, kv_heads, tokens, head_dim]
         if not getattr(attention, "use_rope", True):  # NoPE layers, as in SmolLM3
-            return x[0]
+            return keys
         function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
         if function is None:
             raise UnsupportedModelError(
@@ -88,9 +95,13 @@ class Rope:
         if function not in self._halves:
             self._halves[function] = _turns_halves(function, x[:, :1, :8], cos[:, :8], sin[:, :8])
         if self._halves[function]:
-            return _turn_halves(x, cos, sin)[0]
-        turned: Tensor = function(x[:, :0], x, cos, sin)[1][0]  # no queries
-        return turned
+            half = x[..., : x.shape[-1] // 2]
+            if self._scratch is None or self._scratch.shape != half.shape:
+                self._scratch = torch.empty_like(half)
+            _turn_halves(x, cos, sin, self._scratch)
+        else:
+            x = function(x[:, :0], x, cos, sin)[1]  # no queries
+        return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x[0])
 
     def _angles(
         self, layer: int, x: Tensor, positions: Tensor, back: bool
@@ -113,13 +124,16 @@ def _turns_halves(function: Callable[..., Any], like: Tensor, cos: Tensor, sin: 
     if cos.shape[-1] != like.shape[-1] or like.shape[-1] % 2 or not like.numel():
         return False
     x = torch.linspace(-1, 1, like.numel(), device=like.device).view(like.shape)
-    return torch.allclose(function(x[:, :0], x, cos, sin)[1], _turn_halves(x, cos, sin), atol=1e-5)
+    expected = function(x[:, :0], x, cos, sin)[1]
+    _turn_halves(x, cos, sin, torch.empty_like(x[..., : x.shape[-1] // 2]))
+    return torch.allclose(expected, x, atol=1e-5)
 
 
-def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn number ``i`` of a head with number ``i + head_dim / 2``."""
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor, before: Tensor) -> None:
+    """Turn number ``i`` of a head with number ``i + head_dim / 2``, in place; ``before`` is room
+    for one half."""
     half = x.shape[-1] // 2
-    turned = x * cos[:, None]
-    turned[..., :half].addcmul_(x[..., half:], sin[:, None, :, :half], value=-1)
-    turned[..., half:].addcmul_(x[..., :half], sin[:, None, :, half:])
-    return turned
+    first, second, cos, sin = x[..., :half], x[..., half:], cos[:, None], sin[:, None]
+    before.copy_(first)
+    first.mul_(cos[..., :half]).addcmul_(second, sin[..., :half], value=-1)
+    second.mul_(cos[..., half:]).addcmul_(before, sin[..., half:])

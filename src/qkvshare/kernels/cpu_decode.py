@@ -17,12 +17,13 @@ _WIDTHS = np.array(TIERS, np.int64)
 def _emitter(dim: int, half: bool) -> Any:
     """``f(number, stop, …)``: rows to their places, as long as their tiers' blocks are open.
 
-    ``dim`` 0 stands for any, with a DCT; ``mean`` is the head's. Returns the first row not written.
+    ``dim`` 0 stands for any, with a DCT; ``mean`` is the head's; row ``number`` is written as row
+    ``number + shift``. Returns the first row not written.
     """
 
     def emit(
         number: Any, stop: Any, info: Any, here: Any, opened: Any, scales: Any, matrix: Any,
-        mean: Any, out: Any,
+        mean: Any, shift: Any, out: Any,
     ) -> Any:  # fmt: skip
         size = np.uint64(dim if dim else mean.size)
         m = np.uint64(1 if dim else matrix.shape[0])
@@ -31,7 +32,8 @@ def _emitter(dim: int, half: bool) -> Any:
             tier = info[number] & 7
             if here[tier] == BLOCK:
                 break
-            base, to = np.uint64(tier * BLOCK + here[tier]) * size, np.uint64(number) * size
+            base = np.uint64(tier * BLOCK + here[tier]) * size
+            to = np.uint64(number + shift) * size
             scale = scales[info[number] >> 3]
             for j in range(m):
                 for i in range(h):
@@ -67,16 +69,18 @@ _emit256, _emit256_half = _emitter(256, False), _emitter(256, True)
 
 @kernel
 def decode(
-    codes: Any, info: Any, scales: Any, matrix: Any, mean: Any, opened: Any, half: Any, out: Any
-) -> None:
+    codes: Any, info: Any, scales: Any, turn: Any, mean: Any, opened: Any, half: Any,
+    behind: Any, out: Any,
+) -> None:  # fmt: skip
     """`reference.decode_rows`.
 
-    ``matrix`` is the DCT over the odd part of ``dim``; ``opened`` room for nine blocks of integers;
-    ``out`` is flat, float32 or, with ``half``, the bits of bfloat16 as uint16.
+    ``turn`` is the DCT over the odd part of ``dim``; ``opened`` room for nine blocks of integers;
+    ``out`` is flat, float32 or, with ``half``, the bits of bfloat16 as uint16, with ``behind``
+    rows behind those of each head.
     """
     heads, dim = mean.shape
     each, block, wide = info.size // heads, BLOCK * dim, -(-dim // 8) * 8
-    m = matrix.shape[0]
+    m = turn.shape[0]
     left, at = np.zeros(8, np.int64), np.zeros(8, np.int64)
     for byte in info:
         left[byte & 7] += 1
@@ -91,32 +95,33 @@ def decode(
     space, found = np.empty(BLOCK * wide, np.uint8), np.empty(BLOCK * wide, np.int16)
     for head in range(heads):
         number, stop, own = head * each, (head + 1) * each, mean[head]
+        by = head * behind
         while True:
             if dim == 64:
                 if half:
                     number = _emit64_half(
-                        number, stop, info, here, opened, scales, matrix, own, out
+                        number, stop, info, here, opened, scales, turn, own, by, out
                     )
                 else:
-                    number = _emit64(number, stop, info, here, opened, scales, matrix, own, out)
+                    number = _emit64(number, stop, info, here, opened, scales, turn, own, by, out)
             elif dim == 128:
                 if half:
                     number = _emit128_half(
-                        number, stop, info, here, opened, scales, matrix, own, out
+                        number, stop, info, here, opened, scales, turn, own, by, out
                     )
                 else:
-                    number = _emit128(number, stop, info, here, opened, scales, matrix, own, out)
+                    number = _emit128(number, stop, info, here, opened, scales, turn, own, by, out)
             elif dim == 256:
                 if half:
                     number = _emit256_half(
-                        number, stop, info, here, opened, scales, matrix, own, out
+                        number, stop, info, here, opened, scales, turn, own, by, out
                     )
                 else:
-                    number = _emit256(number, stop, info, here, opened, scales, matrix, own, out)
+                    number = _emit256(number, stop, info, here, opened, scales, turn, own, by, out)
             elif half:
-                number = _emit_half(number, stop, info, here, opened, scales, matrix, own, out)
+                number = _emit_half(number, stop, info, here, opened, scales, turn, own, by, out)
             else:
-                number = _emit(number, stop, info, here, opened, scales, matrix, own, out)
+                number = _emit(number, stop, info, here, opened, scales, turn, own, by, out)
             if number == stop:
                 break
             tier = info[number] & 7

@@ -26,12 +26,14 @@ def encode_rows(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tens
     return out
 
 
-@torch.library.custom_op("qkvshare::decode_rows", mutates_args=())
+@torch.library.custom_op("qkvshare::decode_rows", mutates_args=("out",))
 def decode_rows(
-    codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, dim: int, dtype: torch.dtype
-) -> Tensor:
-    """`reference.decode_rows`, rounded to ``dtype``."""
-    return reference.decode_rows(codes, info, scales, mean, dim).to(dtype)
+    codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor, spare: int = 0
+) -> None:
+    """`reference.decode_rows` into ``out [heads, rows of a head + spare, dim]``, in its number
+    format; the ``spare`` rows behind those of each head are left as they are."""
+    rows = reference.decode_rows(codes, info, scales, mean, out.shape[2])
+    out[:, : out.shape[1] - spare] = rows.view(len(mean), -1, out.shape[2])
 
 
 @encode_rows.register_kernel("cpu")
@@ -47,21 +49,24 @@ def _(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
 
 @decode_rows.register_kernel("cpu")
 def _(
-    codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, dim: int, dtype: torch.dtype
-) -> Tensor:
+    codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor, spare: int = 0
+) -> None:
+    dim, half = out.shape[2], out.dtype == torch.bfloat16
     if power_of_two(dim) > _LARGEST:
-        return reference.decode_rows(codes, info, scales, mean, dim).to(dtype)
+        rows = reference.decode_rows(codes, info, scales, mean, dim)
+        out[:, : out.shape[1] - spare] = rows.view(len(mean), -1, dim)
+        return
     from .cpu_decode import decode
 
-    half = dtype == torch.bfloat16
-    out = torch.empty(len(info), dim, dtype=dtype if half else torch.float32)
+    into = out if half or out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     # Sums of levels fit 16 bits up to 64 numbers.
     number = np.int16 if power_of_two(dim) <= 64 else np.int32
     opened = np.empty(9 * reference.BLOCK * dim, number)
     given = [_array(part) for part in (codes, info, scales)]
-    flat = _array((out.view(torch.uint16) if half else out).view(-1))
-    decode(*given, _matrix(dim), _array(mean), opened, half, flat)
-    return out.to(dtype)
+    flat = _array((into.view(torch.uint16) if half else into).view(-1))
+    decode(*given, _matrix(dim), _array(mean), opened, half, spare, flat)
+    if into is not out:
+        out.copy_(into)
 
 
 def _array(tensor: Tensor) -> Any:
