@@ -25,8 +25,6 @@ class Timing:
     Attributes:
         stages: what is timed from the first to the last.
         decode: a token after the first, mean over some.
-        peak_extra_bytes: the most memory that making the arguments took beyond the cache itself;
-            None where the system does not tell.
     """
 
     way: str
@@ -35,7 +33,6 @@ class Timing:
     nbytes: int
     stages: dict[str, list[float]] = field(default_factory=lambda: {at: [] for at in STAGES})
     decode: list[float] = field(default_factory=list)
-    peak_extra_bytes: int | None = None
 
     @property
     def ttft(self) -> list[float]:
@@ -73,8 +70,6 @@ def measure_ttft(
                     for way, timing in zip(ways, found, strict=True):
                         model.set_attn_implementation(way.attention)
                         _once(model, way, timing if number else None)
-                for way, timing in zip(ways, found, strict=True):
-                    timing.peak_extra_bytes = _peak(way)
                 yield found
     finally:
         model.set_attn_implementation(before)
@@ -99,22 +94,3 @@ def _once(model: Any, way: Way, timing: Timing | None) -> None:
         for number, stage in enumerate(STAGES):
             timing.stages[stage].append(1000 * (clock[number + 1] - clock[number]))
         timing.decode.append(1000 * (time.perf_counter() - clock[-1]) / _AFTER)
-
-
-def _peak(way: Way) -> int | None:
-    """Bytes beyond the cache that `Way.arguments` makes, at the most."""
-    counters = Path("/proc/self/clear_refs")
-    if not counters.exists():
-        return None
-    counters.write_text("5")  # the high-water mark is what is held now
-    before = _status("VmRSS")
-    arguments = way.arguments()
-    peak = _status("VmHWM") - before
-    layers = arguments["past_key_values"].layers
-    made = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.is_initialized)
-    return max(0, peak - (0 if way.name == "resident" else made))
-
-
-def _status(name: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(f"{name}:")[1].split()[0])

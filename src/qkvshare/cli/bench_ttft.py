@@ -77,16 +77,14 @@ def _row(model: str, new_tokens: int, timing: Timing) -> dict[str, Any]:
         "stages_ms": {name: spread(times) for name, times in timing.stages.items()},
         "bytes": timing.nbytes,
         "decode_ms_per_token": spread(timing.decode),
-        "peak_extra_bytes": timing.peak_extra_bytes,
     }
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     stages = list(rows[0]["stages_ms"])
-    table = Table("tokens", "path", "first token (ms)", *stages, "next (ms)", "bytes", "extra MB")
+    table = Table("tokens", "path", "first token (ms)", *stages, "next (ms)", "bytes")
     for row in rows:
         first = row["ttft_ms"]
-        extra = row["peak_extra_bytes"]
         table.add_row(
             str(row["context_tokens"]),
             row["path"],
@@ -94,6 +92,5 @@ def _print(rows: list[dict[str, Any]]) -> None:
             *(f"{row['stages_ms'][name]['median']:,.1f}" for name in stages),
             f"{row['decode_ms_per_token']['median']:,.1f}",
             f"{row['bytes']:,}",
-            "—" if extra is None else f"{extra / 1e6:,.0f}",
         )
     out.print(table)
