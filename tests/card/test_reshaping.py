@@ -140,6 +140,9 @@ def test_layers_in_one_blob_are_those_of_their_own(tmp_path: Path, codec: Raw) -
     assert decoded(joined) == decoded(apart)
     assert joined.blob_bytes == apart.blob_bytes
     assert joined.header_bytes < apart.header_bytes
+    assert [blob.tobytes() for blob in joined.blobs(0)] == [
+        apart.blob(layer, 0).tobytes() for layer in range(2)
+    ]
     assert joined.nbytes == (tmp_path / "card").stat().st_size
     thin = joined.without(joined)
     assert (thin.thin, sum(map(sum, thin.blob_bytes))) == (2, 0)

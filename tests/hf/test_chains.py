@@ -105,7 +105,9 @@ def test_a_cropped_or_batched_cache_is_not_taken_for_the_parent(llama: Any) -> N
             attention_mask=torch.ones(1, len(CONTEXT)),
             past_key_values=held,
         )
-    for other in (held, batched):
+    emptied = inject(llama, first, NEW)["past_key_values"]
+    emptied.reset()
+    for other in (held, batched, emptied):
         assert same(inject(llama, second, NEW, held=other)["past_key_values"], whole)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -95,20 +95,31 @@ class CacheCard:
         Raises `CardDigestError` where they are not what the manifest names, `CardThinError` where
         they are not in this card.
         """
-        if segment < self.thin:
-            raise CardThinError(
-                f"the card is thin: the bytes of its first {self.thin} segments (tokens up to "
-                f"{self.manifest.segments[self.thin - 1].end}) are not in it. Put it together "
-                "with its parent: card.whole(parent)."
-            )
         sizes = self.manifest.segments[segment].sizes
         if sizes is None:
             return self._blob(layer, segment)
         start = sum(sizes[:layer])
         return self._blob(0, segment)[start : start + sizes[layer]]
 
+    def blobs(self, segment: int) -> Iterator[Bytes]:
+        """`blob` of one layer after the other; what they share is read and verified once."""
+        sizes = self.manifest.segments[segment].sizes
+        if sizes is None:
+            yield from (self._blob(at, segment) for at in range(len(self.manifest.layers)))
+            return
+        whole, start = self._blob(0, segment), 0
+        for size in sizes:
+            yield whole[start : start + size]
+            start += size
+
     def _blob(self, number: int, segment: int) -> Bytes:
         """A tensor's bytes, verified."""
+        if segment < self.thin:
+            raise CardThinError(
+                f"the card is thin: the bytes of its first {self.thin} segments (tokens up to "
+                f"{self.manifest.segments[self.thin - 1].end}) are not in it. Put it together "
+                "with its parent: card.whole(parent)."
+            )
         data: Bytes = self.tensors[blob_name(number, segment)]
         found, expected = digest_bytes(data), self.manifest.segments[segment].blobs[number]
         if found != expected:

@@ -112,11 +112,9 @@ def decode_runs(card: CacheCard, spare: int = 0) -> list[Iterator[LayerKV]]:
     shared = lru_cache(maxsize=4)(card.blob)
 
     def blobs(run: Run) -> Iterator[Bytes]:
-        for number in range(len(layers)):
-            if run.spans is None:
-                yield card.blob(number, run.segment)
-            else:
-                yield shared(number, run.segment)[run.spans[number]]
+        if run.spans is None:
+            return card.blobs(run.segment)
+        return (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
         shapes = [Shape.of(at, run.held(number)) for number, at in enumerate(layers)]

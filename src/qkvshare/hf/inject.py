@@ -124,6 +124,8 @@ def _shared(card: CacheCard, held: Cache | None, kept: int) -> CardCache | None:
     if mine != theirs[: len(mine)]:
         return None
     length = held.get_seq_length()
+    if length < held.card.tokens:  # it was reset
+        return None
     places = cast(list[DynamicLayer], held.layers)
     for place, at in zip(places, card.manifest.layers, strict=True):
         batch, _, tokens, _ = cast(Tensor, place.keys).shape
