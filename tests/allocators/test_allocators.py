@@ -150,6 +150,23 @@ def test_lagrangian_is_the_optimum(seed: int, rate: float) -> None:
     assert cost(found) <= cost(best) * 1.03 + max(flat) * 0.01
 
 
+@settings(max_examples=30)
+@given(seed=st.integers(0, 999), rate=st.floats(0.5, 7))
+def test_a_slope_is_the_finest_that_fits(seed: int, rate: float) -> None:
+    demand = make_demand(seed, [Shape(2, 50, 64, 64), Shape(1, 30, 64, 32)])
+    budget = int(rate * (2 * 2 * 50 * 64 + 30 * 96))
+    ladder = Lagrangian().ladder(demand)
+    slope = ladder.slope(budget)
+    assert spent(demand, ladder.at(slope)) <= budget < spent(demand, ladder.at(slope - 1))
+
+
+@given(slope=st.integers(-(2**15), 2**15 - 1))
+def test_any_slope_gives_widths(slope: int) -> None:
+    """It comes from a file that somebody else has written."""
+    demand = make_demand(0, [Shape(2, 20, 64, 64)])
+    assert spent(demand, Lagrangian().ladder(demand).at(slope)) <= 8 * 2 * 2 * 20 * 64
+
+
 def test_uniform_is_uniform() -> None:
     demand = make_demand(1, [Shape(2, 100, 64, 64), Shape(2, 40, 64, 64)])
     for rate in (2.0, 2.3, 3.9):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qkvshare import CacheCard, Uniform, capture, inject
-from qkvshare.allocators import Lagrangian, Salient
+from qkvshare.allocators import Allocator, Lagrangian, Salient, make_allocator
 from qkvshare.allocators import Uniform as Evenly
 from qkvshare.card.errors import (
     BudgetError,
@@ -23,7 +23,7 @@ from qkvshare.card.errors import (
 from qkvshare.codecs import Packed
 from qkvshare.hf import segments
 from qkvshare.hf.probe import choose_probes
-from qkvshare.hf.spend import salience, spend
+from qkvshare.hf.spend import Spent, salience, spend
 from qkvshare.hf.state import pick_row, read
 from qkvshare.scorers import Attention, KeyNorm, make_scorer
 
@@ -238,19 +238,44 @@ def test_appending(family: str, added: int) -> None:
     assert len(greedy(model, 4, **inject(model, child, NEW))) == 4
 
 
-def test_every_later_segment_has_the_rate_last_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids, rooms = tiny_model(), CONTEXT[:150], []
-    monkeypatch.setattr(segments, "spend", lambda *given: rooms.append(given[-1]) or spend(*given))
-    card = capture(model, token_ids=ids, codec=Packed(), budget=13)
+def append_twice(card: CacheCard, ids: list[int], added: int) -> CacheCard:
+    model = tiny_model()
     for seed in (5, 6):
-        more = some_ids(40, seed=seed)
+        more = some_ids(added, seed=seed)
         cache = model(**inject(model, card, more), use_cache=True).past_key_values
         ids = ids + more
-        card = capture(model, token_ids=ids, cache=cache)
-        assert card.manifest.segments[-1].allocation.budget is None
-    added = 40 * card.values // len(ids)
+        card = capture(model, token_ids=ids, cache=cache, allocator=allocator_of(card))
+    return card
+
+
+def allocator_of(card: CacheCard) -> Allocator:
+    return make_allocator(card.manifest.segments[0].allocation.allocator)
+
+
+def test_every_later_segment_has_the_slope_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent: list[Spent] = []
+    monkeypatch.setattr(segments, "spend", lambda *given: spent.append(spend(*given)) or spent[-1])
+    card = capture(tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), budget=9)
+    card = append_twice(card, CONTEXT[:150], 40)
+    slopes = [segment.allocation.slope for segment in card.manifest.segments]
+    assert slopes[0] is not None
+    assert slopes == slopes[:1] * 3 == [one.slope for one in spent]
+    assert all(segment.allocation.budget is None for segment in card.manifest.segments[1:])
+
+
+def test_an_allocator_without_slopes_goes_on_at_the_rate_last_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rooms: list[int] = []
+    monkeypatch.setattr(segments, "spend", lambda *given: rooms.append(given[5]) or spend(*given))
+    card = capture(
+        tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), budget=9, allocator=Evenly()
+    )
+    card = append_twice(card, CONTEXT[:150], 40)
+    assert {segment.allocation.slope for segment in card.manifest.segments} == {None}
+    added = 40 * card.values // card.tokens
     assert rooms[1] == rooms[2]
-    assert 11 * added < rooms[1] < 13 * added
+    assert 7 * added < rooms[1] < 9 * added
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65])

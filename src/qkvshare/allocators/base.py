@@ -97,74 +97,104 @@ def split(flat: Tensor, shapes: Sequence[Shape]) -> BitMap:
     return out
 
 
+class Ladder:
+    """Every row's way up from tier to tier, and what a slope makes of all rows.
+
+    The exact solution of the Lagrangian ``Σ worth · distortion + λ · bits``: a row goes from one
+    tier to the next while worth times the fall in distortion per bit exceeds the slope λ. Worth is
+    rounded to 1/32 octave, so slopes are integers, in 1/32 octave.
+
+    Args:
+        demand: the rows; sinks are given the widest tier whatever the slope.
+        worth: per layer ``[2 (keys, values), kv_heads, tokens]``, at least 0.
+        distortion: per tier, falling and convex in bits.
+    """
+
+    def __init__(
+        self, demand: Demand, worth: Sequence[Tensor], distortion: Sequence[float]
+    ) -> None:
+        self.demand = demand
+        rows = torch.tensor([at.kv_heads * at.tokens for at in demand.shapes]).repeat_interleave(2)
+        prices, kind = torch.unique(demand.costs().flatten(0, 1), dim=0, return_inverse=True)
+        self.prices = prices  # [kinds, tiers]
+        self.kind = kind.repeat_interleave(rows)  # which of the prices is a row's
+        self.sink = torch.cat(
+            [
+                (torch.arange(at.tokens) < demand.sinks).repeat(2 * at.kv_heads)
+                for at in demand.shapes
+            ]
+        )
+        tiers = torch.tensor(demand.codec.tiers, dtype=torch.float64)
+        # A row's own price is left out: within a model all head dims are alike.
+        fall = -torch.tensor(distortion, dtype=torch.float64).diff() / tiers.diff()
+        self.steps = _log(fall)  # falling
+        level = _log(torch.cat([part.flatten().double().cpu() for part in worth]))
+        self.lowest = int(level.min())
+        self.level = level - self.lowest
+        # How many rows of a kind have a level is all that it takes to know what a slope would cost.
+        self.levels = torch.arange(int(self.level.max()) + 1)
+        self.counts = torch.stack(
+            [
+                torch.bincount(
+                    self.level[~self.sink & (self.kind == number)], minlength=len(self.levels)
+                )
+                for number in range(len(prices))
+            ]
+        )
+        self.fixed = int(prices[self.kind[self.sink], -1].sum())
+
+    def slope(self, budget: int) -> int:
+        """The least whose codes take at most ``budget`` bits. Raises `BudgetError`."""
+        low = self.lowest + int(self.steps.min()) - 2
+        high = self.lowest + len(self.levels) + int(self.steps.max()) + 1
+        if self._spent(high) > budget:
+            raise BudgetError(
+                f"{budget} bits for codes are fewer than the {self._spent(high)} of the narrowest "
+                "widths."
+            )
+        if self._spent(low) <= budget:
+            return low
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._spent(middle) > budget else (low, middle)
+        return high
+
+    def at(self, slope: int) -> BitMap:
+        """What every row is given at ``slope``."""
+        return self._widths(self._chosen(slope))
+
+    def fill(self, budget: int) -> BitMap:
+        """At the slope of ``budget``; what is left over goes to those next in line, in order."""
+        slope = self.slope(budget)
+        now, next_ = self._chosen(slope), self._chosen(slope - 1)
+        extra = self.prices[self.kind, next_] - self.prices[self.kind, now]
+        now = torch.where(extra.cumsum(0) <= budget - self._spent(slope), next_, now)
+        return self._widths(now)
+
+    def _tiers_at(self, slope: int) -> Tensor:
+        """For every level the tier up to which a step is worth more than ``slope``."""
+        return torch.searchsorted(-self.steps, self.levels + (self.lowest - slope))
+
+    def _spent(self, slope: int) -> int:
+        return self.fixed + int((self.counts * self.prices[:, self._tiers_at(slope)]).sum())
+
+    def _chosen(self, slope: int) -> Tensor:
+        last = len(self.demand.codec.tiers) - 1
+        return torch.where(self.sink, last, self._tiers_at(slope)[self.level])
+
+    def _widths(self, chosen: Tensor) -> BitMap:
+        widths = torch.tensor(self.demand.codec.tiers, dtype=torch.uint8)[chosen]
+        return split(widths, self.demand.shapes)
+
+
 def fill(
     demand: Demand, budget: int, worth: Sequence[Tensor], distortion: Sequence[float]
 ) -> BitMap:
-    """Spend ``budget`` bits where they lower ``Σ worth · distortion`` most.
+    """Spend ``budget`` bits where they lower ``Σ worth · distortion`` most; see `Ladder`.
 
-    The exact solution of the Lagrangian: a row goes from one tier to the next while worth times the
-    fall in distortion per bit exceeds λ, and λ is the least that the budget allows. Worth is
-    rounded to 1/32 octave, so λ is found by bisection of integers; bits left over go to the rows
-    that are next in line, in order.
-
-    Args:
-        demand: the rows; sinks are given the widest tier before anything else.
-        budget: bits for codes.
-        worth: per layer ``[2 (keys, values), kv_heads, tokens]``, at least 0.
-        distortion: per tier, falling and convex in bits.
-
-    Raises:
-        BudgetError: where the narrowest tier everywhere already costs more.
+    Raises `BudgetError` where the narrowest tier everywhere already costs more.
     """
-    rows = torch.tensor([at.kv_heads * at.tokens for at in demand.shapes]).repeat_interleave(2)
-    prices, kind = torch.unique(demand.costs().flatten(0, 1), dim=0, return_inverse=True)
-    kind = kind.repeat_interleave(rows)  # which of prices [kinds, tiers] is a row's
-    sink = torch.cat(
-        [(torch.arange(at.tokens) < demand.sinks).repeat(2 * at.kv_heads) for at in demand.shapes]
-    )
-    tiers = torch.tensor(demand.codec.tiers, dtype=torch.float64)
-    value = torch.cat([part.flatten().double().cpu() for part in worth])
-    # A row's own price is left out: within a model all head dims are alike.
-    fall = -torch.tensor(distortion, dtype=torch.float64).diff() / tiers.diff()
-    steps = _log(fall)  # falling
-    level = _log(value)
-    lowest, last = int(level.min()), len(demand.codec.tiers) - 1
-    level -= lowest
-    # How many rows of a kind have a level is all that it takes to know what a slope would cost.
-    levels = torch.arange(int(level.max()) + 1)
-    counts = torch.stack(
-        [
-            torch.bincount(level[~sink & (kind == number)], minlength=len(levels))
-            for number in range(len(prices))
-        ]
-    )
-    fixed = int(prices[kind[sink], last].sum())
-
-    def tiers_at(slope: int) -> Tensor:
-        """For every level the tier up to which a step is worth more than ``slope``."""
-        return torch.searchsorted(-steps, levels + (lowest - slope))
-
-    def spent(slope: int) -> int:
-        return fixed + int((counts * prices[:, tiers_at(slope)]).sum())
-
-    def chosen(slope: int) -> Tensor:
-        return torch.where(sink, last, tiers_at(slope)[level])
-
-    low = lowest + int(steps.min()) - 2
-    high = lowest + len(levels) + int(steps.max()) + 1
-    if spent(high) > budget:
-        raise BudgetError(
-            f"{budget} bits for codes are fewer than the {spent(high)} of the narrowest widths."
-        )
-    if spent(low) <= budget:
-        return split(_widths(demand, chosen(low)), demand.shapes)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if spent(middle) > budget else (low, middle)
-    now, next_ = chosen(high), chosen(low)
-    extra = prices[kind, next_] - prices[kind, now]
-    now = torch.where(extra.cumsum(0) <= budget - spent(high), next_, now)
-    return split(_widths(demand, now), demand.shapes)
+    return Ladder(demand, worth, distortion).fill(budget)
 
 
 def evenly(tokens: int) -> Tensor:
@@ -182,10 +212,6 @@ def in_turn(demand: Demand, budget: int, worth: Sequence[Tensor]) -> BitMap:
     two tiers apart.
     """
     return fill(demand, budget, worth, [16.0**-bits for bits in demand.codec.tiers])
-
-
-def _widths(demand: Demand, chosen: Tensor) -> Tensor:
-    return torch.tensor(demand.codec.tiers, dtype=torch.uint8)[chosen]
 
 
 def _log(x: Tensor) -> Tensor:

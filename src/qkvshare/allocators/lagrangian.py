@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from ..codecs.bits import BitMap
-from .base import Allocator, Demand, fill
+from .base import Allocator, Demand, Ladder
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Lagrangian(Allocator):
 
     def allocate(self, demand: Demand, budget: int) -> BitMap:
         """Raises `BudgetError`."""
+        return self.ladder(demand).fill(budget)
+
+    def ladder(self, demand: Demand) -> Ladder:
+        """Worth is relative to what else there is, so a slope means the same in every segment."""
         assert demand.salience is not None
         worth = []
         for number, (energy, salience) in enumerate(
@@ -50,4 +54,4 @@ class Lagrangian(Allocator):
             if demand.sensitivity is not None:
                 fisher = demand.sensitivity[number].to(both.device)[:, :, None]
                 worth[-1] *= (fisher * mean) ** self.sensitivity
-        return fill(demand, budget, worth, demand.codec.distortion)
+        return Ladder(demand, worth, demand.codec.distortion)

@@ -16,6 +16,8 @@ FORMAT_VERSION = 1
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**20)]
+LOWEST_SLOPE = -(2**15)  # 1/32 octave; also the longest to write
+Slope = Annotated[int, Meta(ge=LOWEST_SLOPE, le=2**15 - 1)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=256)]
@@ -46,11 +48,16 @@ class Codec(Strict, frozen=True):
 
 
 class Allocation(Strict, frozen=True):
-    """How bits were spent; ``budget`` in bits per value of the finished card, None if not asked."""
+    """How bits were spent; ``budget`` in bits per value of the finished card, None if not asked.
+
+    ``slope``, in 1/32 octave: a row was given more bits while each of them lowered its weighted
+    distortion by more than that. Tokens appended later are encoded alike at the same slope.
+    """
 
     scorer: Name | None = None
     allocator: Name = "uniform"
     budget: float | None = None
+    slope: Slope | None = None
 
 
 class Part(Strict, frozen=True):

@@ -1,8 +1,9 @@
 """Agents in a line over one growing context, with a real hand-off between any two.
 
 Two policies: ``append`` keeps the bytes of what was handed over before and encodes only what is
-new; ``requantize`` decodes everything and encodes everything again at each hop, as systems do that
-keep no card.
+new, as finely; so the first card has the budget, and later ones somewhat more. ``requantize``
+decodes everything and encodes everything again at each hop, as systems do that keep no card; every
+card has the budget.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..card import CacheCard
+from ..codecs import from_record
 from ..hf.capture import make_card
 from ..hf.identity import identify
 from ..hf.inject import inject
@@ -104,9 +106,11 @@ class Line:
         at = self.way.setting
         state = self.state or pick_row(self.model, self.cache, self.ids)
         parent = self.card if self.way.policy == "append" else None
-        card = make_card(
-            state, identify(self.model), at.codec, at.spending(), at.budget, parent=parent
-        )
+        codec, budget = at.codec, at.budget
+        if parent is not None:
+            codec, budget = from_record(parent.manifest.segments[-1].codec), None
+        how = at.spending()
+        card = make_card(state, identify(self.model), codec, how, budget, parent=parent)
         self.card = CacheCard.load(card.save(self.folder / "card"))
         self.handed_over = True
 

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
+from msgspec.structs import replace
 
+from ..allocators import Lagrangian
 from ..card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
 from ..card.container import Array, blob_name, ids_name
 from ..card.digest import EMPTY_CHAIN, Bytes, digest_bytes, extend_chain
 from ..card.errors import BudgetError
+from ..card.manifest import LOWEST_SLOPE, runs_of
 from ..codecs import Codec, LayerKV, Transform
 from ..registry import label
 from ..scorers import label_scorer
@@ -81,6 +84,7 @@ def encode_tiers(
         scorer=None if scorer is None else label_scorer(scorer),
         allocator=label(how.allocator),
         budget=budget,
+        slope=LOWEST_SLOPE if isinstance(how.allocator, Lagrangian) else None,
     )
     # How large all but the codes will be is known from a card with nothing in its blobs. The sizes
     # stand in the header, so they are given as many digits as they can come to have.
@@ -91,19 +95,36 @@ def encode_tiers(
         state, *_segment(state, start, before, codec, allocation, blobs, digests=False)
     )
     fixed, least = draft.nbytes - sum(most), least_bits(state, start, codec)
+    slope = None
     if budget is None:
-        # Not a promise about the card: what the tokens before have cost does not matter.
-        asked = (old.allocation.budget for old in reversed(before.segments))
-        rate = next((at for at in asked if at is not None), DEFAULT_BUDGET)
+        # Not a promise about the card: new tokens are encoded as finely as those before.
+        slope, rate = _as_before(before, codec, allocation.allocator)
         room = int(rate * sum(most)) - 8 * sum(map(codec.overhead, shapes))
         room = max(room, least)
     else:
         room = int(budget * draft.values) - 8 * fixed
         if room < least:
             raise _impossible(budget, draft.tokens, (8 * fixed + least) / draft.values)
-    bits = spend(state, start, codec, how, before.identity, room)
-    encoded = codec.encode(_layers(state, start, codec), bits)
+    spent = spend(state, start, codec, how, before.identity, room, slope)
+    allocation = replace(allocation, slope=spent.slope)
+    encoded = codec.encode(_layers(state, start, codec), spent.bits)
     return before.card(state, *_segment(state, start, before, codec, allocation, encoded))
+
+
+def _as_before(before: Before, codec: Codec, allocator: str) -> tuple[int | None, float]:
+    """The slope of the last run that was encoded so, if any; and the last budget asked for.
+
+    Slopes are comparable where worth is; and tokens that agents append a few at a time, the ones
+    that the next agent looks at most, cost more than a context's average.
+    """
+    runs = [run for n, segment in enumerate(before.segments) for run in runs_of(n, segment)][::-1]
+    alike = (
+        run.allocation.slope
+        for run in runs
+        if run.codec.name == codec.name and run.allocation.allocator == allocator
+    )
+    asked = (run.allocation.budget for run in runs if run.allocation.budget is not None)
+    return next(alike, None), next(asked, DEFAULT_BUDGET)
 
 
 def encode_steps(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..allocators import SINKS, Allocator, Demand, Features, Learned, Smooth
+from ..allocators import SINKS, Allocator, Demand, Features, Lagrangian, Learned, Smooth
 from ..card import Identity
 from ..card.digest import TokenIds
 from ..card.errors import UnsupportedModelError
@@ -58,12 +58,27 @@ def least_bits(state: State, start: int, codec: Codec) -> int:
     return total
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Bits for every row, and the slope at which they were given by a `Lagrangian`."""
+
+    bits: BitMap
+    slope: int | None
+
+
 def spend(
-    state: State, start: int, codec: Codec, how: Spending, identity: Identity, budget: int
-) -> BitMap:
+    state: State,
+    start: int,
+    codec: Codec,
+    how: Spending,
+    identity: Identity,
+    budget: int,
+    slope: int | None = None,
+) -> Spent:
     """Bits for every row from token ``start`` on, at most ``budget`` bits for their codes.
 
-    ``identity`` is the model's. Raises `BudgetError`, `CaptureError` or `UnsupportedModelError`.
+    With ``slope``, as many as it gives, whatever the budget. ``identity`` is the model's. Raises
+    `BudgetError`, `CaptureError` or `UnsupportedModelError`.
     """
     assert isinstance(how.allocator, Allocator)
     shapes = shapes_of(state, start)
@@ -82,7 +97,12 @@ def spend(
         ),
         features=_features(state, start) if isinstance(how.allocator, Learned) else None,
     )
-    return how.allocator.allocate(demand, budget)
+    if not isinstance(how.allocator, Lagrangian):
+        return Spent(how.allocator.allocate(demand, budget), None)
+    ladder = how.allocator.ladder(demand)
+    if slope is not None:
+        return Spent(ladder.at(slope), slope)
+    return Spent(ladder.fill(budget), ladder.slope(budget))
 
 
 def spend_steps(state: State, start: int, how: Spending) -> list[npt.NDArray[np.int32]]:
