@@ -40,7 +40,10 @@ Resume = Annotated[
 ]
 Budgets = Annotated[
     list[float] | None,
-    typer.Option("--budget", help="Bits per value of the whole file; repeat for several."),
+    typer.Option(
+        "--budget",
+        help="Bits per value of the file, the first one where agents append; repeat for several.",
+    ),
 ]
 
 

@@ -61,7 +61,8 @@ def capture(
         codec: how to encode; by default as the parent, and `Packed` without one.
         budget: bits per value of the whole card file. A codec with `Codec.tiers` spends it row by
             row and comes within 2 % of it; any other is narrowed until it fits. Without a budget
-            a codec with tiers gives the new tokens the parent's, or `DEFAULT_BUDGET`.
+            new tokens are encoded as finely as the parent's: at its slope (`Lagrangian`), its step
+            (`Transform`), or its budget. Without a parent it is `DEFAULT_BUDGET`.
         scorer: for codecs with tiers: who tells what later queries look at; by default `Attention`.
         allocator: for codecs with tiers: who spends the budget; by default `Lagrangian`.
         focus: the receiver's instruction or question (text, or token ids), where the sender knows
