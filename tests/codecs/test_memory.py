@@ -13,7 +13,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from qkvshare.codecs import LayerKV, Packed, Shape
+from qkvshare.codecs import LayerKV, Packed, Shape, empty
 from qkvshare.codecs.bits import LayerBits
 
 what, dtype = sys.argv[1], getattr(torch, sys.argv[2])
@@ -40,7 +40,7 @@ blob = next(iter(codec.encode(given(1), [bits])))
 def work(count):
     if what == "encode":
         return codec.encode(given(count), [bits] * count)
-    return codec.decode([blob] * count, [shape] * count, dtype)
+    return codec.decode([blob] * count, empty([shape] * count, dtype))
 
 
 for _ in work(2):

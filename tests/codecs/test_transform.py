@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qkvshare.card.digest import digest_bytes
 from qkvshare.card.errors import CardFormatError, CodecError, ProfileError
-from qkvshare.codecs import LayerKV, Shape, Transform, from_record
+from qkvshare.codecs import LayerKV, Shape, Transform, empty, from_record
 from qkvshare.codecs.streams import COARSEST, FINEST, _read_exponents, _write_exponents
 from qkvshare.profile import Profile
 
@@ -57,7 +57,7 @@ def round_trip(finer: int, layers: list[LayerKV]) -> tuple[int, list[LayerKV]]:
     blobs = list(made.encode(layers))
     shapes = [Shape(HEADS, layers[0].keys.shape[1], DIM, DIM)] * len(layers)
     again = from_record(made.record())
-    return sum(map(len, blobs)), list(again.decode(blobs, shapes, torch.float32))
+    return sum(map(len, blobs)), list(again.decode(blobs, empty(shapes, torch.float32)))
 
 
 def test_each_octave_halves_the_error_for_a_bit_more() -> None:
@@ -94,12 +94,12 @@ def test_a_token_far_outside_costs_bits_not_quality() -> None:
 def test_a_finer_step_for_one_token_is_for_that_token() -> None:
     layers, made = made_up_layers(3, TOKENS), codec()
     exponents = [np.zeros(TOKENS, np.int32) for _ in layers]
-    plain = list(made.decode(list(made.encode(layers)), SHAPES, torch.float32))
+    plain = list(made.decode(list(made.encode(layers)), empty(SHAPES, torch.float32)))
     for own in exponents:
         own[5] = -16
     blobs = list(made.encode(layers, exponents=exponents))
     for one, other, old in zip(
-        layers, made.decode(blobs, SHAPES, torch.float32), plain, strict=True
+        layers, made.decode(blobs, empty(SHAPES, torch.float32)), plain, strict=True
     ):
         fine = (one.keys[:, 5] - other.keys[:, 5]).abs().max()
         assert fine < 0.3 * (one.keys[:, 5] - old.keys[:, 5]).abs().max()
@@ -107,7 +107,7 @@ def test_a_finer_step_for_one_token_is_for_that_token() -> None:
 
 
 def decoded(made: Transform, blobs: list) -> list[LayerKV]:
-    return list(made.decode(blobs, SHAPES, torch.float32))
+    return list(made.decode(blobs, empty(SHAPES, torch.float32)))
 
 
 def test_each_refinement_halves_the_error_for_about_a_bit() -> None:
@@ -146,10 +146,10 @@ def test_refinements_of_a_number_far_outside() -> None:
     layers, made = made_up_layers(3, 40), codec(refinements=1)
     layers[0].keys[:, 7] = 1e6
     blobs, shapes = list(made.encode(layers)), [Shape(HEADS, 40, DIM, DIM)] * 3
-    out = list(made.decode(blobs, shapes, torch.float32))
+    out = list(made.decode(blobs, empty(shapes, torch.float32)))
     assert (out[0].keys[:, 7] - 1e6).abs().max() < 1e3
     assert error(layers[1:], out[1:]) < error(layers[1:], list(codec().decode(
-        list(codec().encode(layers)), shapes, torch.float32))[1:])  # fmt: skip
+        list(codec().encode(layers)), empty(shapes, torch.float32)))[1:])  # fmt: skip
 
 
 @pytest.mark.parametrize("refinements", [-1, 5])
@@ -158,14 +158,14 @@ def test_refinements_that_cannot_be_are_refused(refinements: int) -> None:
     with pytest.raises(CodecError, match="refinements"):
         list(made.encode(made_up_layers(3, 5)))
     with pytest.raises(CardFormatError, match="refinements"):
-        list(made.decode([], SHAPES, torch.float32))
+        list(made.decode([], empty(SHAPES, torch.float32)))
 
 
 def test_half_precision_is_rounded_once() -> None:
     layers, made = made_up_layers(3, 40), codec()
     blobs, shapes = list(made.encode(layers)), [Shape(HEADS, 40, DIM, DIM)] * 3
-    whole = made.decode(blobs, shapes, torch.float32)
-    for one, half in zip(whole, made.decode(blobs, shapes, torch.bfloat16), strict=True):
+    whole = made.decode(blobs, empty(shapes, torch.float32))
+    for one, half in zip(whole, made.decode(blobs, empty(shapes, torch.bfloat16)), strict=True):
         assert torch.equal(one.keys.bfloat16(), half.keys)
 
 
@@ -174,11 +174,12 @@ import sys
 import torch
 from tests.codecs.test_transform import SHAPES, TOKENS, codec
 from tests.profiles import made_up_layers
+from qkvshare.codecs import empty
 from qkvshare.card.digest import digest_bytes
 torch.set_num_threads(int(sys.argv[1]))
 made = codec(32, refinements=1)
 blobs = list(made.encode(made_up_layers(3, TOKENS)))
-out = [p.contiguous().numpy().tobytes() for l in made.decode(blobs, SHAPES, torch.float32)
+out = [p.contiguous().numpy().tobytes() for l in made.decode(blobs, empty(SHAPES, torch.float32))
        for p in (l.keys, l.values)]
 print(digest_bytes(b"".join(b.tobytes() for b in blobs)), digest_bytes(b"".join(out)))
 """
@@ -212,7 +213,7 @@ def test_damage_is_found_or_harmless(at: int, change: int) -> None:
     blob = blobs[at % 3]
     blob[at % len(blob)] ^= change
     with suppress(CardFormatError):
-        out = list(made.decode(blobs, [shape] * 3, torch.float32))
+        out = list(made.decode(blobs, empty([shape] * 3, torch.float32)))
         assert all(part.keys.shape == shape.keys for part in out)
 
 
@@ -222,21 +223,21 @@ def test_a_cut_layer_is_refused(keep: int) -> None:
     blobs = list(made.encode(made_up_layers(3, 30)))
     blobs[1] = blobs[1][:keep]
     with pytest.raises(CardFormatError, match="damaged or was assembled"):
-        list(made.decode(blobs, [Shape(HEADS, 30, DIM, DIM)] * 3, torch.float32))
+        list(made.decode(blobs, empty([Shape(HEADS, 30, DIM, DIM)] * 3, torch.float32)))
 
 
 def test_another_geometry_is_refused() -> None:
     made = codec()
     blobs = list(made.encode(made_up_layers(3, 30)))
     with pytest.raises(CardFormatError, match="the profile has 3"):
-        list(made.decode(blobs[:2], [Shape(HEADS, 30, DIM, DIM)] * 2, torch.float32))
+        list(made.decode(blobs[:2], empty([Shape(HEADS, 30, DIM, DIM)] * 2, torch.float32)))
     with pytest.raises(CardFormatError, match="columns in layer 0"):
-        list(made.decode(blobs, [Shape(HEADS, 30, DIM, 2 * DIM)] * 3, torch.float32))
+        list(made.decode(blobs, empty([Shape(HEADS, 30, DIM, 2 * DIM)] * 3, torch.float32)))
 
 
 def test_a_profile_that_is_not_at_hand_is_named() -> None:
     with pytest.raises(ProfileError, match="not at hand"):
-        list(Transform("0" * 64, 0).decode([], [], torch.float32))
+        list(Transform("0" * 64, 0).decode([], empty([], torch.float32)))
     with pytest.raises(ProfileError, match="has no basis"):
         Transform.of(Profile("1" * 64, {})).basis  # noqa: B018
     with pytest.raises(CodecError, match="needs a step"):

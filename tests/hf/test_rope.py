@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from qkvshare import capture, inject
 from qkvshare.card.digest import Bytes
-from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape
+from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, empty
 from qkvshare.hf.rope import Rope
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
@@ -48,15 +48,12 @@ class PlainPreRope(Codec):
     def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
         yield from Raw().encode(LayerKV(at.keys.float(), at.values.float()) for at in layers)
 
-    def decode(
-        self,
-        blobs: Iterable[Bytes],
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        spare: int = 0,
-    ) -> Iterator[LayerKV]:
-        for layer in Raw().decode(blobs, shapes, torch.float32):
-            yield LayerKV(layer.keys, layer.values.to(dtype))
+    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+        for blob, layer in zip(blobs, into, strict=True):
+            (found,) = Raw().decode([blob], empty([layer.shape], torch.float32))
+            layer.keys.copy_(found.keys)
+            layer.values.copy_(found.values)
+            yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         return {"codes": nbytes}

@@ -6,7 +6,7 @@ A new codec is one file here and one line in `CODECS`, or an entry point of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
 from ..profile import Profile
 from ..registry import build, find
-from .base import Codec, LayerKV, Shape
+from .base import Codec, LayerKV, Shape, empty
 from .bits import BitMap, Energy, LayerBits
 from .kivi import Kivi
 from .packed import Packed
@@ -43,9 +43,12 @@ __all__ = [
     "Uniform",
     "decode_runs",
     "default_codec",
+    "dtype_of",
+    "empty",
     "find_codec",
     "from_record",
     "make_codec",
+    "shapes_of",
     "trim",
 ]
 
@@ -101,13 +104,14 @@ def from_record(record: CodecRecord) -> Codec:
         raise CardFormatError(f"codec {record.name!r}: bad parameters: {error}.") from error
 
 
-def decode_runs(card: CacheCard, spare: int = 0) -> list[Iterator[LayerKV]]:
-    """For each run of a card its layers in order, verified and decoded one by one, in the card's
-    dtype; ``spare`` as in `Codec.decode`.
+def decode_runs(
+    card: CacheCard, into: Callable[[Run], Iterable[LayerKV]] | None = None
+) -> list[Iterator[LayerKV]]:
+    """For each run of a card its layers in order, verified and decoded one by one.
 
+    ``into`` says where to, in the card's dtype, as `Codec.decode` takes it; by default new memory.
     Keys are as the run's codec keeps them: see `Codec.pre_rope`. Raises `CardError`.
     """
-    layers, dtype = card.manifest.layers, dtype_of(card)
     # The parts of a compacted segment are in one blob, and are read side by side.
     shared = lru_cache(maxsize=4)(card.blob)
 
@@ -117,10 +121,16 @@ def decode_runs(card: CacheCard, spare: int = 0) -> list[Iterator[LayerKV]]:
         return (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
-        shapes = [Shape.of(at, run.held(number)) for number, at in enumerate(layers)]
-        yield from from_record(run.codec).decode(blobs(run), shapes, dtype, spare)
+        room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
+        yield from from_record(run.codec).decode(blobs(run), room)
 
     return [layers_of(run) for run in card.manifest.runs]
+
+
+def shapes_of(card: CacheCard, run: Run) -> list[Shape]:
+    """Geometry of what each layer holds of ``run``."""
+    layers = card.manifest.layers
+    return [Shape.of(at, run.held(number)) for number, at in enumerate(layers)]
 
 
 def dtype_of(card: CacheCard) -> torch.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -50,6 +50,12 @@ class LayerKV:
     keys: Tensor
     values: Tensor
 
+    @property
+    def shape(self) -> Shape:
+        """Its geometry."""
+        heads, tokens, dim = self.keys.shape
+        return Shape(heads, tokens, dim, self.values.shape[2])
+
 
 class Codec(ABC):
     """Base of all codecs: subclasses are frozen dataclasses whose fields are their parameters.
@@ -75,17 +81,12 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(
-        self,
-        blobs: Iterable[Bytes],
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        spare: int = 0,
-    ) -> Iterator[LayerKV]:
-        """Yield each layer in ``dtype`` on the CPU, in memory of its own. Raises `CardError`.
+    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+        """Decode layer after layer into ``into``, on the CPU, and yield it. Raises `CardError`.
 
-        With ``spare`` keys and values are views ``[:, :tokens]`` of tensors with so many tokens
-        more: who goes on from them need not copy them. See `roomy`.
+        ``into`` has a layer's shape and number format; its tokens' rows may lie anywhere, such as
+        in the middle of a longer cache, as long as a row's numbers and a head's rows are one behind
+        the other. It is taken a few layers ahead.
         """
 
     @abstractmethod
@@ -124,12 +125,18 @@ class Codec(ABC):
         return CodecRecord(self.name, self.version, parameters, profile)
 
 
-def roomy(part: Tensor, dtype: torch.dtype, spare: int) -> Tensor:
-    """A copy of ``part [kv_heads, tokens, dim]`` in ``dtype`` with room behind its tokens."""
-    heads, tokens, dim = part.shape
-    room = torch.empty(heads, tokens + spare, dim, dtype=dtype)
-    room[:, :tokens] = part
-    return room[:, :tokens]
+def empty(shapes: Iterable[Shape], dtype: torch.dtype) -> Iterator[LayerKV]:
+    """Memory for `Codec.decode`, a layer at a time. Raises `CardFormatError` for too much."""
+    for shape in shapes:
+        try:
+            # Nothing is written before a codec has compared the shape with the bytes there are.
+            keys, values = (torch.empty(of, dtype=dtype) for of in (shape.keys, shape.values))
+        except RuntimeError as error:
+            raise CardFormatError(
+                f"there is no memory for a layer's bytes, its shape needs too many: {shape}. "
+                "The card is damaged or was assembled by hand."
+            ) from error
+        yield LayerKV(keys, values)
 
 
 def require_bytes(blob: Bytes, expected: int, codec: Codec) -> None:

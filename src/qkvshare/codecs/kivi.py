@@ -8,15 +8,14 @@ last group of keys is quantized too, with scales of its own: cheaper in bytes at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..card.digest import Bytes
 from . import affine
-from .base import LayerKV, Shape, require_bytes, roomy
+from .base import LayerKV, Shape, require_bytes
 from .bits import BitMap
 from .uniform import Uniform
 
@@ -34,22 +33,18 @@ class Kivi(Uniform):
             tokens = layer.values.transpose(0, 1).flatten(1)
             yield np.concatenate([affine.quantize(rows, self.bits) for rows in (channels, tokens)])
 
-    def decode(
-        self,
-        blobs: Iterable[Bytes],
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        spare: int = 0,
-    ) -> Iterator[LayerKV]:
-        """``minimum + code · step`` in float32, then ``dtype``."""
-        for blob, shape in zip(blobs, shapes, strict=True):
+    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+        """``minimum + code · step`` in float32, then the number format asked for."""
+        for blob, layer in zip(blobs, into, strict=True):
+            shape = layer.shape
             split = sum(self._key_sizes(shape))
             require_bytes(blob, split + sum(self._sizes(shape.values)), self)
             channels = shape.kv_heads * shape.head_dim
             keys = affine.dequantize(blob[:split], channels, shape.tokens, self.bits)
             keys = keys.reshape(shape.kv_heads, shape.head_dim, shape.tokens).transpose(1, 2)
-            values = self._part(blob[split:], shape.values)
-            yield LayerKV(roomy(keys, dtype, spare), roomy(values, dtype, spare))
+            layer.keys.copy_(keys)
+            layer.values.copy_(self._part(blob[split:], shape.values))
+            yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Minima and steps are scales."""

@@ -13,7 +13,7 @@ Rows of one width lie together, so every inner loop has one width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Lock
@@ -80,22 +80,12 @@ class Packed(Codec):
             parts += _encode_rows(layer.values.float(), widths.values)
         return np.concatenate([part.cpu().numpy() for part in parts])
 
-    def decode(
-        self,
-        blobs: Iterable[Bytes],
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        spare: int = 0,
-    ) -> Iterator[LayerKV]:
-        """Level times scale, rotated back, plus mean: all in float32, then ``dtype``."""
-        # Memory comes from the caller's thread: what was freed there is taken again.
-        items = (
-            (blob, shape, [_room(each, dtype, spare) for each in (shape.keys, shape.values)])
-            for blob, shape in zip(blobs, shapes, strict=True)
-        )
-        yield from ahead(lambda one: self._decode(*one, spare), items)
+    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+        """Level times scale, rotated back, plus mean: all in float32, then as asked for."""
+        yield from ahead(lambda one: self._decode(*one), zip(blobs, into, strict=True))
 
-    def _decode(self, blob: Bytes, shape: Shape, rooms: list[Tensor], spare: int) -> LayerKV:
+    def _decode(self, blob: Bytes, layer: LayerKV) -> LayerKV:
+        shape = layer.shape
         at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):
             require_bytes(blob, self.overhead(shape), self)
@@ -105,8 +95,9 @@ class Packed(Codec):
         value_rows, at = _find_rows(data, at, shape.values)
         require_bytes(blob, at, self)
         nothing = torch.zeros(shape.kv_heads, shape.v_head_dim)
-        keys = key_rows.decode(mean, rooms[0], spare)
-        return LayerKV(keys, value_rows.decode(nothing, rooms[1], spare))
+        key_rows.decode(mean, layer.keys)
+        value_rows.decode(nothing, layer.values)
+        return layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Of a row's byte three bits are map, five are scale."""
@@ -191,20 +182,11 @@ class _Rows:
     codes: Tensor
     dim: int
 
-    def decode(self, mean: Tensor, room: Tensor, spare: int) -> Tensor:
-        """Into ``room [kv_heads, tokens + spare, dim]``, ``mean [kv_heads, dim]`` added.
-
-        Returns the tokens.
-        """
+    def decode(self, mean: Tensor, out: Tensor) -> None:
+        """Into ``out [kv_heads, tokens, dim]``, ``mean [kv_heads, dim]`` added."""
         root = math.sqrt(power_of_two(self.dim))
         scales = torch.tensor([unit / (UNIT * root) for unit in _units(self.top)])
-        decode_rows(self.codes, self.info, scales, mean, room, spare)
-        return room[:, : room.shape[1] - spare]
-
-
-def _room(shape: tuple[int, int, int], dtype: torch.dtype, spare: int) -> Tensor:
-    heads, tokens, dim = shape
-    return torch.empty(heads, tokens + spare, dim, dtype=dtype)
+        decode_rows(self.codes, self.info, scales, mean, out)
 
 
 def _find_rows(data: Tensor, at: int, shape: tuple[int, int, int]) -> tuple[_Rows, int]:

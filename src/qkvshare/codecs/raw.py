@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from .base import Codec, LayerKV, Shape, require_bytes, roomy
+from .base import Codec, LayerKV, Shape, require_bytes
 from .bits import BitMap
 
 
@@ -27,20 +26,15 @@ class Raw(Codec):
         for layer in layers:
             yield np.concatenate([_bytes(layer.keys), _bytes(layer.values)])
 
-    def decode(
-        self,
-        blobs: Iterable[Bytes],
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        spare: int = 0,
-    ) -> Iterator[LayerKV]:
-        """Copy the bytes back; ``dtype`` is the one the cache was captured in."""
-        for blob, shape in zip(blobs, shapes, strict=True):
-            split = prod(shape.keys) * dtype.itemsize
-            require_bytes(blob, split + prod(shape.values) * dtype.itemsize, self)
-            keys = _tensor(blob[:split], dtype).reshape(shape.keys)
-            values = _tensor(blob[split:], dtype).reshape(shape.values)
-            yield LayerKV(roomy(keys, dtype, spare), roomy(values, dtype, spare))
+    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+        """Copy the bytes back, into the number format that the cache was captured in."""
+        for blob, layer in zip(blobs, into, strict=True):
+            split = layer.keys.nbytes
+            require_bytes(blob, split + layer.values.nbytes, self)
+            for part, data in ((layer.keys, blob[:split]), (layer.values, blob[split:])):
+                # The clone aligns the memory.
+                part.copy_(torch.from_numpy(data).clone().view(part.dtype).view(part.shape))
+            yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Everything is codes."""
@@ -50,8 +44,3 @@ class Raw(Codec):
 def _bytes(tensor: Tensor) -> Bytes:
     flat: Bytes = tensor.contiguous().flatten().view(torch.uint8).cpu().numpy()
     return flat
-
-
-def _tensor(data: Bytes, dtype: torch.dtype) -> Tensor:
-    # The clone aligns the memory and detaches it from the card.
-    return torch.from_numpy(data).clone().view(dtype)

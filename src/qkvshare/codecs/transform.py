@@ -26,7 +26,7 @@ from ..card.errors import CardFormatError, CodecError
 from ..kernels import rans
 from ..profile import Profile
 from . import streams
-from .base import Codec, LayerKV, Shape, roomy
+from .base import Codec, LayerKV, Shape
 from .basis import Basis
 from .bits import BitMap
 from .entropy import DEAD, Floats, Ints
@@ -119,13 +119,7 @@ class Transform(Codec):
             add(out, fine.points[own, more + rans.LARGEST] * units[:, None])
         return found
 
-    def decode(
-        self,
-        blobs: Iterable[Bytes],
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        spare: int = 0,
-    ) -> Iterator[LayerKV]:
+    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
         """Raises `CardFormatError` or `ProfileError`."""
         if self.step is None or abs(self.step) > _FAR or not 0 <= self.refinements <= MOST:
             raise CardFormatError(
@@ -133,11 +127,12 @@ class Transform(Codec):
                 f"expected a number and 0 to {MOST}."
             )
         basis = self.basis
-        walk = Walk(basis, self.step)
-        if len(basis.parts) != len(shapes):
-            raise streams.bad(f"{len(shapes)} layers, the profile has {len(basis.parts)}")
+        walk, count = Walk(basis, self.step), 0
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for number, (blob, shape) in enumerate(zip(blobs, shapes, strict=True)):
+            for number, (blob, layer) in enumerate(zip(blobs, into, strict=True)):
+                if number == len(basis.parts):
+                    raise streams.bad(f"more layers than the profile has, which are {number}")
+                shape = layer.shape
                 columns = [shape.kv_heads * dim for dim in (shape.head_dim, shape.v_head_dim)]
                 has = [len(part.mean) for part in basis.parts[number]]
                 if columns != has:
@@ -156,16 +151,18 @@ class Transform(Codec):
                 ]
                 for job in jobs:
                     job.result()
-                parts = []
-                for kind, dim in enumerate((shape.head_dim, shape.v_head_dim)):
+                for kind, part in enumerate((layer.keys, layer.values)):
                     known, back = walk.predict(kind, shape.tokens), walk.part(kind).back
                     known.addmm_(torch.from_numpy(out[kind]), back)
                     walk.known[number, kind] = known
                     if fine:
                         known = known.addmm(torch.from_numpy(fine[kind]), back)
-                    heads = known.view(shape.tokens, shape.kv_heads, dim).transpose(0, 1)
-                    parts.append(roomy(heads, dtype, spare))
-                yield LayerKV(*parts)
+                    rows = known.view(shape.tokens, shape.kv_heads, -1)
+                    part.copy_(rows.transpose(0, 1))
+                yield layer
+                count = number + 1
+        if count != len(basis.parts):
+            raise streams.bad(f"{count} layers, the profile has {len(basis.parts)}")
 
     def level_bytes(self, blob: Bytes, shape: Shape) -> list[int]:
         """Bytes of each refinement."""

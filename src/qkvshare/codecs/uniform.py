@@ -7,7 +7,7 @@ Memory Below the Prompt", arXiv:2603.04428): every token's keys, and values, are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,7 +16,7 @@ import torch
 
 from ..card.digest import Bytes
 from . import affine
-from .base import Codec, LayerKV, Shape, require_bytes, roomy
+from .base import Codec, LayerKV, Shape, require_bytes
 from .bits import BitMap
 
 
@@ -39,20 +39,15 @@ class Uniform(Codec):
             parts = (part.transpose(0, 1).flatten(1) for part in (layer.keys, layer.values))
             yield np.concatenate([affine.quantize(rows, self.bits) for rows in parts])
 
-    def decode(
-        self,
-        blobs: Iterable[Bytes],
-        shapes: Sequence[Shape],
-        dtype: torch.dtype,
-        spare: int = 0,
-    ) -> Iterator[LayerKV]:
-        """``minimum + code · step`` in float32, then ``dtype``."""
-        for blob, shape in zip(blobs, shapes, strict=True):
+    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+        """``minimum + code · step`` in float32, then the number format asked for."""
+        for blob, layer in zip(blobs, into, strict=True):
+            shape = layer.shape
             split = sum(self._sizes(shape.keys))
             require_bytes(blob, split + sum(self._sizes(shape.values)), self)
-            keys = self._part(blob[:split], shape.keys)
-            values = self._part(blob[split:], shape.values)
-            yield LayerKV(roomy(keys, dtype, spare), roomy(values, dtype, spare))
+            layer.keys.copy_(self._part(blob[:split], shape.keys))
+            layer.values.copy_(self._part(blob[split:], shape.values))
+            yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Minima and steps are scales."""

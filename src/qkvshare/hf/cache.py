@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
+import torch
 from transformers import DynamicCache
 
 from ..card import CacheCard
+from ..codecs import LayerKV, Shape
+from ..kernels.pages import pages
 from .room import growing
+
+# Layers whose memory comes, and goes, together; large pages are 2 MiB each.
+_TOGETHER = 32 << 20
 
 
 class CardCache(DynamicCache):
@@ -31,3 +39,30 @@ class CardCache(DynamicCache):
         """As ``DynamicCache.crop``; what is read again after it is not the card's any more."""
         super().crop(*arguments, **named)
         self.decoded = min(self.decoded, self.get_seq_length())
+
+
+def rooms(
+    shapes: Sequence[Shape], devices: Sequence[torch.device], dtype: torch.dtype
+) -> list[LayerKV]:
+    """Memory for each layer on its device, not initialized."""
+    sizes = [[_aligned(prod(of) * dtype.itemsize) for of in (at.keys, at.values)] for at in shapes]
+    left, coming, out = torch.empty(0, dtype=torch.uint8), sum(map(sum, sizes)), []
+    for shape, size, device in zip(shapes, sizes, devices, strict=True):
+        if device.type != "cpu":
+            keys, values = (
+                torch.empty(of, dtype=dtype, device=device) for of in (shape.keys, shape.values)
+            )
+            out.append(LayerKV(keys, values))
+            continue
+        if sum(size) > len(left):
+            left = pages(max(sum(size), min(coming, _TOGETHER)))
+        first, second, left = torch.split(left, [*size, len(left) - sum(size)])
+        coming -= sum(size)
+        parts = ((first, shape.keys), (second, shape.values))
+        out.append(LayerKV(*(part.view(dtype)[: prod(of)].view(of) for part, of in parts)))
+    return out
+
+
+def _aligned(nbytes: int) -> int:
+    """To whole cache lines."""
+    return -(-nbytes // 64) * 64

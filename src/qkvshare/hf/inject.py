@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -14,17 +13,13 @@ from transformers.cache_utils import DynamicLayer
 from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..card.errors import PromptError
-from ..codecs import LayerKV, decode_runs, find_codec
 from .cache import CardCache
+from .fill import fill
 from .identity import identify
 from .layers import (
-    attention_layers,
-    decoder_layer,
     empty_cache,
     require_geometry,
 )
-from .room import SPARE
-from .rope import Rope
 from .tokens import Ids, as_ids, require_length, require_vocabulary
 
 # From this length on, new_ids that begin with the whole card are taken for a mistake.
@@ -75,11 +70,7 @@ def inject(
     require_length(model, kept + len(new))
 
     cache = CardCache(card, kept, config=model.config)
-    for number, (parts, room) in enumerate(_parts(model, card, kept, _shared(card, held, kept))):
-        # A model may be spread over devices.
-        device = next(decoder_layer(model, number).parameters()).device
-        there = [LayerKV(part.keys.to(device), part.values.to(device)) for part in parts]
-        cache.layers[number].fill(there, kept, room if device.type == "cpu" else 0)
+    fill(model, cache, _shared(card, held, kept))
     device = model.device
     return {
         "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
@@ -133,53 +124,3 @@ def _shared(card: CacheCard, held: Cache | None, kept: int) -> CardCache | None:
         if batch > 1 or length - tokens > needed:  # it may have forgotten what is in the window
             return None
     return held
-
-
-def _parts(
-    model: PreTrainedModel, card: CacheCard, kept: int, held: CardCache | None
-) -> Iterator[tuple[list[LayerKV], int]]:
-    """Layers of the whole context up to ``kept`` tokens, run by run, keys rotated.
-
-    Also how many tokens there is room for behind a layer that comes in one part.
-    """
-    known = 0 if held is None else held.card.tokens
-    alone = held is None and len(card.manifest.runs) == 1
-    streams = decode_runs(card, SPARE if alone else 0)
-    runs = [
-        (run, stream, find_codec(run.codec.name).pre_rope)
-        for run, stream in zip(card.manifest.runs, streams, strict=True)
-        if run.start >= known
-    ]
-    rope = Rope(model)
-    places = [] if held is None else attention_layers(model, held)
-    for number, at in enumerate(card.manifest.layers):
-        needed = 0 if at.window is None else max(0, kept - at.window + 1)
-        parts = []
-        if held is not None:
-            parts.append(_of_held(places[number], held.get_seq_length(), known, needed, kept))
-        for run, stream, before_rope in runs:
-            part = next(stream)
-            first = run.end - part.keys.shape[1]
-            keys = part.keys
-            if before_rope:
-                # All of a run, whatever is used of it: sines of other runs of positions may
-                # differ in their last bits.
-                keys = rope.rotate_(number, keys, torch.arange(first, run.end))
-            use = slice(max(0, needed - first), max(0, kept - first))
-            parts.append(LayerKV(keys[:, use].to(part.values.dtype), part.values[:, use]))
-        found = sum(part.keys.shape[1] for part in parts)
-        if found != kept - needed:
-            raise PromptError(
-                f"layer {number} holds {found} of the {kept - needed} tokens in its window of "
-                f"{at.window}: a sliding window cannot roll back its last token. Give at least one "
-                "new token, or capture from the prompt, which keeps one token more."
-            )
-        yield parts, SPARE + card.tokens - kept if alone else 0
-
-
-def _of_held(place: DynamicLayer, length: int, known: int, needed: int, kept: int) -> LayerKV:
-    """Tokens from ``needed`` to ``known``, at most ``kept``, of a layer at ``length`` tokens."""
-    keys, values = (cast(Tensor, part)[0] for part in (place.keys, place.values))
-    first = length - keys.shape[1]
-    use = slice(max(0, needed - first), max(0, min(known, kept) - first))
-    return LayerKV(keys[:, use], values[:, use])

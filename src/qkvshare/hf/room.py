@@ -8,10 +8,8 @@ the next token finds out whether it still fits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -52,26 +50,17 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
         """Keys or values have come to the end of their room; the next one has more to spare."""
         self._spare[name] *= 2
 
-    def fill(self, parts: Sequence[LayerKV], seen: int, room: int = 0) -> None:
-        """Make ``parts``, one behind the other, the state of an empty layer that has seen ``seen``.
+    def take(self, room: LayerKV, held: slice, seen: int) -> None:
+        """Make tokens ``held`` of ``room`` the state of an empty layer that has seen ``seen``.
 
-        Each part has ``[kv_heads, tokens, dim]``. A single one that came with ``room`` for so many
-        tokens, see `Codec.decode`, is taken as it is; others are copied.
+        ``room`` has ``[kv_heads, tokens and spare, dim]`` and is the layer's from now on.
         """
         if seen == 0:
             return
-        self.lazy_initialization(parts[0].keys, parts[0].values)
+        self.lazy_initialization(room.keys, room.values)
         for name in _PARTS:
-            each = [getattr(part, name) for part in parts]
-            heads, _, dim = each[0].shape
-            tokens = sum(part.shape[1] for part in each)
-            if room and _has_room(each[0], room):
-                whole = each[0].as_strided((heads, tokens + room, dim), each[0].stride())
-            else:
-                whole = each[0].new_empty(heads, tokens + self._spare[name], dim)
-                torch.cat(each, dim=1, out=whole[:, :tokens])
-            self._rooms[name] = whole[None]
-            setattr(self, name, whole[None, :, :tokens])
+            self._rooms[name] = getattr(room, name)[None]
+            setattr(self, name, self._rooms[name][:, :, held])
         if isinstance(self, SlidingLayer):
             # The true length: masks and positions are computed from it, not from what is held.
             self.cumulative_length = seen
@@ -81,15 +70,6 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
         other = self.__class__.__new__(self.__class__)
         other.__dict__.update(self.__dict__, _rooms={}, _spare={**self._spare})
         return other
-
-
-def _has_room(part: Tensor, room: int) -> bool:
-    """Whether memory behind each head of ``part [kv_heads, tokens, dim]`` belongs to it."""
-    heads, tokens, dim = part.shape
-    apart, token, one = part.stride()
-    end = part.storage_offset() + (heads - 1) * apart + (tokens + room) * token
-    held = part.untyped_storage().nbytes() // part.itemsize
-    return one == 1 and token == dim and apart >= (tokens + room) * token and end <= held
 
 
 def _place(room: Tensor, held: Tensor) -> int | None:

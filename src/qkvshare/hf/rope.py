@@ -64,7 +64,6 @@ class Rope:
         )
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
         self._halves: dict[Callable[..., Any], bool] = {}
-        self._scratch: Tensor | None = None
 
     def rotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
         """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions [tokens]``, float32."""
@@ -95,10 +94,7 @@ class Rope:
         if function not in self._halves:
             self._halves[function] = _turns_halves(function, x[:, :1, :8], cos[:, :8], sin[:, :8])
         if self._halves[function]:
-            half = x[..., : x.shape[-1] // 2]
-            if self._scratch is None or self._scratch.shape != half.shape:
-                self._scratch = torch.empty_like(half)
-            _turn_halves(x, cos, sin, self._scratch)
+            _turn_halves(x, cos, sin)
         else:
             x = function(x[:, :0], x, cos, sin)[1]  # no queries
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x[0])
@@ -125,15 +121,22 @@ def _turns_halves(function: Callable[..., Any], like: Tensor, cos: Tensor, sin: 
         return False
     x = torch.linspace(-1, 1, like.numel(), device=like.device).view(like.shape)
     expected = function(x[:, :0], x, cos, sin)[1]
-    _turn_halves(x, cos, sin, torch.empty_like(x[..., : x.shape[-1] // 2]))
+    _turn_halves(x, cos, sin)
     return torch.allclose(expected, x, atol=1e-5)
 
 
-def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor, before: Tensor) -> None:
-    """Turn number ``i`` of a head with number ``i + head_dim / 2``, in place; ``before`` is room
-    for one half."""
-    half = x.shape[-1] // 2
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn number ``i`` of a head with number ``i + head_dim / 2``, in place."""
+    _, heads, tokens, dim = x.shape
+    half = dim // 2
+    if x.device.type == "cpu" and x.stride()[2:] == (dim, 1):
+        from ..kernels.cpu_turn import turn  # compiles or loads, so at the first use only
+
+        apart = x.stride(1)
+        flat = x.as_strided(((heads - 1) * apart + tokens * dim,), (1,))
+        turn(flat.detach().numpy(), heads, apart, cos[0].numpy(), sin[0].numpy())
+        return
     first, second, cos, sin = x[..., :half], x[..., half:], cos[:, None], sin[:, None]
-    before.copy_(first)
+    before = first.clone()
     first.mul_(cos[..., :half]).addcmul_(second, sin[..., :half], value=-1)
     second.mul_(cos[..., half:]).addcmul_(before, sin[..., half:])

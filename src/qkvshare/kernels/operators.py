@@ -27,13 +27,12 @@ def encode_rows(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tens
 
 
 @torch.library.custom_op("qkvshare::decode_rows", mutates_args=("out",))
-def decode_rows(
-    codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor, spare: int = 0
-) -> None:
-    """`reference.decode_rows` into ``out [heads, rows of a head + spare, dim]``, in its number
-    format; the ``spare`` rows behind those of each head are left as they are."""
-    rows = reference.decode_rows(codes, info, scales, mean, out.shape[2])
-    out[:, : out.shape[1] - spare] = rows.view(len(mean), -1, out.shape[2])
+def decode_rows(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
+    """`reference.decode_rows` into ``out [heads, rows of a head, dim]``, in its number format.
+
+    A head's rows lie one behind the other; heads may be any number of rows apart.
+    """
+    out.copy_(reference.decode_rows(codes, info, scales, mean, out.shape[2]).view(out.shape))
 
 
 @encode_rows.register_kernel("cpu")
@@ -48,23 +47,24 @@ def _(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
 
 
 @decode_rows.register_kernel("cpu")
-def _(
-    codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor, spare: int = 0
-) -> None:
-    dim, half = out.shape[2], out.dtype == torch.bfloat16
-    if power_of_two(dim) > _LARGEST:
-        rows = reference.decode_rows(codes, info, scales, mean, dim)
-        out[:, : out.shape[1] - spare] = rows.view(len(mean), -1, dim)
+def _(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
+    (heads, tokens, dim), half = out.shape, out.dtype == torch.bfloat16
+    if power_of_two(dim) > _LARGEST or tokens == 0:
+        out.copy_(reference.decode_rows(codes, info, scales, mean, dim).view(out.shape))
         return
     from .cpu_decode import decode
 
-    into = out if half or out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    exact = half or out.dtype == torch.float32
+    into = out if exact else torch.empty(out.shape, dtype=torch.float32)
+    assert into.stride()[1:] == (dim, 1)
+    apart = into.stride(0) // dim if heads > 1 else tokens
+    whole = into.as_strided((((heads - 1) * apart + tokens) * dim,), (1,))
     # Sums of levels fit 16 bits up to 64 numbers.
     number = np.int16 if power_of_two(dim) <= 64 else np.int32
     opened = np.empty(9 * reference.BLOCK * dim, number)
     given = [_array(part) for part in (codes, info, scales)]
-    flat = _array((into.view(torch.uint16) if half else into).view(-1))
-    decode(*given, _matrix(dim), _array(mean), opened, half, spare, flat)
+    flat = _array(whole.view(torch.uint16) if half else whole)
+    decode(*given, _matrix(dim), _array(mean), opened, half, apart - tokens, flat)
     if into is not out:
         out.copy_(into)
 
