@@ -16,9 +16,11 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from threading import Lock
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CodecError
 from ..kernels.ahead import ahead
 from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
-from ..kernels.operators import decode_rows, encode_rows
+from ..kernels.operators import decode_arrays, encode_rows
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
 from .base import Codec, LayerKV, Shape, require_bytes
@@ -39,7 +41,12 @@ OCTAVE = 3  # scales per factor of two
 _ONE_AT_A_TIME = Lock()
 # Rows of a layer's keys: two layers at once only get in each other's way when they are small.
 _WORTH_THREADS = 8192
+# Numbers of a job when decoding: threads that come back for less wait for each other.
+_WORTH_A_JOB = 1 << 21
+_WIDTHS = np.array(TIERS, np.uint8)
 LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -82,21 +89,21 @@ class Packed(Codec):
 
     def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
         """Level times scale, rotated back, plus mean: all in float32, then as asked for."""
-        yield from ahead(lambda one: self._decode(*one), zip(blobs, into, strict=True))
+        jobs = _together(zip(blobs, into, strict=True))
+        for done in ahead(lambda job: [self._decode(*one) for one in job], jobs):
+            while done:  # nothing is held that the caller has let go
+                yield done.pop(0)
 
     def _decode(self, blob: Bytes, layer: LayerKV) -> LayerKV:
         shape = layer.shape
         at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):
             require_bytes(blob, self.overhead(shape), self)
-        data = torch.from_numpy(blob)
-        mean = _read_mean(data[:at], shape)
-        key_rows, at = _find_rows(data, at, shape.keys)
-        value_rows, at = _find_rows(data, at, shape.values)
-        require_bytes(blob, at, self)
-        nothing = torch.zeros(shape.kv_heads, shape.v_head_dim)
-        key_rows.decode(mean, layer.keys)
-        value_rows.decode(nothing, layer.values)
+        key_rows, end = _find_rows(blob, at, shape.keys)
+        value_rows, end = _find_rows(blob, end, shape.values)
+        require_bytes(blob, end, self)
+        key_rows.decode(_read_mean(blob[:at], shape), layer.keys)
+        value_rows.decode(_nothing(shape.kv_heads, shape.v_head_dim), layer.values)
         return layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
@@ -124,14 +131,19 @@ def _mean(keys: Tensor) -> tuple[Tensor, Tensor]:
     return (codes.float() * step)[:, None], blob
 
 
-def _read_mean(data: Tensor, shape: Shape) -> Tensor:
+def _read_mean(data: Bytes, shape: Shape) -> Floats:
     """``[kv_heads, head_dim]``; of a few tokens none was taken away."""
-    if len(data) == 0:
-        return torch.zeros(shape.kv_heads, shape.head_dim)
+    if data.nbytes == 0:
+        return _nothing(shape.kv_heads, shape.head_dim)
     split = 4 * shape.kv_heads
-    step = data[:split].clone().view(torch.float32)
-    codes = data[split:].view(torch.int8).view(shape.kv_heads, shape.head_dim)
-    return codes.float() * step[:, None]
+    step = data[:split].copy().view(np.float32)
+    codes = data[split:].view(np.int8).reshape(shape.kv_heads, shape.head_dim)
+    return codes * step[:, None]
+
+
+@cache
+def _nothing(heads: int, dim: int) -> Floats:
+    return np.zeros((heads, dim), np.float32)
 
 
 def _encode_keys(keys: Tensor, bits: Tensor) -> list[Tensor]:
@@ -173,26 +185,30 @@ def _units(top: int) -> list[float]:
     return [2.0 ** ((top - 31 + scale) / OCTAVE) for scale in range(32)]
 
 
+@lru_cache(maxsize=4096)
+def _scales(top: int, dim: int) -> Floats:
+    """What the levels of rows of ``dim`` numbers are multiplied with, ``[32]``."""
+    root = math.sqrt(power_of_two(dim))
+    return np.array([unit / (UNIT * root) for unit in _units(top)], np.float32)
+
+
 @dataclass(frozen=True)
 class _Rows:
-    """One part's rows as they lie: exponent, a byte ``[rows]``, codes, and numbers of a row."""
+    """One part's rows as they lie: exponent, a byte ``[rows]``, and codes."""
 
     top: int
-    info: Tensor
-    codes: Tensor
-    dim: int
+    info: Bytes
+    codes: Bytes
 
-    def decode(self, mean: Tensor, out: Tensor) -> None:
+    def decode(self, mean: Floats, out: Tensor) -> None:
         """Into ``out [kv_heads, tokens, dim]``, ``mean [kv_heads, dim]`` added."""
-        root = math.sqrt(power_of_two(self.dim))
-        scales = torch.tensor([unit / (UNIT * root) for unit in _units(self.top)])
-        decode_rows(self.codes, self.info, scales, mean, out)
+        decode_arrays(self.codes, self.info, _scales(self.top, out.shape[2]), mean, out)
 
 
-def _find_rows(data: Tensor, at: int, shape: tuple[int, int, int]) -> tuple[_Rows, int]:
+def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[_Rows, int]:
     """Cut one part out of a layer's bytes; also where it ends. Raises `CardFormatError`."""
     heads, tokens, dim = shape
-    top = int.from_bytes(data[at : at + 2].numpy().tobytes(), "little", signed=True)
+    top = int.from_bytes(data[at : at + 2].tobytes(), "little", signed=True)
     if not LOWEST <= top <= HIGHEST:
         raise CardFormatError(
             f"a layer encoded by 'packed' has exponent {top}, expected {LOWEST} to {HIGHEST}. "
@@ -200,12 +216,24 @@ def _find_rows(data: Tensor, at: int, shape: tuple[int, int, int]) -> tuple[_Row
         )
     info = data[at + 2 : at + 2 + heads * tokens]
     at += 2 + heads * tokens
-    counts = torch.bincount(info & 7, minlength=8).tolist()
-    bits = sum(count * width for count, width in zip(counts, TIERS, strict=True))
+    bits = int(_WIDTHS[info & 7].sum(dtype=np.int64))
     end = at + bits * eights(dim) // 8
-    if end > len(data):
+    if end > data.nbytes:
         raise CardFormatError(
-            f"a layer encoded by 'packed' has {len(data)} bytes, its shape needs at least {end}. "
+            f"a layer encoded by 'packed' has {data.nbytes} bytes, its shape needs at least {end}. "
             "The card is damaged or was assembled by hand."
         )
-    return _Rows(top, info, data[at:end], dim), end
+    return _Rows(top, info, data[at:end]), end
+
+
+def _together(layers: Iterable[tuple[Bytes, LayerKV]]) -> Iterator[list[tuple[Bytes, LayerKV]]]:
+    """Layers in jobs that are worth a thread's while."""
+    job, size = [], 0
+    for blob, layer in layers:
+        job.append((blob, layer))
+        size += layer.keys.numel() + layer.values.numel()
+        if size >= _WORTH_A_JOB:
+            yield job
+            job, size = [], 0
+    if job:
+        yield job

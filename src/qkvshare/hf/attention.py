@@ -11,11 +11,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 NAME = "qkvshare"
 # From so many queries on a matrix of all scores costs more than repeating keys and values.
@@ -58,20 +58,22 @@ def attention(
         )
     batch, heads, _, dim = query.shape
     kv_heads = key.shape[1]
-    scale = dim**-0.5 if scaling is None else scaling
-    rows = (query * scale).reshape(batch, kv_heads, -1, dim)  # heads of a group, then queries
-    scores = torch.matmul(rows, key.transpose(-1, -2))
-    if attention_mask is not None:
-        grid = scores.view(batch, kv_heads, -1, new, tokens)
-        mask = attention_mask[:, None, :, :, :tokens]
-        if mask.dtype == torch.bool:
-            # Not -inf: a padded query sees nothing, and its row must not become NaN.
-            grid.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-        else:
-            grid.add_(mask)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    out = torch.matmul(weights, value).view(batch, heads, new, -1)
-    return out.transpose(1, 2).contiguous(), None
+    group = heads // kv_heads
+    rows = query.reshape(batch, kv_heads, group * new, dim)  # heads of a group, then queries
+    seen = attention_mask
+    if seen is not None:
+        seen = seen[:, :, :, :tokens].repeat(1, 1, group, 1)
+    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scaling)
+    return out.view(batch, heads, new, -1).transpose(1, 2).contiguous(), None
+
+
+def mask(*, q_length: int, kv_length: int, **arguments: Any) -> Tensor | None:
+    """As transformers asks for it; for few queries in numbers, which otherwise every layer would
+    make of it."""
+    few = 1 < q_length < min(_MANY, kv_length)
+    make = eager_mask if few else sdpa_mask
+    made: Tensor | None = make(q_length=q_length, kv_length=kv_length, **arguments)
+    return made
 
 
 def _refused(dropout: float, mask: Tensor | None, arguments: dict[str, Any]) -> str | None:
@@ -87,4 +89,4 @@ def _refused(dropout: float, mask: Tensor | None, arguments: dict[str, Any]) -> 
 
 
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, mask)

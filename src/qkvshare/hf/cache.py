@@ -11,11 +11,8 @@ from transformers import DynamicCache
 
 from ..card import CacheCard
 from ..codecs import LayerKV, Shape
-from ..kernels.pages import pages
+from ..kernels.pages import LARGE, pages
 from .room import growing
-
-# Layers whose memory comes, and goes, together; large pages are 2 MiB each.
-_TOGETHER = 32 << 20
 
 
 class CardCache(DynamicCache):
@@ -55,7 +52,7 @@ def rooms(
             out.append(LayerKV(keys, values))
             continue
         if sum(size) > len(left):
-            left = pages(max(sum(size), min(coming, _TOGETHER)))
+            left = pages(max(sum(size), min(coming, LARGE)))
         first, second, left = torch.split(left, [*size, len(left) - sum(size)])
         coming -= sum(size)
         parts = ((first, shape.keys), (second, shape.values))

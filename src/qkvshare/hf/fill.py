@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +20,8 @@ from ..card import CacheCard, Run
 from ..card.errors import PromptError
 from ..codecs import LayerKV, Shape, decode_runs, dtype_of, empty, find_codec, shapes_of
 from .cache import CardCache, rooms
-from .layers import decoder_layer
 from .room import SPARE
-from .rope import Rope
+from .rope import Rope, Turn
 
 
 @dataclass(frozen=True)
@@ -60,52 +60,80 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
     known = 0 if held is None else held.card.tokens
     layers = card.manifest.layers
     plans = [_plan(card, number, kept, known) for number in range(len(layers))]
-    devices = [next(decoder_layer(model, n).parameters()).device for n in range(len(layers))]
+    decoder = cast(Any, model).get_decoder()
+    devices = [next(layer.parameters()).device for layer in decoder.layers]
     shapes = [
         Shape.of(at, card.tokens - plan.first + SPARE)
         for at, plan in zip(layers, plans, strict=True)
     ]
     places = rooms(shapes, devices, dtype_of(card))
-
-    def place(run: Run, number: int) -> LayerKV | None:
-        """Where ``run`` lies in a layer's room; None where none of it is needed."""
-        start = run.end - run.held(number) - plans[number].first
-        end = run.end - plans[number].first
-        room = places[number]
-        return LayerKV(room.keys[:, start:end], room.values[:, start:end]) if start >= 0 else None
+    # Found before anything is decoded: torch's threads would have to wait for the decoder's.
+    parts = {
+        run.start: _parts(model, run, plans, places)
+        for run in card.manifest.runs
+        if run.start >= known
+    }
 
     def into(run: Run) -> Iterator[LayerKV]:
-        for number, shape in enumerate(shapes_of(card, run)):
-            there = place(run, number)
-            if there is None or there.keys.device.type != "cpu":
-                (there,) = empty([shape], dtype_of(card))
-            yield there
+        for shape, part in zip(shapes_of(card, run), parts[run.start], strict=True):
+            if part is None or part.place.keys.device.type != "cpu":
+                yield from empty([shape], dtype_of(card))
+            else:
+                yield part.place
 
-    streams = [
-        (run, stream, find_codec(run.codec.name).pre_rope)
+    streams = {
+        run.start: stream
         for run, stream in zip(card.manifest.runs, decode_runs(card, into), strict=True)
-        if run.start >= known
-    ]
-    rope = Rope(model)
+    }
     for number, (plan, room) in enumerate(zip(plans, places, strict=True)):
         if held is not None:
             _copy_held(held, number, plan.first, room)
-        for run, stream, before_rope in streams:
-            part, there = next(stream), place(run, number)
-            if there is None:
-                continue
-            if there.keys.device.type != "cpu":
-                there.keys.copy_(part.keys)
-                there.values.copy_(part.values)
-            if before_rope:
-                # All of a run, whatever is used of it: sines of other runs of positions may
-                # differ in their last bits.
-                first = run.end - run.held(number)
-                rope.rotate_(number, there.keys, torch.arange(first, run.end))
+        for start, of_layers in parts.items():
+            decoded, part = next(streams[start]), of_layers[number]
+            if part is not None:
+                part.take(decoded)
         use = slice(plan.needed - plan.first, kept - plan.first)
         cache.layers[number].take(room, use, kept)
-    for _, stream, _ in streams:
-        next(stream, None)  # what is wrong with the end of a run is found there
+    for start in parts:
+        next(streams[start], None)  # what is wrong with the end of a run is found there
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one layer needs of a run: where it stays, and how its keys are turned, if they are."""
+
+    place: LayerKV
+    turn: Turn | None
+
+    def take(self, decoded: LayerKV) -> None:
+        """Bring ``decoded`` to its place, where it is not there already."""
+        if decoded is not self.place:
+            self.place.keys.copy_(decoded.keys)
+            self.place.values.copy_(decoded.values)
+        if self.turn is not None:
+            self.turn(self.place.keys)
+
+
+def _parts(
+    model: PreTrainedModel, run: Run, plans: list[_Plan], rooms: list[LayerKV]
+) -> list[_Part | None]:
+    """For each layer; None where none of the run is needed."""
+    rope = Rope(model) if find_codec(run.codec.name).pre_rope else None
+    positions, parts = lru_cache(torch.arange), list[_Part | None]()
+    for number, (plan, room) in enumerate(zip(plans, rooms, strict=True)):
+        first = run.end - run.held(number)
+        if first < plan.first:
+            parts.append(None)
+            continue
+        at = slice(first - plan.first, run.end - plan.first)
+        place = LayerKV(room.keys[:, at], room.values[:, at])
+        # All of a run, whatever is used of it: sines of other runs of positions may differ in
+        # their last bits.
+        turn = None
+        if rope is not None:
+            turn = rope.turn(number, positions(first, run.end), place.keys)
+        parts.append(_Part(place, turn))
+    return parts
 
 
 def _copy_held(held: CardCache, number: int, first: int, room: LayerKV) -> None:

@@ -76,7 +76,7 @@ def _active_adapters(model: nn.Module) -> tuple[set[str], list[float]]:
     names: set[str] = set()
     scales: list[float] = []
     for prefix, module in model.named_modules():
-        if not hasattr(module, "adapter_layer_names") or getattr(module, "disable_adapters", False):
+        if not _is_tuner(module) or getattr(module, "disable_adapters", False):
             continue
         active = set(module.active_adapters)
         scales += [float(v) for k, v in getattr(module, "scaling", {}).items() if k in active]
@@ -93,12 +93,18 @@ def _active_adapters(model: nn.Module) -> tuple[set[str], list[float]]:
     return names, scales
 
 
+def _is_tuner(module: nn.Module) -> bool:
+    """One of peft's layers. Asked of the class, since a module searches long for what it lacks."""
+    name = "adapter_layer_names"
+    return hasattr(type(module), name) or name in vars(module)
+
+
 def _is_adapter_tensor(name: str, model: nn.Module) -> bool:
     """Whether ``name`` is an adapter's, active or not, and not the wrapped layer's."""
     parent, _, _ = name.rpartition(".")
     while parent:
         module = model.get_submodule(parent)
-        if hasattr(module, "adapter_layer_names"):
+        if _is_tuner(module):
             # What is not known to be an adapter's counts as weights: a mismatch, never a hole.
             return name.removeprefix(parent + ".").split(".")[0] in tuple(
                 cast(Any, module).adapter_layer_names
@@ -123,8 +129,9 @@ def _stamp(tensors: dict[str, Tensor]) -> tuple[object, ...]:
         version = -1 if tensor.is_inference() else tensor._version
         places.append((name, tensor.data_ptr(), version, tensor.dtype, tensor.shape))
         if tensor.numel() and tensor.is_contiguous():
-            flat = tensor.detach().view(-1)
-            samples.append(flat[:: max(1, flat.numel() // 8)][:8].float().cpu())
+            count = min(8, tensor.numel())
+            sample = tensor.detach().as_strided((count,), (tensor.numel() // count,))
+            samples.append(sample.to("cpu", torch.float32))
     return tuple(places), digest_bytes(torch.cat(samples).numpy())
 
 

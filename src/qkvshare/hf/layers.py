@@ -20,11 +20,6 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def decoder_layer(model: PreTrainedModel, number: int) -> Any:
-    """The decoder's layer module ``number``."""
-    return cast(Any, model).get_decoder().layers[number]
-
-
 def empty_cache(model: PreTrainedModel) -> DynamicCache:
     """A fresh cache with the model's own layer kinds.
 

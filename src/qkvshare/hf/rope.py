@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..card.errors import UnsupportedModelError
-from .layers import decoder_layer, text_config
+from .layers import text_config
+
+Turn = Callable[[Tensor], Tensor]
 
 # The frequencies of these types do not depend on how long the sequence has become.
 STATIC_TYPES = {"default", "linear", "llama3", "yarn"}
@@ -56,67 +59,75 @@ class Rope:
     def __init__(self, model: PreTrainedModel) -> None:
         """Raises `UnsupportedModelError`."""
         rope_parameters(model)
-        self._model = model
-        self._embedding = cast(Any, model).get_decoder().rotary_emb
+        decoder = cast(Any, model).get_decoder()
+        self._layers, self._embedding = list(decoder.layers), decoder.rotary_emb
         kinds = getattr(text_config(model), "layer_types", None)
         self._kinds = (
             kinds if isinstance(getattr(self._embedding, "rope_type", None), dict) else None
         )
-        self._known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-        self._halves: dict[Callable[..., Any], bool] = {}
+        self._turns: dict[tuple[object, ...], Turn] = {}
 
     def rotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
         """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions [tokens]``, float32."""
-        return self.rotate_(layer, keys.to(torch.float32, copy=True), positions)
-
-    def rotate_(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
-        """`rotate` in place, which is also returned."""
-        return self._turn(layer, keys, positions, back=False)
+        return self.turn(layer, positions, keys)(keys.to(torch.float32, copy=True))
 
     def unrotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
         """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
-        copied = keys.to(torch.float32, copy=True)
-        return self._turn(layer, copied, positions, back=True)
+        return self.turn(layer, positions, keys, back=True)(keys.to(torch.float32, copy=True))
 
-    def _turn(self, layer: int, keys: Tensor, positions: Tensor, back: bool) -> Tensor:
-        """Turns ``keys`` in place."""
-        attention = decoder_layer(self._model, layer).self_attn
-        x = keys.float()[None]  # [1, kv_heads, tokens, head_dim]
+    def turn(self, layer: int, positions: Tensor, like: Tensor, back: bool = False) -> Turn:
+        """What turns keys such as ``like`` in place; found once for all layers that share it."""
+        attention = self._layers[layer].self_attn
         if not getattr(attention, "use_rope", True):  # NoPE layers, as in SmolLM3
-            return keys
+            return lambda keys: keys
         function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
         if function is None:
             raise UnsupportedModelError(
                 f"{type(attention).__name__} rotates keys in a way of its own; "
                 "codecs that store keys before RoPE cannot serve it. Use the codec 'raw'."
             )
-        cos, sin = self._angles(layer, x, positions, back)
-        if function not in self._halves:
-            self._halves[function] = _turns_halves(function, x[:, :1, :8], cos[:, :8], sin[:, :8])
-        if self._halves[function]:
-            _turn_halves(x, cos, sin)
-        else:
-            x = function(x[:, :0], x, cos, sin)[1]  # no queries
-        return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x[0])
+        kind = self._kinds and self._kinds[layer]
+        bytes_ = positions.cpu().numpy().tobytes()
+        key = kind, function, like.device, like.shape[-1], back, bytes_
+        if key not in self._turns:
+            cos, sin = self._angles(kind, like.float()[None], positions, back)
+            self._turns[key] = _Turn(function, cos, sin, _turns_halves(function, like, cos, sin))
+        return self._turns[key]
 
     def _angles(
-        self, layer: int, x: Tensor, positions: Tensor, back: bool
+        self, kind: str | None, x: Tensor, positions: Tensor, back: bool
     ) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[1, tokens, rotary]``; with ``back`` those of the inverse."""
-        kind = self._kinds and self._kinds[layer]
-        key = kind, x.device, back, positions.cpu().numpy().tobytes()
-        if key not in self._known:
-            chosen = {"layer_type": kind} if kind else {}
-            cos, sin = self._embedding(x, positions[None].to(x.device), **chosen)
-            if back:
-                scale = (cos.square() + sin.square())[:, :1]  # the square of the attention scaling
-                cos, sin = cos / scale, -sin / scale
-            self._known[key] = cos, sin
-        return self._known[key]
+        chosen = {"layer_type": kind} if kind else {}
+        cos, sin = self._embedding(x, positions[None].to(x.device), **chosen)
+        if back:
+            scale = (cos.square() + sin.square())[:, :1]  # the square of the attention scaling
+            cos, sin = cos / scale, -sin / scale
+        return cos, sin
 
 
-def _turns_halves(function: Callable[..., Any], like: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether ``function`` does to keys shaped ``like`` what `_turn_halves` does."""
+@dataclass(frozen=True)
+class _Turn:
+    """Cosines and sines of a run of positions, and what the model does with them."""
+
+    function: Callable[..., Any]
+    cos: Tensor
+    sin: Tensor
+    halves: bool
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        """Turn ``keys [kv_heads, tokens, head_dim]`` in place; also returned."""
+        x = keys.float()[None]
+        if self.halves:
+            _turn_halves(x, self.cos, self.sin)
+        else:
+            x = self.function(x[:, :0], x, self.cos, self.sin)[1]  # no queries
+        return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x[0])
+
+
+def _turns_halves(function: Callable[..., Any], keys: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether ``function`` does to keys shaped like ``keys`` what `_turn_halves` does."""
+    like, cos, sin = keys[None, :1, :8], cos[:, :8], sin[:, :8]
     if cos.shape[-1] != like.shape[-1] or like.shape[-1] % 2 or not like.numel():
         return False
     x = torch.linspace(-1, 1, like.numel(), device=like.device).view(like.shape)

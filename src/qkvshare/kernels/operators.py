@@ -1,6 +1,7 @@
 """The row kernels as operators of torch: on a processor Numba, elsewhere the reference.
 
-See `reference` for what they do; they check nothing, callers do.
+See `reference` for what they do; they check nothing, callers do. They are defined the short way,
+since a call must cost little beside a small layer: ``torch.library.custom_op`` takes 70 µs for one.
 """
 
 from __future__ import annotations
@@ -17,28 +18,42 @@ from .rotation import dct, power_of_two
 # Hadamard transforms of more numbers are left to the reference: no model has such heads.
 _LARGEST = 256
 
+_library: Any = torch.library.Library("qkvshare", "DEF")  # type: ignore[no-untyped-call]
+_library.define("encode_rows(Tensor rows, Tensor info, Tensor scales, SymInt nbytes) -> Tensor")
+_library.define(
+    "decode_rows(Tensor codes, Tensor info, Tensor scales, Tensor mean, Tensor(a!) out) -> ()"
+)
 
-@torch.library.custom_op("qkvshare::encode_rows", mutates_args=())
+
 def encode_rows(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
     """`reference.encode_rows`; ``nbytes`` is the size of what comes out."""
-    out = reference.encode_rows(rows, info, scales)
-    assert len(out) == nbytes
+    out: Tensor = torch.ops.qkvshare.encode_rows.default(rows, info, scales, nbytes)
     return out
 
 
-@torch.library.custom_op("qkvshare::decode_rows", mutates_args=("out",))
 def decode_rows(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
     """`reference.decode_rows` into ``out [heads, rows of a head, dim]``, in its number format.
 
     A head's rows lie one behind the other; heads may be any number of rows apart.
     """
+    torch.ops.qkvshare.decode_rows.default(codes, info, scales, mean, out)
+
+
+def _encode_anywhere(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
+    out = reference.encode_rows(rows, info, scales)
+    assert len(out) == nbytes
+    return out
+
+
+def _decode_anywhere(
+    codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor
+) -> None:
     out.copy_(reference.decode_rows(codes, info, scales, mean, out.shape[2]).view(out.shape))
 
 
-@encode_rows.register_kernel("cpu")
-def _(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
+def _encode_on_cpu(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
     if power_of_two(rows.shape[1]) > _LARGEST:
-        return reference.encode_rows(rows, info, scales)
+        return _encode_anywhere(rows, info, scales, nbytes)
     from .cpu_encode import encode
 
     out = torch.empty(nbytes, dtype=torch.uint8)
@@ -46,32 +61,44 @@ def _(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
     return out
 
 
-@decode_rows.register_kernel("cpu")
-def _(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
-    (heads, tokens, dim), half = out.shape, out.dtype == torch.bfloat16
+def _decode_on_cpu(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
+    decode_arrays(_array(codes), _array(info), _array(scales), _array(mean), out)
+
+
+def decode_arrays(codes: Any, info: Any, scales: Any, mean: Any, out: Tensor) -> None:
+    """`decode_rows` on a processor, of arrays: what a small layer costs is mostly calls."""
+    heads, tokens, dim = out.shape
+    dtype = out.dtype
     if power_of_two(dim) > _LARGEST or tokens == 0:
-        out.copy_(reference.decode_rows(codes, info, scales, mean, dim).view(out.shape))
+        numbers = torch.from_numpy(scales), torch.from_numpy(mean)
+        _decode_anywhere(torch.from_numpy(codes), torch.from_numpy(info), *numbers, out)
         return
     from .cpu_decode import decode
 
-    exact = half or out.dtype == torch.float32
-    into = out if exact else torch.empty(out.shape, dtype=torch.float32)
-    assert into.stride()[1:] == (dim, 1)
-    apart = into.stride(0) // dim if heads > 1 else tokens
-    whole = into.as_strided((((heads - 1) * apart + tokens) * dim,), (1,))
+    half = dtype == torch.bfloat16
+    into = out if half or dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
+    apart, *inner = into.stride()
+    assert inner == [dim, 1]
+    apart = apart // dim if heads > 1 else tokens
+    flat = into.as_strided((((heads - 1) * apart + tokens) * dim,), (1,)).detach()
+    array = (flat.view(torch.uint16) if half else flat).numpy()
     # Sums of levels fit 16 bits up to 64 numbers.
     number = np.int16 if power_of_two(dim) <= 64 else np.int32
     opened = np.empty(9 * reference.BLOCK * dim, number)
-    given = [_array(part) for part in (codes, info, scales)]
-    flat = _array(whole.view(torch.uint16) if half else whole)
-    decode(*given, _matrix(dim), _array(mean), opened, half, apart - tokens, flat)
+    decode(codes, info, scales, _matrix(dim), mean, opened, half, apart - tokens, array)
     if into is not out:
         out.copy_(into)
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.contiguous().numpy()
+    return tensor.detach().contiguous().numpy()
 
 
 def _matrix(dim: int) -> Any:
     return dct(dim // power_of_two(dim))
+
+
+_library.impl("encode_rows", _encode_on_cpu, "CPU")
+_library.impl("decode_rows", _decode_on_cpu, "CPU")
+_library.impl("encode_rows", _encode_anywhere, "CompositeExplicitAutograd")
+_library.impl("decode_rows", _decode_anywhere, "CompositeExplicitAutograd")
