@@ -12,6 +12,7 @@ import torch
 from qkvshare import capture, inject
 from qkvshare.card.digest import Bytes
 from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, empty
+from qkvshare.codecs.base import leave
 from qkvshare.hf.rope import Rope
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
@@ -48,11 +49,14 @@ class PlainPreRope(Codec):
     def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
         yield from Raw().encode(LayerKV(at.keys.float(), at.values.float()) for at in layers)
 
-    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+    def decode(
+        self, blobs: Iterable[Bytes], into: Iterable[LayerKV], then: Any = leave
+    ) -> Iterator[LayerKV]:
         for blob, layer in zip(blobs, into, strict=True):
             (found,) = Raw().decode([blob], empty([layer.shape], torch.float32))
             layer.keys.copy_(found.keys)
             layer.values.copy_(found.values)
+            then(layer)
             yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 import torch
@@ -19,7 +20,7 @@ from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
 from ..profile import Profile
 from ..registry import build, find
-from .base import Codec, LayerKV, Shape, empty
+from .base import Codec, LayerKV, Shape, empty, leave
 from .bits import BitMap, Energy, LayerBits
 from .kivi import Kivi
 from .packed import Packed
@@ -105,12 +106,15 @@ def from_record(record: CodecRecord) -> Codec:
 
 
 def decode_runs(
-    card: CacheCard, into: Callable[[Run], Iterable[LayerKV]] | None = None
+    card: CacheCard,
+    into: Callable[[Run], Iterable[LayerKV]] | None = None,
+    then: Callable[[Any], None] = leave,
 ) -> list[Iterator[LayerKV]]:
     """For each run of a card its layers in order, verified and decoded one by one.
 
-    ``into`` says where to, in the card's dtype, as `Codec.decode` takes it; by default new memory.
-    Keys are as the run's codec keeps them: see `Codec.pre_rope`. Raises `CardError`.
+    ``into`` says where to, in the card's dtype, and ``then`` what is done with it, as
+    `Codec.decode` takes them; by default new memory. Keys are as the run's codec keeps them: see
+    `Codec.pre_rope`. Raises `CardError`.
     """
     # The parts of a compacted segment are in one blob, and are read side by side.
     shared = lru_cache(maxsize=4)(card.blob)
@@ -122,7 +126,7 @@ def decode_runs(
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
         room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
-        yield from from_record(run.codec).decode(blobs(run), room)
+        yield from from_record(run.codec).decode(blobs(run), room, then)
 
     return [layers_of(run) for run in card.manifest.runs]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,13 @@ class LayerKV:
         return Shape(heads, tokens, dim, self.values.shape[2])
 
 
+Into = TypeVar("Into", bound=LayerKV)
+
+
+def leave(layer: LayerKV) -> None:
+    """Nothing more is done to it."""
+
+
 class Codec(ABC):
     """Base of all codecs: subclasses are frozen dataclasses whose fields are their parameters.
 
@@ -81,12 +88,15 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+    def decode(
+        self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
+    ) -> Iterator[Into]:
         """Decode layer after layer into ``into``, on the CPU, and yield it. Raises `CardError`.
 
         ``into`` has a layer's shape and number format; its tokens' rows may lie anywhere, such as
         in the middle of a longer cache, as long as a row's numbers and a head's rows are one behind
-        the other. It is taken a few layers ahead.
+        the other. It is taken a few layers ahead. ``then`` is called with each layer once it is
+        decoded, on the thread that did so, and several may be at work.
         """
 
     @abstractmethod

@@ -8,14 +8,14 @@ last group of keys is quantized too, with scales of its own: cheaper in bytes at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..card.digest import Bytes
 from . import affine
-from .base import LayerKV, Shape, require_bytes
+from .base import Into, LayerKV, Shape, leave, require_bytes
 from .bits import BitMap
 from .uniform import Uniform
 
@@ -33,7 +33,9 @@ class Kivi(Uniform):
             tokens = layer.values.transpose(0, 1).flatten(1)
             yield np.concatenate([affine.quantize(rows, self.bits) for rows in (channels, tokens)])
 
-    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+    def decode(
+        self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
+    ) -> Iterator[Into]:
         """``minimum + code · step`` in float32, then the number format asked for."""
         for blob, layer in zip(blobs, into, strict=True):
             shape = layer.shape
@@ -44,6 +46,7 @@ class Kivi(Uniform):
             keys = keys.reshape(shape.kv_heads, shape.head_dim, shape.tokens).transpose(1, 2)
             layer.keys.copy_(keys)
             layer.values.copy_(self._part(blob[split:], shape.values))
+            then(layer)
             yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:

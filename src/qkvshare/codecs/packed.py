@@ -13,7 +13,7 @@ Rows of one width lie together, so every inner loop has one width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -31,7 +31,7 @@ from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
 from ..kernels.operators import decode_arrays, encode_rows
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
-from .base import Codec, LayerKV, Shape, require_bytes
+from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
 from .bits import BitMap, Energy, LayerBits
 
 # Below this the mean costs more than it brings.
@@ -87,14 +87,22 @@ class Packed(Codec):
             parts += _encode_rows(layer.values.float(), widths.values)
         return np.concatenate([part.cpu().numpy() for part in parts])
 
-    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+    def decode(
+        self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
+    ) -> Iterator[Into]:
         """Level times scale, rotated back, plus mean: all in float32, then as asked for."""
-        jobs = _together(zip(blobs, into, strict=True))
-        for done in ahead(lambda job: [self._decode(*one) for one in job], jobs):
+
+        def work(job: list[tuple[Bytes, Into]]) -> list[Into]:
+            for blob, layer in job:
+                self._decode(blob, layer)
+                then(layer)
+            return [layer for _, layer in job]
+
+        for done in ahead(work, _together(zip(blobs, into, strict=True))):
             while done:  # nothing is held that the caller has let go
                 yield done.pop(0)
 
-    def _decode(self, blob: Bytes, layer: LayerKV) -> LayerKV:
+    def _decode(self, blob: Bytes, layer: LayerKV) -> None:
         shape = layer.shape
         at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):
@@ -104,7 +112,6 @@ class Packed(Codec):
         require_bytes(blob, end, self)
         key_rows.decode(_read_mean(blob[:at], shape), layer.keys)
         value_rows.decode(_nothing(shape.kv_heads, shape.v_head_dim), layer.values)
-        return layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Of a row's byte three bits are map, five are scale."""
@@ -226,9 +233,9 @@ def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[_Rows
     return _Rows(top, info, data[at:end]), end
 
 
-def _together(layers: Iterable[tuple[Bytes, LayerKV]]) -> Iterator[list[tuple[Bytes, LayerKV]]]:
+def _together(layers: Iterable[tuple[Bytes, Into]]) -> Iterator[list[tuple[Bytes, Into]]]:
     """Layers in jobs that are worth a thread's while."""
-    job, size = [], 0
+    job, size = list[tuple[Bytes, Into]](), 0
     for blob, layer in layers:
         job.append((blob, layer))
         size += layer.keys.numel() + layer.values.numel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from .base import Codec, LayerKV, Shape, require_bytes
+from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
 from .bits import BitMap
 
 
@@ -26,7 +26,9 @@ class Raw(Codec):
         for layer in layers:
             yield np.concatenate([_bytes(layer.keys), _bytes(layer.values)])
 
-    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+    def decode(
+        self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
+    ) -> Iterator[Into]:
         """Copy the bytes back, into the number format that the cache was captured in."""
         for blob, layer in zip(blobs, into, strict=True):
             split = layer.keys.nbytes
@@ -34,6 +36,7 @@ class Raw(Codec):
             for part, data in ((layer.keys, blob[:split]), (layer.values, blob[split:])):
                 # The clone aligns the memory.
                 part.copy_(torch.from_numpy(data).clone().view(part.dtype).view(part.shape))
+            then(layer)
             yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:

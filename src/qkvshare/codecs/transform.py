@@ -11,7 +11,7 @@ Related: cross-layer prediction (AQUA-KV, arXiv:2501.19392), principal axes and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,7 +26,7 @@ from ..card.errors import CardFormatError, CodecError
 from ..kernels import rans
 from ..profile import Profile
 from . import streams
-from .base import Codec, LayerKV, Shape
+from .base import Codec, Into, LayerKV, Shape, leave
 from .basis import Basis
 from .bits import BitMap
 from .entropy import DEAD, Floats, Ints
@@ -119,7 +119,9 @@ class Transform(Codec):
             add(out, fine.points[own, more + rans.LARGEST] * units[:, None])
         return found
 
-    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+    def decode(
+        self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
+    ) -> Iterator[Into]:
         """Raises `CardFormatError` or `ProfileError`."""
         if self.step is None or abs(self.step) > _FAR or not 0 <= self.refinements <= MOST:
             raise CardFormatError(
@@ -159,6 +161,7 @@ class Transform(Codec):
                         known = known.addmm(torch.from_numpy(fine[kind]), back)
                     rows = known.view(shape.tokens, shape.kv_heads, -1)
                     part.copy_(rows.transpose(0, 1))
+                then(layer)
                 yield layer
                 count = number + 1
         if count != len(basis.parts):

@@ -7,7 +7,7 @@ Memory Below the Prompt", arXiv:2603.04428): every token's keys, and values, are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,7 +16,7 @@ import torch
 
 from ..card.digest import Bytes
 from . import affine
-from .base import Codec, LayerKV, Shape, require_bytes
+from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
 from .bits import BitMap
 
 
@@ -39,7 +39,9 @@ class Uniform(Codec):
             parts = (part.transpose(0, 1).flatten(1) for part in (layer.keys, layer.values))
             yield np.concatenate([affine.quantize(rows, self.bits) for rows in parts])
 
-    def decode(self, blobs: Iterable[Bytes], into: Iterable[LayerKV]) -> Iterator[LayerKV]:
+    def decode(
+        self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
+    ) -> Iterator[Into]:
         """``minimum + code · step`` in float32, then the number format asked for."""
         for blob, layer in zip(blobs, into, strict=True):
             shape = layer.shape
@@ -47,6 +49,7 @@ class Uniform(Codec):
             require_bytes(blob, split + sum(self._sizes(shape.values)), self)
             layer.keys.copy_(self._part(blob[:split], shape.keys))
             layer.values.copy_(self._part(blob[split:], shape.values))
+            then(layer)
             yield layer
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:

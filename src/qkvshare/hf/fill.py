@@ -68,72 +68,71 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
     ]
     places = rooms(shapes, devices, dtype_of(card))
     # Found before anything is decoded: torch's threads would have to wait for the decoder's.
-    parts = {
-        run.start: _parts(model, run, plans, places)
-        for run in card.manifest.runs
+    rope = Rope(model)
+    turns = {
+        run.start: _turns(rope, run, places) for run in card.manifest.runs if run.start >= known
+    }
+
+    def into(run: Run) -> Iterator[_Part]:
+        for number, shape in enumerate(shapes_of(card, run)):
+            end = run.end - plans[number].first
+            room, at = places[number], slice(end - run.held(number), end)
+            there = LayerKV(room.keys[:, at], room.values[:, at]) if at.start >= 0 else None
+            here = there
+            if here is None or here.keys.device.type != "cpu":
+                (here,) = empty([shape], dtype_of(card))
+            yield _Part(here.keys, here.values, there, turns[run.start][number])
+
+    decoded = decode_runs(card, into, _Part.settle)
+    streams = [
+        stream
+        for run, stream in zip(card.manifest.runs, decoded, strict=True)
         if run.start >= known
-    }
-
-    def into(run: Run) -> Iterator[LayerKV]:
-        for shape, part in zip(shapes_of(card, run), parts[run.start], strict=True):
-            if part is None or part.place.keys.device.type != "cpu":
-                yield from empty([shape], dtype_of(card))
-            else:
-                yield part.place
-
-    streams = {
-        run.start: stream
-        for run, stream in zip(card.manifest.runs, decode_runs(card, into), strict=True)
-    }
+    ]
     for number, (plan, room) in enumerate(zip(plans, places, strict=True)):
         if held is not None:
             _copy_held(held, number, plan.first, room)
-        for start, of_layers in parts.items():
-            decoded, part = next(streams[start]), of_layers[number]
-            if part is not None:
-                part.take(decoded)
+        for stream in streams:
+            next(stream)
         use = slice(plan.needed - plan.first, kept - plan.first)
         cache.layers[number].take(room, use, kept)
-    for start in parts:
-        next(streams[start], None)  # what is wrong with the end of a run is found there
+    for stream in streams:
+        next(stream, None)  # what is wrong with the end of a run is found there
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one layer needs of a run: where it stays, and how its keys are turned, if they are."""
+class _Part(LayerKV):
+    """Where one layer of a run is decoded, and what is done to it then.
 
-    place: LayerKV
+    Attributes:
+        place: where it stays; None where none of it is needed.
+        turn: what brings its keys to their positions.
+    """
+
+    place: LayerKV | None
     turn: Turn | None
 
-    def take(self, decoded: LayerKV) -> None:
-        """Bring ``decoded`` to its place, where it is not there already."""
-        if decoded is not self.place:
-            self.place.keys.copy_(decoded.keys)
-            self.place.values.copy_(decoded.values)
+    def settle(self) -> None:
+        """Bring it to its place, and its keys to their positions."""
+        if self.place is None:
+            return
+        if self.place.keys.device != self.keys.device:
+            self.place.keys.copy_(self.keys)
+            self.place.values.copy_(self.values)
         if self.turn is not None:
             self.turn(self.place.keys)
 
 
-def _parts(
-    model: PreTrainedModel, run: Run, plans: list[_Plan], rooms: list[LayerKV]
-) -> list[_Part | None]:
-    """For each layer; None where none of the run is needed."""
-    rope = Rope(model) if find_codec(run.codec.name).pre_rope else None
-    positions, parts = lru_cache(torch.arange), list[_Part | None]()
-    for number, (plan, room) in enumerate(zip(plans, rooms, strict=True)):
-        first = run.end - run.held(number)
-        if first < plan.first:
-            parts.append(None)
-            continue
-        at = slice(first - plan.first, run.end - plan.first)
-        place = LayerKV(room.keys[:, at], room.values[:, at])
-        # All of a run, whatever is used of it: sines of other runs of positions may differ in
-        # their last bits.
-        turn = None
-        if rope is not None:
-            turn = rope.turn(number, positions(first, run.end), place.keys)
-        parts.append(_Part(place, turn))
-    return parts
+def _turns(rope: Rope, run: Run, rooms: list[LayerKV]) -> list[Turn | None]:
+    """For each layer. Of all tokens of a run, whatever is used of them: sines of other runs of
+    positions may differ in their last bits."""
+    if not find_codec(run.codec.name).pre_rope:
+        return [None] * len(rooms)
+    positions = lru_cache(torch.arange)
+    return [
+        rope.turn(number, positions(run.end - run.held(number), run.end), room.keys)
+        for number, room in enumerate(rooms)
+    ]
 
 
 def _copy_held(held: CardCache, number: int, first: int, room: LayerKV) -> None:

@@ -127,7 +127,8 @@ class _Turn:
 
 def _turns_halves(function: Callable[..., Any], keys: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether ``function`` does to keys shaped like ``keys`` what `_turn_halves` does."""
-    like, cos, sin = keys[None, :1, :8], cos[:, :8], sin[:, :8]
+    count = min(8, keys.shape[1], cos.shape[1])
+    like, cos, sin = keys[None, :1, :count], cos[:, :count], sin[:, :count]
     if cos.shape[-1] != like.shape[-1] or like.shape[-1] % 2 or not like.numel():
         return False
     x = torch.linspace(-1, 1, like.numel(), device=like.device).view(like.shape)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Lock, Semaphore
 from typing import TypeVar
 
 import torch
@@ -19,21 +20,56 @@ _MOST = 2
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Results in order; as many threads as torch uses, two at most.
 
-    What ``function`` raises comes out where its result would have.
+    ``items`` are taken by the threads, one at a time, since finding one may be work too. What it
+    or ``function`` raises comes out where its result would have.
     """
     threads = min(_MOST, torch.get_num_threads())
     if threads == 1:
         yield from map(function, items)
         return
+    source, over = iter(items), False
+    taking, room = Lock(), Semaphore(threads)
+    results: SimpleQueue[Future[R] | None] = SimpleQueue()
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def work() -> None:
+        nonlocal over
+        # Both modes are a thread's own.
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            while True:
+                room.acquire()
+                result: Future[R] = Future()
+                with taking:
+                    if over:
+                        return
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        over = True
+                        results.put(None)
+                        return
+                    except BaseException as error:
+                        over = True
+                        result.set_exception(error)
+                        results.put(result)
+                        return
+                    results.put(result)
+                try:
+                    result.set_result(function(item))
+                except BaseException as error:
+                    result.set_exception(error)
+                del item, result  # nothing is held that the taker lets go
+
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[R]] = deque()
+        for _ in range(threads):
+            pool.submit(work)
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) == threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            while (result := results.get()) is not None:
+                taken = result.result()
+                del result
+                room.release()
+                yield taken
+                del taken
         finally:
-            for future in waiting:
-                future.cancel()
+            over = True
+            room.release(threads)
