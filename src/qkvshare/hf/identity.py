@@ -124,15 +124,18 @@ def _common(scales: list[float]) -> float:
 
 
 def _stamp(tensors: dict[str, Tensor]) -> tuple[object, ...]:
-    places, samples = [], []
-    for name, tensor in tensors.items():
-        version = -1 if tensor.is_inference() else tensor._version
-        places.append((name, tensor.data_ptr(), version, tensor.dtype, tensor.shape))
-        if tensor.numel() and tensor.is_contiguous():
-            count = min(8, tensor.numel())
-            sample = tensor.detach().as_strided((count,), (tensor.numel() // count,))
-            samples.append(sample.to("cpu", torch.float32))
-    return tuple(places), digest_bytes(torch.cat(samples).numpy())
+    places, samples, plain = [], [], torch.device("cpu")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            version = -1 if tensor.is_inference() else tensor._version
+            places.append((name, tensor.data_ptr(), version, tensor.dtype, tensor.shape))
+            if (size := tensor.numel()) and tensor.is_contiguous():
+                count = min(8, size)
+                sample = tensor.as_strided((count,), (size // count,))
+                if tensor.dtype != torch.float32 or tensor.device != plain:
+                    sample = sample.to(plain, torch.float32)
+                samples.append(sample)
+        return tuple(places), digest_bytes(torch.cat(samples).numpy())
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> list[object]:
