@@ -319,13 +319,23 @@ def test_bench_kernels(run: Any) -> None:
     assert run(*small, "--bits", 7)[0] != 0
 
 
-def test_bench_ttft(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def timed(run: Any, llama_folder: Path, tmp_path: Path) -> Any:
+    """``bench ttft`` on a small model: exit code, rows and stderr."""
     text = tmp_path / "text.txt"
     text.write_text("Grain of sand. " * 20)
-    asked = ("bench", "ttft", "-m", llama_folder, "--text", text, "--rounds", 2)
-    code, out, err = run(*asked, "--context-tokens", 60, "--context-tokens", 90, "--json", "-")
+
+    def call(*arguments: Any) -> tuple[int, list[Any], str]:
+        asked = ("bench", "ttft", "-m", llama_folder, "--text", text, "--rounds", 2, "--json", "-")
+        code, out, err = run(*asked, *arguments)
+        return code, json.loads(out)["rows"] if code == 0 else [], err
+
+    return call
+
+
+def test_bench_ttft(timed: Any) -> None:
+    code, rows, err = timed("--context-tokens", 60, "--context-tokens", 90)
     assert code == 0, err
-    rows = json.loads(out)["rows"]
     paths = ["re-prefill", "resident", "full-precision-file", "card", "card-file"]
     assert [(row["context_tokens"], row["path"]) for row in rows] == [
         (tokens, path) for tokens in (60, 90) for path in paths
@@ -333,12 +343,53 @@ def test_bench_ttft(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     for row in rows:
         assert row["ttft_ms"]["n"] == row["decode_ms_per_token"]["n"] == 2
         assert row["ttft_ms"]["median"] > 0
-        assert set(row["stages_ms"]) == {"arguments", "forward", "sample"}
+        assert list(row["stages_ms"]) == ["open", "inject", "forward", "sample"]
         assert row["new_tokens"] == 11
+        assert row["link_mbit"] is row["peak_extra_bytes"] is None
+    assert set(rows[3]["alone_ms"]) == {"verify", "decode"}
+    assert set(rows[4]["alone_ms"]) == {"read", "verify", "decode"}
     assert rows[3]["bytes"] == rows[4]["bytes"]
-    code, _, err = run(*asked, "--path", "guess")
+    assert rows[0]["bytes"] == 4 * 60
+    code, _, err = timed("--path", "guess")
     assert code == 1
     assert "no path 'guess'; expected one of re-prefill" in err
+
+
+def test_bench_ttft_over_a_link(timed: Any) -> None:
+    """What cannot cross is left out; the time is that of the bytes."""
+    code, rows, err = timed(
+        *("--context-tokens", 90, "--codec", "packed", "--codec", "raw", "--bandwidth", 1)
+    )
+    assert code == 0, err
+    assert [(row["path"], row["codec"]) for row in rows] == [
+        ("re-prefill", "none"),
+        ("full-precision-file", "none"),
+        ("card-file", "packed"),
+        ("card-file", "raw"),
+    ]
+    for row in rows:
+        crossing = row["stages_ms"]["link"]["median"]
+        assert row["link_mbit"] == 1
+        assert crossing >= 8 * row["bytes"] / 1e6 * 1000
+        assert row["ttft_ms"]["median"] > crossing
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's counters")
+def test_bench_ttft_memory(timed: Any) -> None:
+    code, rows, err = timed(
+        *("--context-tokens", 90, "--memory", "--path", "card-file", "--path", "resident")
+    )
+    assert code == 0, err
+    assert rows[0]["peak_extra_bytes"] < 50_000_000
+    assert rows[1]["peak_extra_bytes"] is None
+
+
+def test_bench_ttft_says_what_is_not_installed(timed: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("qkvshare.bench.peers.find_spec", lambda name: None)
+    code, _, err = timed("--path", "llama.cpp")
+    assert code == 1
+    assert "path 'llama.cpp' needs llama_cpp, which is not installed" in err
+    assert "hqq" in timed("--path", "hf-quantized")[2]
 
 
 def test_bench_capture(run: Any, llama_folder: Path, tmp_path: Path) -> None:

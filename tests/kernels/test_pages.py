@@ -16,7 +16,7 @@ from qkvshare.kernels.pages import LARGE, pages
 @pytest.fixture(autouse=True)
 def nothing_kept() -> None:
     gc.collect()
-    module._kept.clear()
+    module.forget()
 
 
 def test_what_is_dropped_is_used_again() -> None:

@@ -1,10 +1,11 @@
-"""Time to first token: every way to it in one run, in turn."""
+"""Time to first token: every route to it in one run, in turn."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,34 @@ from typing import Any
 import torch
 
 from ..evals.handoff import Setting, read_context
-from .paths import WAYS, Card, Way
+from .link import cross
+from .peak import peak_extra_bytes
+from .routes import CardFile, Route
 
-STAGES = ("arguments", "forward", "sample")
 _AFTER = 8  # tokens decoded after the first one
+
+Times = defaultdict[str, list[float]]
 
 
 @dataclass
 class Timing:
-    """What a way took: milliseconds of each round.
+    """What a route took: milliseconds of each round.
 
     Attributes:
-        stages: what is timed from the first to the last.
+        stages: what is timed from the first to the last, in this order: link (where a file must
+            cross one), open, inject, forward, sample.
+        alone: parts of ``open`` and ``inject`` that overlap there, each by itself.
         decode: a token after the first, mean over some.
+        peak: bytes of memory that opening and injecting took beside the cache itself.
     """
 
-    way: str
-    setting: Setting | None
+    route: Route
     context_tokens: int
-    nbytes: int
-    stages: dict[str, list[float]] = field(default_factory=lambda: {at: [] for at in STAGES})
+    nbytes: int = 0
+    stages: Times = field(default_factory=lambda: defaultdict(list))
+    alone: Times = field(default_factory=lambda: defaultdict(list))
     decode: list[float] = field(default_factory=list)
+    peak: int | None = None
 
     @property
     def ttft(self) -> list[float]:
@@ -40,16 +48,30 @@ class Timing:
         return [sum(of) for of in zip(*self.stages.values(), strict=True)]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        routes: classes of routes; those with a card once for each of ``settings``.
+        settings: of the cards.
+        rounds: how often.
+        link: Mbit a second, where files must first cross one; routes without a file are left out.
+        memory: whether peak memory is measured, each route in a process of its own; this is the
+            name that such a process loads the model by.
+    """
+
+    routes: Sequence[type[Route]]
+    settings: Sequence[Setting]
+    rounds: int
+    link: float | None = None
+    memory: str | None = None
+
+
 def measure_ttft(
-    model: Any,
-    ids: Sequence[int],
-    lengths: Sequence[int],
-    new_tokens: int,
-    names: Sequence[str],
-    setting: Setting,
-    rounds: int,
+    model: Any, ids: Sequence[int], lengths: Sequence[int], new_tokens: int, plan: Plan
 ) -> Iterator[list[Timing]]:
-    """For each length the ways in ``names``; a first round warms up and is not counted.
+    """For each length the routes; a first round warms up and is not counted.
 
     ``ids`` are the longest context and ``new_tokens`` more.
     """
@@ -59,38 +81,57 @@ def measure_ttft(
             for length in lengths:
                 new = list(ids[length : length + new_tokens])
                 model.set_attn_implementation("sdpa")
-                state = read_context(model, list(ids[:length]), [setting])
-                ways = [WAYS[name](state, new, Path(folder), setting) for name in names]
-                found = []
-                for way in ways:
-                    way.prepare()
-                    used = setting if isinstance(way, Card) else None
-                    found.append(Timing(way.name, used, length, way.nbytes))
-                for number in range(rounds + 1):
-                    for way, timing in zip(ways, found, strict=True):
-                        model.set_attn_implementation(way.attention)
-                        _once(model, way, timing if number else None)
-                yield found
+                yield _measure(model, list(ids[:length]), new, Path(folder), plan)
     finally:
         model.set_attn_implementation(before)
 
 
-def _once(model: Any, way: Way, timing: Timing | None) -> None:
-    clock = [time.perf_counter()]
-    arguments = way.arguments()
-    clock.append(time.perf_counter())
-    logits = model(**arguments, logits_to_keep=1, use_cache=True).logits
-    clock.append(time.perf_counter())
-    token = logits[:, -1].argmax(-1, keepdim=True)
-    token.item()
-    clock.append(time.perf_counter())
-    mask, cache = arguments["attention_mask"], arguments["past_key_values"]
+def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Plan) -> list[Timing]:
+    state = read_context(model, ids, plan.settings)
+    routes = []
+    for kind in plan.routes:
+        if plan.link is not None and kind.file is None:
+            continue
+        for number, setting in enumerate(plan.settings if issubclass(kind, CardFile) else [None]):
+            own = folder / str(number)
+            own.mkdir(exist_ok=True)
+            routes.append(kind(model, state.ids, new, own, setting))
+    found = []
+    for route in routes:
+        route.prepare(state)
+        found.append(Timing(route, len(ids)))
+    for timing in found:
+        timing.route.ready(state)
+        timing.nbytes = timing.route.nbytes
+    for number in range(plan.rounds + 1):
+        for timing in found:
+            model.set_attn_implementation(timing.route.attention)
+            _once(timing if number else Timing(timing.route, 0), plan.link)
+    if plan.memory is not None:
+        for timing in found:
+            timing.peak = peak_extra_bytes(plan.memory, timing.route)
+    return found
+
+
+def _once(timing: Timing, link: float | None) -> None:
+    route, stages = timing.route, timing.stages
+    if link is not None:
+        sent = route.folder / "sent"
+        route.path.rename(sent)
+        _time("link", stages, lambda: cross(sent, route.path, link))
+    for stage in (route.open, route.inject, route.forward, route.sample):
+        _time(stage.__name__, stages, stage)
+    start = time.perf_counter()
     for _ in range(_AFTER):
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        logits = model(input_ids=token, attention_mask=mask, past_key_values=cache).logits
-        token = logits[:, -1].argmax(-1, keepdim=True)
-    token.item()
-    if timing is not None:
-        for number, stage in enumerate(STAGES):
-            timing.stages[stage].append(1000 * (clock[number + 1] - clock[number]))
-        timing.decode.append(1000 * (time.perf_counter() - clock[-1]) / _AFTER)
+        route.follow()
+    timing.decode.append(1000 * (time.perf_counter() - start) / _AFTER)
+    route.drop()
+    for name, part in route.alone().items():
+        _time(name, timing.alone, part)
+
+
+def _time(name: str, times: Times, part: Callable[[], object]) -> None:
+    start = time.perf_counter()
+    made = part()
+    times[name].append(1000 * (time.perf_counter() - start))
+    del made

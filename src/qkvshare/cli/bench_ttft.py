@@ -9,11 +9,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..card.errors import QKVShareError
-from .evaluate import Text, make_settings, name_setting
+from .evaluate import Budgets, CodecNames, Text, make_settings
 from .options import Json, Model, ProfileFile, out, progress
 
 if TYPE_CHECKING:
+    from ..bench.routes import Route
     from ..bench.ttft import Timing
+
+_PEERS = ("hf-quantized", "llama.cpp")
 
 
 def ttft(
@@ -26,71 +29,99 @@ def ttft(
     path: Annotated[
         list[str] | None,
         typer.Option(
-            help="re-prefill, resident, full-precision-file, card, card-file; all by default."
+            help="re-prefill, resident, full-precision-file, card, card-file: all by default. "
+            "Or, where installed, hf-quantized (quanto, hqq) and llama.cpp."
         ),
     ] = None,
-    codec: Annotated[str, typer.Option(help="Of the card.")] = "packed",
-    budget: Annotated[float | None, typer.Option(min=0.01, help="Bits per value.")] = None,
+    codec: CodecNames = None,
+    budget: Budgets = None,
     profile: ProfileFile = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, metavar="MBIT", help="Files first cross a link of so many Mbit a second."
+        ),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Peak memory too, in processes of their own.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 7,
     json: Json = None,
 ) -> None:
     """Time to first token of every way to it, in turn, and of each token after it."""
-    from ..bench.paths import WAYS
-    from ..bench.ttft import measure_ttft
+    from ..bench.ttft import Plan, measure_ttft
     from ..evals.results import write_rows
     from ..evals.text import read_text, windows
     from ..hf.load import load_model
 
-    for name in path or []:
-        if name not in WAYS:
-            raise QKVShareError(f"no path {name!r}; expected one of {', '.join(WAYS)}.")
-    lengths, names = context_tokens or [1024], list(dict.fromkeys(path or WAYS))
-    limits = None if budget is None else [budget]
-    (setting,) = make_settings([codec], None, None, limits, profile)
+    routes = _routes(path)
+    lengths = context_tokens or [1024]
+    settings = make_settings(codec, None, None, budget, profile)
     content = read_text(text)
     with progress.status("loading the model …"):
         loaded, tokenizer = load_model(model)
         (ids,) = windows(tokenizer(content)["input_ids"], 1, max(lengths) + new_tokens)
+    plan = Plan(routes, settings, rounds, bandwidth, model if memory else None)
     with Progress(console=progress, transient=True) as bar:
-        timings = measure_ttft(loaded, ids, lengths, new_tokens, names, setting, rounds)
+        timings = measure_ttft(loaded, ids, lengths, new_tokens, plan)
         tracked = bar.track(timings, total=len(lengths), description="lengths")
-        rows = [_row(model, new_tokens, at) for found in tracked for at in found]
+        rows = [_row(model, new_tokens, bandwidth, at) for found in tracked for at in found]
     if json != "-":
         _print(rows)
     if json is not None:
         write_rows(json, rows)
 
 
-def _row(model: str, new_tokens: int, timing: Timing) -> dict[str, Any]:
+def _routes(names: list[str] | None) -> list[type[Route]]:
+    from ..bench.peers import installed
+    from ..bench.routes import ROUTES
+
+    found: list[type[Route]] = []
+    for name in dict.fromkeys(names or ROUTES):
+        if name not in (*ROUTES, *_PEERS):
+            raise QKVShareError(
+                f"no path {name!r}; expected one of {', '.join((*ROUTES, *_PEERS))}."
+            )
+        found += installed(name) if name in _PEERS else [ROUTES[name]]
+    return found
+
+
+def _row(model: str, new_tokens: int, link: float | None, timing: Timing) -> dict[str, Any]:
     from ..evals.results import spread
 
-    named = name_setting(model, timing.setting)
     return {
         "model": model,
-        "path": timing.way,
-        "codec": named["codec"],
-        "budget": named["budget"],
+        "path": timing.route.name,
+        "codec": timing.route.codec,
+        "budget": timing.route.setting and timing.route.setting.budget,
         "context_tokens": timing.context_tokens,
         "new_tokens": new_tokens,
+        "link_mbit": link,
         "ttft_ms": spread(timing.ttft),
         "stages_ms": {name: spread(times) for name, times in timing.stages.items()},
+        "alone_ms": {name: spread(times) for name, times in timing.alone.items()},
         "bytes": timing.nbytes,
         "decode_ms_per_token": spread(timing.decode),
+        "peak_extra_bytes": timing.peak,
     }
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    stages = list(rows[0]["stages_ms"])
-    table = Table("tokens", "path", "first token (ms)", *stages, "next (ms)", "bytes")
+    stages = [*dict.fromkeys(name for row in rows for name in row["stages_ms"])]
+    memory = any(row["peak_extra_bytes"] is not None for row in rows)
+    table = Table("tokens", "path", "codec", "first (ms)", *stages, "next (ms)", "bytes")
+    if memory:
+        table.add_column("peak (bytes)")
     for row in rows:
-        first = row["ttft_ms"]
+        first, peak = row["ttft_ms"], row["peak_extra_bytes"]
         table.add_row(
             str(row["context_tokens"]),
             row["path"],
+            row["codec"],
             f"{first['median']:,.0f} [{first['p25']:,.0f}, {first['p75']:,.0f}]",
             *(f"{row['stages_ms'][name]['median']:,.1f}" for name in stages),
             f"{row['decode_ms_per_token']['median']:,.1f}",
             f"{row['bytes']:,}",
+            *(["—" if peak is None else f"{peak:,}"] if memory else []),
         )
     out.print(table)

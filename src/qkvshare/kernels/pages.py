@@ -40,6 +40,11 @@ def pages(nbytes: int) -> Tensor:
     return torch.from_numpy(array[:nbytes])
 
 
+def forget() -> None:
+    """Give what is kept back to the system."""
+    _kept.clear()
+
+
 def _keep(space: mmap.mmap) -> None:
     if len(space) == LARGE and len(_kept) < KEPT // LARGE:
         _advise(space, "MADV_FREE")
