@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from qkvshare import Raw, capture, inject
 from qkvshare.hf import room
+from qkvshare.hf.layers import attention_layers
 from qkvshare.hf.room import FullLayer, SlidingLayer
 
 from ..conftest import FAMILIES, WINDOW, some_ids, tiny_model
@@ -36,6 +37,12 @@ def spare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return int(request.param)
 
 
+@pytest.fixture(params=[False, True], ids=["numbers", "codes"])
+def codes(request: pytest.FixtureRequest) -> bool:
+    """Whether the card's codes are kept, and decoded for each token."""
+    return bool(request.param)
+
+
 def generated(model: Any, start: int, mode: dict[str, Any], **arguments: Any) -> list[list[int]]:
     torch.manual_seed(0)
     count = {"max_new_tokens": 14, "min_new_tokens": 14}
@@ -49,27 +56,27 @@ def from_text(model: Any, mode: dict[str, Any]) -> list[list[int]]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_same_sequences(family: str, mode: str, spare: int) -> None:
+def test_same_sequences(family: str, mode: str, spare: int, codes: bool) -> None:
     model = tiny_model(family)
-    arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW)
+    arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW, codes=codes)
     found = generated(model, len(NEW), MODES[mode], **arguments)
     assert found == from_text(model, MODES[mode])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_assisted_generation(family: str, spare: int) -> None:
+def test_assisted_generation(family: str, spare: int, codes: bool) -> None:
     """Guesses of another model are cropped away again."""
     model, assistant = tiny_model(family), tiny_model("llama", seed=1, num_hidden_layers=1)
-    arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW)
+    arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW, codes=codes)
     greedy = {"do_sample": False}
     found = generated(model, len(NEW), greedy | {"assistant_model": assistant}, **arguments)
     assert found == from_text(model, greedy)
 
 
-def test_several_sequences_from_one_card(llama: Any, spare: int) -> None:
+def test_several_sequences_from_one_card(llama: Any, spare: int, codes: bool) -> None:
     """A batch of different continuations, padded on the left."""
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    arguments = inject(llama, card, NEW)
+    arguments = inject(llama, card, NEW, codes=codes)
     short = NEW[:4]
     arguments["input_ids"] = torch.tensor([NEW, [0, 0, 0, *short]])
     mask = torch.ones(2, len(CONTEXT) + len(NEW), dtype=torch.long)
@@ -97,18 +104,20 @@ def step(model: Any, cache: Any, tokens: list[int], rows: int = 1) -> torch.Tens
         ).logits
 
 
-def both(family: str) -> tuple[Any, Any, Any]:
+def both(family: str, codes: bool = False) -> tuple[Any, Any, Any]:
     """A model, transformers' cache of the context, and the card's."""
     model = tiny_model(family)
     plain = DynamicCache(config=model.config)
     step(model, plain, CONTEXT)
     card = capture(model, token_ids=CONTEXT, codec=Raw())
-    return model, plain, inject(model, card, NEW)["past_key_values"]
+    return model, plain, inject(model, card, NEW, codes=codes)["past_key_values"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cache_under_any_treatment_is_transformers_own(family: str, spare: int) -> None:
-    model, plain, ours = both(family)
+def test_a_cache_under_any_treatment_is_transformers_own(
+    family: str, spare: int, codes: bool
+) -> None:
+    model, plain, ours = both(family, codes)
     sliding = any(isinstance(layer, SlidingLayer) for layer in ours.layers)
     treatments = [
         lambda cache: step(model, cache, NEW),
@@ -127,7 +136,7 @@ def test_a_cache_under_any_treatment_is_transformers_own(family: str, spare: int
         if isinstance(one, torch.Tensor):
             torch.testing.assert_close(one, two)
         assert plain.get_seq_length() == ours.get_seq_length()
-        for theirs, own in zip(plain.layers, ours.layers, strict=True):
+        for theirs, own in zip(plain.layers, attention_layers(model, ours), strict=True):
             torch.testing.assert_close(theirs.keys, own.keys)
             torch.testing.assert_close(theirs.values, own.values)
             assert theirs.get_mask_sizes(2) == own.get_mask_sizes(2)
@@ -169,8 +178,8 @@ def test_a_window_moves_through_its_room() -> None:
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_copies_do_not_write_over_each_other(family: str, way: Any) -> None:
-    model, plain, ours = both(family)
+def test_copies_do_not_write_over_each_other(family: str, way: Any, codes: bool) -> None:
+    model, plain, ours = both(family, codes)
     step(model, ours, NEW)
     step(model, plain, NEW)
     copies = [copy.copy(ours), copy.copy(ours)]

@@ -75,6 +75,8 @@ class Codec(ABC):
     version: ClassVar[int] = 1
     # Whether keys arrive un-rotated (before RoPE, better statistics) or as the cache holds them.
     pre_rope: ClassVar[bool] = True
+    # Whether a layer can be decoded without those before it.
+    independent: ClassVar[bool] = True
     # Bits per number that a row can have, ascending, and the mean squared error of each as a share
     # of the row's energy; empty for codecs that treat all rows alike and take no bit map.
     tiers: ClassVar[tuple[int, ...]] = ()

@@ -53,6 +53,7 @@ class Transform(Codec):
     refinements: int = 0
 
     name = "transform"
+    independent = False
 
     @classmethod
     def of(cls, profile: Profile) -> Self:

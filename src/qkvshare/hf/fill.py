@@ -17,9 +17,19 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ..card import CacheCard, Run
-from ..card.errors import PromptError
-from ..codecs import LayerKV, Shape, decode_runs, dtype_of, empty, find_codec, shapes_of
+from ..card.errors import CodecError, PromptError
+from ..codecs import (
+    LayerKV,
+    Shape,
+    decode_runs,
+    dtype_of,
+    empty,
+    find_codec,
+    from_record,
+    shapes_of,
+)
 from .cache import CardCache, rooms
+from .coded import Coded, CodedLayer, Scratch
 from .room import SPARE
 from .rope import Rope, Turn
 
@@ -55,16 +65,20 @@ def _plan(card: CacheCard, number: int, kept: int, known: int) -> _Plan:
 
 
 def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> None:
-    """Decode each layer where it stays, keys rotated, with room for more tokens behind."""
+    """Decode each layer where it stays, keys rotated, with room for more tokens behind.
+
+    Layers that keep codes are left alone.
+    """
     card, kept = cache.card, cache.decoded
     known = 0 if held is None else held.card.tokens
     layers = card.manifest.layers
     plans = [_plan(card, number, kept, known) for number in range(len(layers))]
     decoder = cast(Any, model).get_decoder()
     devices = [next(layer.parameters()).device for layer in decoder.layers]
+    coded = [isinstance(layer, CodedLayer) for layer in cache.layers]
     shapes = [
-        Shape.of(at, card.tokens - plan.first + SPARE)
-        for at, plan in zip(layers, plans, strict=True)
+        Shape.of(at, 0 if left else card.tokens - plan.first + SPARE)
+        for at, plan, left in zip(layers, plans, coded, strict=True)
     ]
     places = rooms(shapes, devices, dtype_of(card))
     # Found before anything is decoded: torch's threads would have to wait for the decoder's.
@@ -77,8 +91,8 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
         for number, shape in enumerate(shapes_of(card, run)):
             end = run.end - plans[number].first
             room, at = places[number], slice(end - run.held(number), end)
-            there = LayerKV(room.keys[:, at], room.values[:, at]) if at.start >= 0 else None
-            here = there
+            used = at.start >= 0 and not coded[number]
+            here = there = LayerKV(room.keys[:, at], room.values[:, at]) if used else None
             if here is None or here.keys.device.type != "cpu":
                 (here,) = empty([shape], dtype_of(card))
             yield _Part(here.keys, here.values, there, turns[run.start][number])
@@ -90,10 +104,12 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
         if run.start >= known
     ]
     for number, (plan, room) in enumerate(zip(plans, places, strict=True)):
-        if held is not None:
-            _copy_held(held, number, plan.first, room)
         for stream in streams:
             next(stream)
+        if coded[number]:
+            continue
+        if held is not None:
+            _copy_held(held, number, plan.first, room)
         use = slice(plan.needed - plan.first, kept - plan.first)
         cache.layers[number].take(room, use, kept)
     for stream in streams:
@@ -142,3 +158,34 @@ def _copy_held(held: CardCache, number: int, first: int, room: LayerKV) -> None:
     if first < end:
         for part, to in ((place.keys, room.keys), (place.values, room.values)):
             to[:, : end - first] = cast(Tensor, part)[0, :, first - before : end - before]
+
+
+def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
+    """Put `CodedLayer` in place of the empty full layers of ``cache``; every byte is checked.
+
+    Raises `CodecError` for codecs that predict a layer from others, `CardError` and its family.
+    """
+    card = cache.card
+    for run in card.manifest.runs:
+        if not find_codec(run.codec.name).independent:
+            raise CodecError(
+                f"codes of {run.codec.name!r} cannot stay codes: a layer is decoded from those "
+                "before it. Inject without codes=, or capture with the codec 'packed'."
+            )
+    rope, scratch = Rope(model), Scratch(dtype_of(card))
+    for number, at in enumerate(card.manifest.layers):
+        if at.window is None:
+            device = next(cast(Any, model).get_decoder().layers[number].parameters()).device
+            parts = [_coded(card, run, number, rope, device) for run in card.manifest.runs]
+            cache.layers[number] = CodedLayer(parts, cache.decoded, scratch, device)
+
+
+def _coded(card: CacheCard, run: Run, number: int, rope: Rope, device: torch.device) -> Coded:
+    blob = card.blob(number, run.segment)
+    blob = blob if run.spans is None else blob[run.spans[number]]
+    shape = Shape.of(card.manifest.layers[number], run.held(number))
+    codec, turn = from_record(run.codec), None
+    if codec.pre_rope:
+        like = torch.empty(shape.keys[0], 8, shape.head_dim, dtype=dtype_of(card), device=device)
+        turn = rope.turn(number, torch.arange(run.start, run.end), like)
+    return Coded(codec, blob, run.start, shape, turn)

@@ -14,7 +14,8 @@ from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..card.errors import PromptError
 from .cache import CardCache
-from .fill import fill
+from .coded import CodedLayer
+from .fill import fill, keep_codes
 from .identity import identify
 from .layers import (
     empty_cache,
@@ -34,6 +35,7 @@ def inject(
     prompt_ids: Ids | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     held: Cache | None = None,
+    codes: bool = False,
 ) -> dict[str, Any]:
     """Give ``model`` the card's state and the tokens that come after it.
 
@@ -54,6 +56,9 @@ def inject(
         held: a cache that `inject` made of a card which this one was captured from, one sequence.
             What both share is copied from it instead of decoded again, and need not be in the
             card (`CacheCard.without`). A cache that lacks some of it changes nothing.
+        codes: keep full layers as the card's bytes, and decode each whenever it is read: a long
+            context in a fraction of the memory, for slower tokens. Not for `Transform`, whose
+            layers are decoded from each other.
 
     Raises:
         IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
@@ -70,7 +75,10 @@ def inject(
     require_length(model, kept + len(new))
 
     cache = CardCache(card, kept, config=model.config)
-    fill(model, cache, _shared(card, held, kept))
+    if codes:
+        keep_codes(model, cache)
+    if not codes or any(at.window for at in card.manifest.layers):
+        fill(model, cache, _shared(card, held, kept))
     device = model.device
     return {
         "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
@@ -113,6 +121,8 @@ def _shared(card: CacheCard, held: Cache | None, kept: int) -> CardCache | None:
         return None
     mine, theirs = held.card.manifest.segments, card.manifest.segments
     if mine != theirs[: len(mine)]:
+        return None
+    if any(isinstance(layer, CodedLayer) for layer in held.layers):
         return None
     length = held.get_seq_length()
     if length < held.card.tokens:  # it was reset

@@ -10,8 +10,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..card import Layer
 from ..card.errors import CaptureError, IdentityError, UnsupportedModelError
+from .coded import CodedLayer
 from .room import FullLayer, SlidingLayer
 
+_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer, CodedLayer)
 _CONFIG_KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -33,7 +35,7 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]:
-    """The cache's layers, all of them full or sliding-window attention.
+    """The cache's layers, all of them full or sliding-window attention; codes as numbers.
 
     Raises `UnsupportedModelError` where one is not.
     """
@@ -45,9 +47,10 @@ def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]
         )
     for number, layer in enumerate(cache.layers):
         # Subclasses keep more than keys and values, or keep them in another form.
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer):
+        if type(layer) not in _KINDS:
             _refuse(number, type(layer).__name__)
-    return cast(list[DynamicLayer], cache.layers)
+    layers = cast(list[DynamicLayer], cache.layers)
+    return [layer.plain() if isinstance(layer, CodedLayer) else layer for layer in layers]
 
 
 def _require_kinds(model: PreTrainedModel) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from ..allocators import Features
 from ..card import CacheCard, Layer
@@ -103,7 +104,7 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
     with torch.no_grad(), watched(model, watch) if watch.scorers else nullcontext():
         # One row of logits: the vocabulary projection of the others would be thrown away.
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    state = _state(model, cache, 0, ids, None)
+    state = _state(model, attention_layers(model, cache), 0, ids, None)
     seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
     whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.held)}
     return replace(state, scores=whole)
@@ -145,7 +146,7 @@ def pick_row(
         real = attention_mask[row].bool().cpu()
         ids = ids[real.numpy()]
     require_context(model, ids)
-    state = _state(model, cache, row, ids, real)
+    state = _state(model, places, row, ids, real)
     card = cache.card if isinstance(cache, CardCache) else None
     known = 0 if card is None else _require_ids_of(card, ids)
     first = max(known, state.first(0))
@@ -162,10 +163,14 @@ def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
 
 
 def _state(
-    model: PreTrainedModel, cache: Cache, row: int, ids: TokenIds, real: Tensor | None
+    model: PreTrainedModel,
+    places: list[DynamicLayer],
+    row: int,
+    ids: TokenIds,
+    real: Tensor | None,
 ) -> State:
     layers, held = [], []
-    for number, place in enumerate(attention_layers(model, cache)):
+    for number, place in enumerate(places):
         layer = describe(number, place)
         keys, values = (cast(Tensor, part)[row] for part in (place.keys, place.values))
         if not keys.dtype == values.dtype == model.dtype:

@@ -1,0 +1,91 @@
+"""A cache that keeps a card's codes is the card's cache, in less memory.
+
+What `generate` does with it is in `test_generate`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from qkvshare import CacheCard, capture, inject
+from qkvshare.card.errors import CardDigestError, CodecError
+from qkvshare.codecs import Kivi, Packed, Raw, Transform, Uniform
+from qkvshare.hf.coded import CodedLayer
+from qkvshare.hf.layers import attention_layers
+
+from ..conftest import FAMILIES, some_ids, tiny_model
+
+CONTEXT, NEW = some_ids(60), some_ids(7, seed=1)
+
+
+def logits(model: Any, arguments: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**arguments).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("codec", [Raw(), Uniform(4), Kivi(4), Packed()], ids=lambda at: at.name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_numbers(family: str, codec: Any) -> None:
+    model = tiny_model(family)
+    card = capture(model, token_ids=CONTEXT, codec=codec)
+    numbers, codes = inject(model, card, NEW), inject(model, card, NEW, codes=True)
+    for one, two in zip(
+        *(attention_layers(model, at["past_key_values"]) for at in (numbers, codes)), strict=True
+    ):
+        assert torch.equal(one.keys, two.keys)
+        assert torch.equal(one.values, two.values)
+    assert torch.equal(logits(model, numbers), logits(model, codes))
+
+
+def test_chains_and_exact_hits(llama: Any) -> None:
+    """Several segments, a compacted one, and a last token that is read again."""
+    card = capture(llama, token_ids=CONTEXT)
+    given = inject(llama, card, NEW, codes=True)
+    logits(llama, given)
+    longer = capture(llama, token_ids=CONTEXT + NEW, cache=given["past_key_values"])
+    assert len(longer.manifest.segments) == 2
+    plain = inject(llama, card, NEW)
+    logits(llama, plain)
+    same = capture(llama, token_ids=CONTEXT + NEW, cache=plain["past_key_values"])
+    assert same.manifest.segments == longer.manifest.segments
+    for made in (longer, longer.compact()):
+        for new in (NEW, []):
+            one, two = inject(llama, made, new), inject(llama, made, new, codes=True)
+            assert torch.equal(logits(llama, one), logits(llama, two))
+
+
+def test_it_holds_no_numbers_of_the_card() -> None:
+    """Beside the bytes of the card one layer, however many there are."""
+    model = tiny_model(num_hidden_layers=6)
+    cache = inject(model, capture(model, token_ids=CONTEXT), NEW, codes=True)["past_key_values"]
+    assert all(isinstance(layer, CodedLayer) for layer in cache.layers)
+    assert all(layer.keys.numel() == 0 for layer in cache.layers)
+    logits(model, {"input_ids": torch.tensor([NEW]), "past_key_values": cache})
+    assert len({id(layer._scratch) for layer in cache.layers}) == 1
+    assert len(cache.layers[0]._scratch.rooms) == 1
+
+
+def test_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    segment = card.manifest.segments[0]
+    name = sorted(name for name in card.tensors if name.startswith("kv"))[-1]
+    wrong = card.tensors[name].copy()
+    wrong[-1] ^= 1
+    damaged = CacheCard(card.manifest, {**card.tensors, name: wrong})
+    with pytest.raises(CardDigestError):
+        inject(llama, damaged, NEW, codes=True)
+    monkeypatch.setattr(Packed, "independent", Transform.independent)
+    with pytest.raises(CodecError, match=f"codes of '{segment.codec.name}' cannot stay codes"):
+        inject(llama, card, NEW, codes=True)
+
+
+def test_as_a_held_cache_it_is_decoded_again(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    held = inject(llama, card, NEW, codes=True)
+    logits(llama, held)
+    longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
+    one = inject(llama, longer, NEW, held=held["past_key_values"])
+    assert torch.equal(logits(llama, one), logits(llama, inject(llama, longer, NEW)))
