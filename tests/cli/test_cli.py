@@ -336,7 +336,7 @@ def timed(run: Any, llama_folder: Path, tmp_path: Path) -> Any:
 def test_bench_ttft(timed: Any) -> None:
     code, rows, err = timed("--context-tokens", 60, "--context-tokens", 90)
     assert code == 0, err
-    paths = ["re-prefill", "resident", "full-precision-file", "card", "card-file"]
+    paths = ["re-prefill", "resident", "full-precision-file", "card", "card-file", "card-codes"]
     assert [(row["context_tokens"], row["path"]) for row in rows] == [
         (tokens, path) for tokens in (60, 90) for path in paths
     ]
@@ -348,7 +348,9 @@ def test_bench_ttft(timed: Any) -> None:
         assert row["link_mbit"] is row["peak_extra_bytes"] is None
     assert set(rows[3]["alone_ms"]) == {"verify", "decode"}
     assert set(rows[4]["alone_ms"]) == {"read", "verify", "decode"}
-    assert rows[3]["bytes"] == rows[4]["bytes"]
+    assert rows[3]["bytes"] == rows[4]["bytes"] == rows[5]["bytes"]
+    assert rows[3]["cache_bytes"] == rows[1]["cache_bytes"]
+    assert rows[5]["cache_bytes"] > rows[5]["bytes"] / 2
     assert rows[0]["bytes"] == 4 * 60
     code, _, err = timed("--path", "guess")
     assert code == 1

@@ -58,14 +58,14 @@ def test_chains_and_exact_hits(llama: Any) -> None:
 
 
 def test_it_holds_no_numbers_of_the_card() -> None:
-    """Beside the bytes of the card one layer, however many there are."""
+    """Beside the bytes of the card two layers, however many there are."""
     model = tiny_model(num_hidden_layers=6)
     cache = inject(model, capture(model, token_ids=CONTEXT), NEW, codes=True)["past_key_values"]
     assert all(isinstance(layer, CodedLayer) for layer in cache.layers)
     assert all(layer.keys.numel() == 0 for layer in cache.layers)
     logits(model, {"input_ids": torch.tensor([NEW]), "past_key_values": cache})
-    assert len({id(layer._scratch) for layer in cache.layers}) == 1
-    assert len(cache.layers[0]._scratch.rooms) == 1
+    assert len({id(layer.scratch) for layer in cache.layers}) == 1
+    assert len(cache.layers[0].scratch.rooms) == 2
 
 
 def test_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:

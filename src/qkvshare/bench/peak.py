@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from ..card.errors import QKVShareError
-from .routes import ROUTES, Card, CardFile, FullPrecisionFile, Route
+from .routes import ROUTES, Card, CardFile, Route
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_MEASURED = (Card, CardFile, FullPrecisionFile)
+_MEASURED = (Card, CardFile)  # a full file is mapped, and read by the model
 
 
 def peak_extra_bytes(model: str, route: Route) -> int | None:
     """Bytes at the peak of `Route.open` and `Route.inject`, less those of the cache they make.
 
-    None for routes that make none, and where the system does not count (it is Linux that does).
+    None for other routes than a card's, and where the system does not count (Linux does).
     """
     if type(route) not in _MEASURED or not _RESET.exists():
         return None

@@ -54,9 +54,13 @@ class _HfQuantized(Route):
 
     @property
     def nbytes(self) -> int:
-        """Of codes, scales and shifts, in memory."""
-        kept = (at for layer in self.cache.layers for at in vars(layer).items())
-        return sum(_nbytes(value) for name, value in kept if name.startswith("_quantized"))
+        """Of codes, scales and shifts."""
+        return sum(map(_nbytes, map(vars, self.cache.layers)))
+
+    @property
+    def cache_bytes(self) -> int:
+        """The same, and the new tokens."""
+        return sum(map(_nbytes, map(vars, self._given["past_key_values"].layers)))
 
 
 def _nbytes(value: Any) -> int:
@@ -129,6 +133,10 @@ class LlamaCpp(Route):
     def codec(self) -> str:
         """ggml's name."""
         return self.kind
+
+    @property
+    def cache_bytes(self) -> None:
+        """It does not say."""
 
     @property
     def nbytes(self) -> int:

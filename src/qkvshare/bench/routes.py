@@ -24,6 +24,7 @@ from ..evals.handoff import Setting
 from ..hf.attention import NAME
 from ..hf.cache import rooms
 from ..hf.capture import make_card
+from ..hf.coded import CodedLayer
 from ..hf.identity import identify
 from ..hf.inject import inject
 from ..hf.layers import attention_layers, empty_cache, place_layer
@@ -106,6 +107,12 @@ class Route:
         """What the receiver needs beside the model."""
         assert self.file is not None
         return (self.folder / self.file).stat().st_size
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Of the cache in memory, once the new tokens are read."""
+        layers: list[Any] = self._given["past_key_values"].layers
+        return int(sum(part.nbytes for at in layers for part in (at.keys, at.values)))
 
     @property
     def path(self) -> Path:
@@ -272,6 +279,28 @@ class Card(CardFile):
         return self.card.nbytes
 
 
+class CardCodes(Card):
+    """A card in memory whose codes stay codes: each layer is decoded whenever it is read."""
+
+    name = "card-codes"
+
+    def arguments(self) -> dict[str, Any]:
+        """By `inject`."""
+        assert self.card is not None
+        return inject(self.model, self.card, self.new, codes=True)
+
+    def alone(self) -> dict[str, Callable[[], object]]:
+        """Nothing overlaps."""
+        return {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of codes, new tokens, and the numbers of one layer."""
+        layers: list[CodedLayer] = self._given["past_key_values"].layers
+        return sum(layer.nbytes for layer in layers) + layers[0].scratch.nbytes
+
+
 ROUTES: dict[str, type[Route]] = {
-    route.name: route for route in (RePrefill, Resident, FullPrecisionFile, Card, CardFile)
+    route.name: route
+    for route in (RePrefill, Resident, FullPrecisionFile, Card, CardFile, CardCodes)
 }

@@ -15,7 +15,7 @@ import torch
 from ..evals.handoff import Setting, read_context
 from .link import cross
 from .peak import peak_extra_bytes
-from .routes import CardFile, Route
+from .routes import CardCodes, CardFile, Route
 
 _AFTER = 8  # tokens decoded after the first one
 
@@ -31,6 +31,7 @@ class Timing:
             cross one), open, inject, forward, sample.
         alone: parts of ``open`` and ``inject`` that overlap there, each by itself.
         decode: a token after the first, mean over some.
+        cache_bytes: of the cache in memory then.
         peak: bytes of memory that opening and injecting took beside the cache itself.
     """
 
@@ -40,6 +41,7 @@ class Timing:
     stages: Times = field(default_factory=lambda: defaultdict(list))
     alone: Times = field(default_factory=lambda: defaultdict(list))
     decode: list[float] = field(default_factory=list)
+    cache_bytes: int | None = None
     peak: int | None = None
 
     @property
@@ -92,7 +94,10 @@ def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Pla
     for kind in plan.routes:
         if plan.link is not None and kind.file is None:
             continue
-        for number, setting in enumerate(plan.settings if issubclass(kind, CardFile) else [None]):
+        settings = list(enumerate(plan.settings)) if issubclass(kind, CardFile) else [(0, None)]
+        for number, setting in settings:
+            if issubclass(kind, CardCodes) and setting and not setting.codec.independent:
+                continue
             own = folder / str(number)
             own.mkdir(exist_ok=True)
             routes.append(kind(model, state.ids, new, own, setting))
@@ -121,6 +126,7 @@ def _once(timing: Timing, link: float | None) -> None:
         _time("link", stages, lambda: cross(sent, route.path, link))
     for stage in (route.open, route.inject, route.forward, route.sample):
         _time(stage.__name__, stages, stage)
+    timing.cache_bytes = route.cache_bytes
     start = time.perf_counter()
     for _ in range(_AFTER):
         route.follow()

@@ -29,8 +29,8 @@ def ttft(
     path: Annotated[
         list[str] | None,
         typer.Option(
-            help="re-prefill, resident, full-precision-file, card, card-file: all by default. "
-            "Or, where installed, hf-quantized (quanto, hqq) and llama.cpp."
+            help="re-prefill, resident, full-precision-file, card, card-file, card-codes: all by "
+            "default. Or, where installed, hf-quantized (quanto, hqq) and llama.cpp."
         ),
     ] = None,
     codec: CodecNames = None,
@@ -101,6 +101,7 @@ def _row(model: str, new_tokens: int, link: float | None, timing: Timing) -> dic
         "stages_ms": {name: spread(times) for name, times in timing.stages.items()},
         "alone_ms": {name: spread(times) for name, times in timing.alone.items()},
         "bytes": timing.nbytes,
+        "cache_bytes": timing.cache_bytes,
         "decode_ms_per_token": spread(timing.decode),
         "peak_extra_bytes": timing.peak,
     }
@@ -109,7 +110,9 @@ def _row(model: str, new_tokens: int, link: float | None, timing: Timing) -> dic
 def _print(rows: list[dict[str, Any]]) -> None:
     stages = [*dict.fromkeys(name for row in rows for name in row["stages_ms"])]
     memory = any(row["peak_extra_bytes"] is not None for row in rows)
-    table = Table("tokens", "path", "codec", "first (ms)", *stages, "next (ms)", "bytes")
+    table = Table(
+        "tokens", "path", "codec", "first (ms)", *stages, "next (ms)", "bytes", "in memory"
+    )
     if memory:
         table.add_column("peak (bytes)")
     for row in rows:
@@ -122,6 +125,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             *(f"{row['stages_ms'][name]['median']:,.1f}" for name in stages),
             f"{row['decode_ms_per_token']['median']:,.1f}",
             f"{row['bytes']:,}",
+            "—" if row["cache_bytes"] is None else f"{row['cache_bytes']:,}",
             *(["—" if peak is None else f"{peak:,}"] if memory else []),
         )
     out.print(table)

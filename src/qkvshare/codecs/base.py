@@ -101,6 +101,11 @@ class Codec(ABC):
         decoded, on the thread that did so, and several may be at work.
         """
 
+    def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
+        """Decode one layer into ``layer``, where layers are `independent`. Raises `CardError`."""
+        for _ in self.decode([blob], [layer]):
+            pass
+
     @abstractmethod
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Split a layer's ``nbytes`` bytes by kind: codes, scales, maps."""

@@ -94,7 +94,7 @@ class Packed(Codec):
 
         def work(job: list[tuple[Bytes, Into]]) -> list[Into]:
             for blob, layer in job:
-                self._decode(blob, layer)
+                self.decode_layer(blob, layer)
                 then(layer)
             return [layer for _, layer in job]
 
@@ -102,7 +102,8 @@ class Packed(Codec):
             while done:  # nothing is held that the caller has let go
                 yield done.pop(0)
 
-    def _decode(self, blob: Bytes, layer: LayerKV) -> None:
+    def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
+        """One layer, on the caller's thread."""
         shape = layer.shape
         at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):

@@ -1,14 +1,15 @@
 """Layers that keep a card's codes, and are decoded each time they are read.
 
-The cache of a long context then takes the card's bytes and the numbers of one layer. What is read
+The cache of a long context then takes the card's bytes and the numbers of two layers. What is read
 after the card is kept in full, as in any other layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..card.digest import Bytes
 from ..codecs import Codec, LayerKV, Shape
 from .room import SPARE, FullLayer
+
+_beside = ThreadPoolExecutor(1)
 
 
 @dataclass(frozen=True)
@@ -28,48 +31,104 @@ class Coded:
     shape: Shape
     turn: Callable[[Tensor], Tensor] | None
 
+    def decode(self, room: LayerKV) -> None:
+        """To the first sequence of ``room [batch, kv_heads, tokens, dim]``."""
+        at = slice(self.start, self.start + self.shape.tokens)
+        there = LayerKV(room.keys[0, :, at], room.values[0, :, at])
+        here, dtype = there, there.keys.dtype
+        if there.keys.device.type != "cpu":
+            shapes = self.shape.keys, self.shape.values
+            here = LayerKV(*(torch.empty(of, dtype=dtype) for of in shapes))
+        self.codec.decode_layer(self.blob, here)
+        if here is not there:
+            there.keys.copy_(here.keys)
+            there.values.copy_(here.values)
+        if self.turn is not None:
+            self.turn(there.keys)
+
 
 @dataclass
 class Scratch:
-    """Numbers of one layer at a time, for all layers of a cache."""
+    """The numbers of two layers, for all layers of a cache in turn.
+
+    While one is decoded the next one is too, on another thread: afterwards the model needs both.
+
+    Attributes:
+        layers: what each layer has as codes.
+        rooms: memory of layers of even and of odd number.
+        coming: the layer that is being decoded ahead of its time.
+    """
 
     dtype: torch.dtype
-    rooms: dict[Any, LayerKV] = field(default_factory=dict)
+    device: torch.device
+    layers: list[tuple[Coded, ...]] = field(default_factory=list)
+    rooms: dict[int, LayerKV] = field(default_factory=dict)
+    coming: tuple[int, Future[None]] | None = None
 
-    def room(self, shape: Shape, batch: int, device: torch.device) -> LayerKV:
-        """``[batch, kv_heads, tokens, dim]``, two; what was there before is lost."""
-        key = shape.kv_heads, shape.head_dim, shape.v_head_dim, batch, device
-        if key not in self.rooms or self.rooms[key].keys.shape[2] < shape.tokens:
-            self.rooms.clear()
-            more = Shape(shape.kv_heads, shape.tokens + SPARE, shape.head_dim, shape.v_head_dim)
-            parts = (
-                torch.empty(batch, *of, dtype=self.dtype, device=device)
-                for of in (more.keys, more.values)
+    def __deepcopy__(self, _: object) -> Self:
+        """Codes are never changed, and numbers are made anew."""
+        return type(self)(self.dtype, self.device, self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return sum(room.keys.nbytes + room.values.nbytes for room in self.rooms.values())
+
+    def read(self, number: int, batch: int, tokens: int) -> LayerKV:
+        """Layer ``number`` in the first of ``batch`` sequences with room for ``tokens``, each."""
+        ahead, self.coming = self.coming, None
+        if ahead is not None:
+            ahead[1].result()
+        room = self._room(number, batch, tokens)
+        if ahead is not None and ahead[0] == number:
+            return room
+        if number % 2 == 0 and number + 1 < len(self.layers) and torch.get_num_threads() > 1:
+            beside = self._room(number + 1, batch, tokens)
+            self.coming = number + 1, _beside.submit(self._decode, number + 1, beside)
+        self._decode(number, room)
+        return room
+
+    def _decode(self, number: int, room: LayerKV) -> None:
+        for part in self.layers[number]:
+            part.decode(room)
+
+    def _room(self, number: int, batch: int, tokens: int) -> LayerKV:
+        shape = self.layers[number][0].shape
+        room = self.rooms.get(number % 2)
+        needed = batch, shape.kv_heads, tokens, shape.head_dim
+        if room is None or room.keys.shape[:2] != needed[:2] or room.keys.shape[2] < tokens:
+            sizes = (batch, shape.kv_heads, tokens + SPARE)
+            keys, values = (
+                torch.empty(*sizes, dim, dtype=self.dtype, device=self.device)
+                for dim in (shape.head_dim, shape.v_head_dim)
             )
-            self.rooms[key] = LayerKV(*parts)
-        room = self.rooms[key]
-        return LayerKV(room.keys[:, :, : shape.tokens], room.values[:, :, : shape.tokens])
+            room = self.rooms[number % 2] = LayerKV(keys, values)
+        return room
 
 
 class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
     """Full attention over a card's ``kept`` tokens, as codes, and those after them, as numbers."""
 
-    def __init__(self, parts: Sequence[Coded], kept: int, scratch: Scratch, device: torch.device):
-        """``parts`` follow each other from token 0."""
+    def __init__(self, parts: Sequence[Coded], kept: int, scratch: Scratch) -> None:
+        """``parts`` follow each other from token 0; their numbers come to be in ``scratch``."""
         super().__init__()
-        self._parts, self._kept, self._scratch = tuple(parts), kept, scratch
+        self._parts, self._kept, self.scratch = tuple(parts), kept, scratch
+        self._number = len(scratch.layers)
+        scratch.layers.append(self._parts)
         shape = parts[0].shape
-        self.dtype, self.device, self.is_initialized = scratch.dtype, device, True
+        self.dtype, self.device, self.is_initialized = scratch.dtype, scratch.device, True
         self.keys, self.values = (
-            torch.empty(1, shape.kv_heads, 0, dim, dtype=scratch.dtype, device=device)
+            torch.empty(1, shape.kv_heads, 0, dim, dtype=self.dtype, device=self.device)
             for dim in (shape.head_dim, shape.v_head_dim)
         )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As `FullLayer.update`. What comes out is valid until the next layer is read."""
+        """As `FullLayer.update`. What comes out is valid until other layers are read."""
         super().update(key_states, value_states, *args, **kwargs)
+        if not self._parts:
+            return cast(Tensor, self.keys), cast(Tensor, self.values)
         whole = self._whole()
         return whole.keys, whole.values
 
@@ -79,20 +138,21 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
         layer.update(whole.keys, whole.values)
         return layer
 
+    @property
+    def nbytes(self) -> int:
+        """Of codes, and of the numbers behind them; without the scratch, which layers share."""
+        tails = cast(Tensor, self.keys).nbytes + cast(Tensor, self.values).nbytes
+        return tails + sum(part.blob.nbytes for part in self._parts)
+
     def _whole(self) -> LayerKV:
         """All tokens as numbers ``[batch, kv_heads, tokens, dim]``, in the scratch."""
         keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
-        batch, heads, added, _ = keys.shape
-        dims = keys.shape[3], values.shape[3]
-        known = sum(part.shape.tokens for part in self._parts)
-        shape = Shape(heads, max(known, self._kept + added), *dims)
-        room = self._scratch.room(shape, batch, keys.device)
-        for part in self._parts:
-            _decode(part, room)
+        batch, added = keys.shape[0], keys.shape[2]
+        known, end = sum(part.shape.tokens for part in self._parts), self._kept + added
+        room = self.scratch.read(self._number, batch, max(known, end))
         for number, tail in ((room.keys, keys), (room.values, values)):
             number[1:, :, : self._kept] = number[:1, :, : self._kept]
-            number[:, :, self._kept : self._kept + added] = tail
-        end = self._kept + added
+            number[:, :, self._kept : end] = tail
         return LayerKV(room.keys[:, :, :end], room.values[:, :, :end])
 
     def get_seq_length(self) -> int:
@@ -111,20 +171,3 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
         """Forget everything."""
         super().reset()
         self._parts, self._kept = (), 0
-
-
-def _decode(part: Coded, room: LayerKV) -> None:
-    """To the first sequence of ``room``."""
-    at = slice(part.start, part.start + part.shape.tokens)
-    there = LayerKV(room.keys[0, :, at], room.values[0, :, at])
-    here = there
-    if there.keys.device.type != "cpu":
-        shape, dtype = part.shape, there.keys.dtype
-        here = LayerKV(*(torch.empty(of, dtype=dtype) for of in (shape.keys, shape.values)))
-    for _ in part.codec.decode([part.blob], [here]):
-        pass
-    if here is not there:
-        there.keys.copy_(here.keys)
-        there.values.copy_(here.values)
-    if part.turn is not None:
-        part.turn(there.keys)

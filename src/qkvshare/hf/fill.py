@@ -172,12 +172,14 @@ def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
                 f"codes of {run.codec.name!r} cannot stay codes: a layer is decoded from those "
                 "before it. Inject without codes=, or capture with the codec 'packed'."
             )
-    rope, scratch = Rope(model), Scratch(dtype_of(card))
+    rope, scratches = Rope(model), dict[torch.device, Scratch]()
+    decoder = cast(Any, model).get_decoder()
     for number, at in enumerate(card.manifest.layers):
         if at.window is None:
-            device = next(cast(Any, model).get_decoder().layers[number].parameters()).device
+            device = next(decoder.layers[number].parameters()).device
+            scratch = scratches.setdefault(device, Scratch(dtype_of(card), device))
             parts = [_coded(card, run, number, rope, device) for run in card.manifest.runs]
-            cache.layers[number] = CodedLayer(parts, cache.decoded, scratch, device)
+            cache.layers[number] = CodedLayer(parts, cache.decoded, scratch)
 
 
 def _coded(card: CacheCard, run: Run, number: int, rope: Rope, device: torch.device) -> Coded:
