@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,13 +23,27 @@ def resume(
     ] = None,
     agent: Annotated[str, typer.Option(help="A name for the new card's lineage.")] = "",
     profile: ProfileFile = None,
+    policy: Annotated[
+        Literal["inject", "prefill", "auto"],
+        typer.Option(
+            help="inject the card, read its text again (prefill), or what is sooner (auto: "
+            "measured once for a machine, a model and a codec)."
+        ),
+    ] = "inject",
+    link: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, metavar="MBIT", help="For auto: the card must first cross such a link."
+        ),
+    ] = None,
 ) -> None:
     """Go on from a card: read PROMPT after it and print what the model says (greedy)."""
     known = CacheCard.load(card)
     with progress.status("loading the model …") as status:
         import torch
 
-        from ..hf.inject import inject
+        from ..hf.costs import choose
+        from ..hf.inject import inject, prefill
         from ..hf.load import load_model
         from ..profile import Profile
 
@@ -38,7 +52,12 @@ def resume(
         loaded, tokenizer = load_model(model)
         status.update("going on from the card …")
         new = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        arguments = inject(loaded, known, new, tokenizer=tokenizer)
+        if policy == "auto":
+            choice = choose(loaded, known, len(new), link)
+            progress.print(f"policy {choice}")
+            policy = choice.policy
+        start = inject if policy == "inject" else prefill
+        arguments = start(loaded, known, new, tokenizer=tokenizer)
         read = arguments["input_ids"].shape[1]
         with torch.no_grad():
             result = loaded.generate(

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from ..card import CacheCard
@@ -64,21 +64,59 @@ def inject(
         IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
         the model is touched.
     """
-    card.require_fresh()
-    card.manifest.identity.require(identify(model, tokenizer))
-    require_geometry(model, card.manifest.layers, empty_cache(model))
-    require_vocabulary(model, card.token_ids, "card")
-    new = _new_tokens(model, card, as_ids(new_ids, "new_ids"), prompt_ids)
-    kept = card.tokens
-    if len(new) == 0:
-        new, kept = card.token_ids[-1:], kept - 1
-    require_length(model, kept + len(new))
-
+    new, kept = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
     cache = CardCache(card, kept, config=model.config)
     if codes:
         keep_codes(model, cache)
     if not codes or any(at.window for at in card.manifest.layers):
         fill(model, cache, _shared(card, held, kept))
+    return _arguments(model, new, kept, cache)
+
+
+def prefill(
+    model: PreTrainedModel,
+    card: CacheCard,
+    new_ids: Ids = (),
+    *,
+    prompt_ids: Ids | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, Any]:
+    """What `inject` gives, made by reading the card's text again: at full precision, and later.
+
+    Needs none of the card's encoded bytes. `costs.choose` says when it is sooner. Raises as
+    `inject`.
+    """
+    new, kept = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
+    cache = empty_cache(model)
+    ids = torch.from_numpy(card.token_ids[:kept].astype(np.int64))[None].to(model.device)
+    with torch.no_grad():
+        if kept:
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return _arguments(model, new, kept, cache)
+
+
+def _admit(
+    model: PreTrainedModel,
+    card: CacheCard,
+    new: TokenIds,
+    prompt_ids: Ids | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[TokenIds, int]:
+    """The tokens to read, and how many of the card come before them; everything is checked."""
+    card.require_fresh()
+    card.manifest.identity.require(identify(model, tokenizer))
+    require_geometry(model, card.manifest.layers, empty_cache(model))
+    require_vocabulary(model, card.token_ids, "card")
+    new, kept = _new_tokens(model, card, new, prompt_ids), card.tokens
+    if len(new) == 0:
+        new, kept = card.token_ids[-1:], kept - 1
+    require_length(model, kept + len(new))
+    return new, kept
+
+
+def _arguments(
+    model: PreTrainedModel, new: TokenIds, kept: int, cache: DynamicCache
+) -> dict[str, Any]:
     device = model.device
     return {
         "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
