@@ -57,6 +57,23 @@ def test_capture_and_resume(run: Any, card: Path, llama: Any, llama_folder: Path
     assert out == tiny_tokenizer().decode(expected, skip_special_tokens=True) + "\n"
 
 
+def test_resume_policies(
+    run: Any, card: Path, llama: Any, llama_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("QKVSHARE_CACHE", str(tmp_path / "cache"))
+    expected = greedy_from_text(llama, ids(TEXT + " And then?"), 12)
+    text = tiny_tokenizer().decode(expected, skip_special_tokens=True) + "\n"
+    asked = ("resume", card, "-m", llama_folder, "-p", " And then?", "--max-new-tokens", 12)
+    assert run(*asked, "--policy", "prefill")[:2] == (0, text)
+    code, out, err = run(*asked, "--policy", "auto")
+    assert (code, out) == (0, text)
+    assert "ms expected from the card" in err
+    code, out, err = run(*asked, "--policy", "auto", "--link", 0.001)
+    assert (code, out) == (0, text)
+    assert "policy prefill:" in err
+    assert run(*asked, "--policy", "guess")[0] != 0
+
+
 def test_resume_hands_on_from_a_lossy_card(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     path, longer = tmp_path / "a", tmp_path / "b"
     assert run("capture", "-m", llama_folder, "--prompt", TEXT, "-o", path)[0] == 0

@@ -18,14 +18,15 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MEASURED = (Card, CardFile)  # a full file is mapped, and read by the model
 
 
-def peak_extra_bytes(model: str, route: Route) -> int | None:
+def peak_extra_bytes(model: str, route: Route, profile: Path | None) -> int | None:
     """Bytes at the peak of `Route.open` and `Route.inject`, less those of the cache they make.
 
     None for other routes than a card's, and where the system does not count (Linux does).
     """
     if type(route) not in _MEASURED or not _RESET.exists():
         return None
-    asked = [model, route.name, str(route.folder), route.ids.tolist(), route.new]
+    known = None if profile is None else str(profile.absolute())
+    asked = [model, known, route.name, str(route.folder), route.ids.tolist(), route.new]
     command = [sys.executable, "-m", __name__]
     done = subprocess.run(
         command, input=msgspec.json.encode(asked), capture_output=True, check=False
@@ -35,10 +36,15 @@ def peak_extra_bytes(model: str, route: Route) -> int | None:
     return int(done.stdout)
 
 
-def _measure(name: str, kind: str, folder: str, ids: list[int], new: list[int]) -> int:
+def _measure(
+    name: str, profile: str | None, kind: str, folder: str, ids: list[int], new: list[int]
+) -> int:
     from ..hf.load import load_model
     from ..kernels import pages
+    from ..profile import Profile
 
+    if profile is not None:
+        Profile.load(Path(profile)).keep()
     model, _ = load_model(name)
     context = np.array(ids, np.int32)
     route = ROUTES[kind](model, context, new, Path(folder), None)
@@ -54,7 +60,8 @@ def _measure(name: str, kind: str, folder: str, ids: list[int], new: list[int]) 
             after = _high_water()
     cache: Any = route._given["past_key_values"]
     made: list[Any] = [part for layer in cache.layers for part in (layer.keys, layer.values)]
-    return after - before - int(sum(part.nbytes for part in made))
+    # Below 0 where what the process had and did not need was enough.
+    return max(0, after - before - int(sum(part.nbytes for part in made)))
 
 
 def _high_water() -> int:

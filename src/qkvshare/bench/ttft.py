@@ -59,8 +59,9 @@ class Plan:
         settings: of the cards.
         rounds: how often.
         link: Mbit a second, where files must first cross one; routes without a file are left out.
-        memory: whether peak memory is measured, each route in a process of its own; this is the
-            name that such a process loads the model by.
+        memory: where peak memory is measured, each route in a process of its own: the name that
+            it loads the model by.
+        profile: and the profile.
     """
 
     routes: Sequence[type[Route]]
@@ -68,6 +69,7 @@ class Plan:
     rounds: int
     link: float | None = None
     memory: str | None = None
+    profile: Path | None = None
 
 
 def measure_ttft(
@@ -114,7 +116,7 @@ def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Pla
             _once(timing if number else Timing(timing.route, 0), plan.link)
     if plan.memory is not None:
         for timing in found:
-            timing.peak = peak_extra_bytes(plan.memory, timing.route)
+            timing.peak = peak_extra_bytes(plan.memory, timing.route, plan.profile)
     return found
 
 

@@ -61,7 +61,7 @@ def ttft(
     with progress.status("loading the model …"):
         loaded, tokenizer = load_model(model)
         (ids,) = windows(tokenizer(content)["input_ids"], 1, max(lengths) + new_tokens)
-    plan = Plan(routes, settings, rounds, bandwidth, model if memory else None)
+    plan = Plan(routes, settings, rounds, bandwidth, model if memory else None, profile)
     with Progress(console=progress, transient=True) as bar:
         timings = measure_ttft(loaded, ids, lengths, new_tokens, plan)
         tracked = bar.track(timings, total=len(lengths), description="lengths")
