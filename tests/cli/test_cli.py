@@ -403,6 +403,19 @@ def test_bench_ttft_memory(timed: Any) -> None:
     assert rows[1]["peak_extra_bytes"] is None
 
 
+@pytest.mark.parametrize(("package", "codec"), [("hqq", "hqq-4"), ("optimum.quanto", "quanto-4")])
+def test_bench_ttft_of_transformers_caches(timed: Any, package: str, codec: str) -> None:
+    """With the extra ``peers``."""
+    pytest.importorskip(package)
+    code, rows, err = timed(
+        *("--context-tokens", 200, "--path", "hf-quantized", "--path", "resident")
+    )
+    assert code == 0, err
+    row = next(row for row in rows if row["codec"] == codec)
+    assert row["path"] == "hf-quantized"
+    assert row["bytes"] < rows[-1]["bytes"] / 4
+
+
 def test_bench_ttft_says_what_is_not_installed(timed: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("qkvshare.bench.peers.find_spec", lambda name: None)
     code, _, err = timed("--path", "llama.cpp")
