@@ -16,12 +16,10 @@ from allocation import cell
 Row = dict[str, Any]
 
 
-def named(row: Row) -> str:
-    """What a line of a plot is called."""
-    if row["codec"] == "none":
-        return "no hand-off"
+def named(row: Row, bits: str) -> str:
+    """A line of a plot; ``bits`` of the last card, or the ``budget`` of the first."""
     spender = "" if row["allocator"] in ("lagrangian", "smooth") else f" ({row['allocator']})"
-    return f"{row['codec']}{spender}, {row['bits_per_value']:.1f} bits, {row['policy']}"
+    return f"{row['codec']}{spender}, {row[bits]:.1f} bits, {row['policy']}"
 
 
 def relay_table(rows: list[Row]) -> None:
@@ -91,13 +89,13 @@ def draw(lines: dict[str, list[tuple[float, float]]], path: Path, **labels: Any)
 
 
 def collect(
-    rows: list[Row], points: Callable[[Row], list[tuple[float, float]]]
+    rows: list[Row], points: Callable[[Row], list[tuple[float, float]]], bits: str
 ) -> dict[str, list[tuple[float, float]]]:
     """All points of each line."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["codec"] != "none" and (found := points(row)):
-            lines.setdefault(named(row), []).extend(found)
+            lines.setdefault(named(row, bits), []).extend(found)
     return lines
 
 
@@ -118,11 +116,11 @@ def main() -> None:
     if recall := [row for row in rows if "answer_nll" in row]:
         recall_table(recall)
     if given.accuracy is not None:
-        lines = collect(relay, lambda row: [(row["hops"], row["delta_points"]["mean"])])
+        lines = collect(relay, lambda row: [(row["hops"], row["delta_points"]["mean"])], "budget")
         draw(lines, given.accuracy, ylabel="accuracy, points against no hand-off")
     if given.kl is not None:
         longest = [row for row in relay if row["hops"] == most]
-        lines = collect(longest, lambda row: [*enumerate(row["kl_by_hop"], 1)])
+        lines = collect(longest, lambda row: [*enumerate(row["kl_by_hop"], 1)], "bits_per_value")
         draw(lines, given.kl, ylabel="KL, nats", yscale="log")
 
 
