@@ -1,6 +1,6 @@
 """Tables and plots of `ttft.md`, from what `bench ttft` wrote; and the floors of this machine.
 
-python docs/results/ttft.py FILE.json [--link LINK.json] [--plot PNG] [--stages PNG]
+python docs/results/ttft.py FILE.json [--link LINK.json …] [--plot PNG] [--stages PNG]
 python docs/results/ttft.py --floors
 """
 
@@ -203,7 +203,7 @@ def main() -> None:
     """Print the tables, draw the plots."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", nargs="?", type=Path)
-    parser.add_argument("--link", type=Path)
+    parser.add_argument("--link", nargs="*", type=Path, default=[])
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--stages", type=Path)
     parser.add_argument("--floors", action="store_true")
@@ -216,8 +216,8 @@ def main() -> None:
     for show in (table, ratios, alone):
         show(rows)
         print()
-    if given.link is not None:
-        over_a_link(json.loads(given.link.read_text())["rows"], rows)
+    if given.link:
+        over_a_link([row for at in given.link for row in json.loads(at.read_text())["rows"]], rows)
     if given.plot is not None:
         draw(rows, given.plot)
     if given.stages is not None:
