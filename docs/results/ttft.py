@@ -175,10 +175,10 @@ def floors() -> None:
     weights = sum(part.nbytes for part in model.parameters())
     token = 2 * 30 * 3 * 64 * 4
     filled, source = pages(1 << 28), torch.ones(1 << 26)
-    a = torch.randn(1024, 1024)
+    a = torch.randn(2048, 2048)
     fill = (1 << 28) / seconds(lambda: filled.fill_(1))
     read = source.nbytes / seconds(source.sum)
-    rate = 2 * 1024**3 / seconds(lambda: a @ a)
+    rate = 2 * 2048**3 / seconds(lambda: a @ a)
     print(f"fill {fill / 1e9:.1f} GB/s, read {read / 1e9:.1f} GB/s, matrices {rate / 1e9:.0f} GF/s")
     print("| tokens | reading again, ms | going on (weights, cache), ms | writing the cache, ms |")
     print("|---" * 4 + "|")
