@@ -124,6 +124,7 @@ def draw(rows: list[Row], path: Path) -> None:
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         lines.setdefault(name(row).replace("`", ""), []).append((row["context_tokens"], first(row)))
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for label, points in lines.items():
         style = "o-" if label.startswith("card") else "s--"
         axes.plot(*zip(*sorted(points), strict=True), style, label=label, markersize=4, linewidth=1)
@@ -131,7 +132,7 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.set_xticks(lengths(rows), lengths(rows))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
