@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ..card.errors import QKVShareError
-from .routes import ROUTES, Card, CardFile, Route
+from .cards import ROUTES, Card, CardFile
+from .routes import Route
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MEASURED = (Card, CardFile)  # a full file is mapped, and read by the model

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ..evals.handoff import Setting, read_context
+from .cards import CardCodes, CardFile
 from .link import cross
 from .peak import peak_extra_bytes
-from .routes import CardCodes, CardFile, Route
+from .routes import Route
 
 _AFTER = 8  # tokens decoded after the first one
 

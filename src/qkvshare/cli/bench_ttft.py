@@ -73,8 +73,8 @@ def ttft(
 
 
 def _routes(names: list[str] | None) -> list[type[Route]]:
+    from ..bench.cards import ROUTES
     from ..bench.peers import installed
-    from ..bench.routes import ROUTES
 
     found: list[type[Route]] = []
     for name in dict.fromkeys(names or ROUTES):

@@ -1,0 +1,128 @@
+"""Routes from a card: on disk, in memory, and with codes that stay codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from ..card import CacheCard
+from ..card.digest import Bytes, digest_bytes
+from ..codecs import LayerKV, decode_runs, dtype_of, shapes_of
+from ..hf.attention import NAME
+from ..hf.cache import rooms
+from ..hf.capture import make_card
+from ..hf.coded import CodedLayer
+from ..hf.identity import identify
+from ..hf.inject import inject
+from ..hf.state import State
+from .routes import FullPrecisionFile, RePrefill, Resident, Route
+
+
+@dataclass
+class CardFile(Route):
+    """A card on disk: opened, read, checked, decoded, injected."""
+
+    name, attention = "card-file", NAME
+    file: ClassVar[str | None] = "card"
+    card: CacheCard | None = field(default=None, init=False)
+
+    def prepare(self, state: State) -> None:
+        """Capture and write it."""
+        at = self.setting
+        assert at is not None
+        make_card(state, identify(self.model), at.codec, at.spending(), at.budget).save(self.path)
+
+    def open(self) -> None:
+        """Header and ids."""
+        self.card = CacheCard.load(self.path)
+
+    def arguments(self) -> dict[str, Any]:
+        """By `inject`."""
+        assert self.card is not None
+        return inject(self.model, self.card, self.new)
+
+    def alone(self) -> dict[str, Callable[[], object]]:
+        """Reading, checking, decoding."""
+        card = CacheCard.load(self.path)
+        (run,) = card.manifest.runs
+        data: list[Bytes] = [card.tensors[name] for name in card.tensors]
+        kept = CacheCard(card.manifest, card.verify())
+        devices = [torch.device("cpu")] * len(card.manifest.layers)
+
+        def decode() -> list[LayerKV]:
+            places = rooms(shapes_of(card, run), devices, dtype_of(card))
+            return list(decode_runs(kept, lambda _: places)[0])
+
+        return {
+            "read": lambda: [card.tensors[name] for name in card.tensors],
+            "verify": lambda: [digest_bytes(part.view("u1")) for part in data],
+            "decode": decode,
+        }
+
+    @property
+    def codec(self) -> str:
+        """Of the card."""
+        assert self.setting is not None
+        return self.setting.codec.name
+
+
+class Card(CardFile):
+    """A card in memory: checked, decoded, injected."""
+
+    name, file = "card", None
+
+    def ready(self, state: State | None) -> None:
+        """Read it."""
+        card = CacheCard.load(self.path)
+        self.card = CacheCard(card.manifest, card.verify())
+
+    def open(self) -> None:
+        """It is there."""
+
+    def alone(self) -> dict[str, Callable[[], object]]:
+        """As for the file, without reading."""
+        parts = super().alone()
+        del parts["read"]
+        return parts
+
+    @property
+    def path(self) -> Path:
+        """Where it was read from."""
+        return self.folder / "card"
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file that it would be."""
+        assert self.card is not None
+        return self.card.nbytes
+
+
+class CardCodes(Card):
+    """A card in memory whose codes stay codes: each layer is decoded whenever it is read."""
+
+    name = "card-codes"
+
+    def arguments(self) -> dict[str, Any]:
+        """By `inject`."""
+        assert self.card is not None
+        return inject(self.model, self.card, self.new, codes=True)
+
+    def alone(self) -> dict[str, Callable[[], object]]:
+        """Nothing overlaps."""
+        return {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of codes, new tokens, and the numbers of one layer."""
+        layers: list[CodedLayer] = self._given["past_key_values"].layers
+        return sum(layer.nbytes for layer in layers) + layers[0].scratch.nbytes
+
+
+ROUTES: dict[str, type[Route]] = {
+    route.name: route
+    for route in (RePrefill, Resident, FullPrecisionFile, Card, CardFile, CardCodes)
+}
