@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from qkvshare import CacheCard, capture, inject
-from qkvshare.card.errors import CardDigestError, CodecError
-from qkvshare.codecs import Kivi, Packed, Raw, Transform, Uniform
-from qkvshare.hf.coded import CodedLayer
+from qkvshare.card.errors import CaptureError, CardDigestError, CodecError
+from qkvshare.codecs import Kivi, LayerKV, Packed, Raw, Transform, Uniform
+from qkvshare.hf.coded import Coded, CodedLayer, Scratch
 from qkvshare.hf.layers import attention_layers
+from qkvshare.hf.room import SPARE
 
 from ..conftest import FAMILIES, some_ids, tiny_model
 
@@ -89,3 +90,45 @@ def test_as_a_held_cache_it_is_decoded_again(llama: Any) -> None:
     longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
     one = inject(llama, longer, NEW, held=held["past_key_values"])
     assert torch.equal(logits(llama, one), logits(llama, inject(llama, longer, NEW)))
+
+
+def test_what_was_decoded_ahead_for_less_room_is_decoded_again(llama: Any) -> None:
+    """Layer 1 comes ahead with layer 0, and then is asked for with more tokens than fit."""
+    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    cache = inject(llama, card, NEW, codes=True)["past_key_values"]
+    plain = inject(llama, card, NEW)["past_key_values"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cache.layers[0].plain()
+        assert cache.layers[0].scratch.coming is not None
+        _, heads, _, dim = plain.layers[1].keys.shape
+        more = torch.randn(2, 1, heads, SPARE + 9, dim)
+        found = [at.layers[1].update(*more) for at in (cache, plain)]
+        assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_layers_of_different_heads_have_rooms_of_their_own() -> None:
+    scratch = Scratch(torch.float32, torch.device("cpu"))
+    for number, dim in enumerate((16, 16, 8)):
+        layer = LayerKV(torch.randn(2, 5, dim), torch.randn(2, 5, 16))
+        (blob,) = Raw().encode([layer])
+        scratch.layers.append((Coded(Raw(), blob, 0, layer.shape, None),))
+        found = scratch.read(number, 1, 5)
+        assert torch.equal(found.keys[0, :, :5], layer.keys)
+        assert torch.equal(found.values[0, :, :5], layer.values)
+
+
+def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
+    cache = inject(llama, capture(llama, token_ids=CONTEXT), NEW, codes=True)["past_key_values"]
+    cache.reset()
+    cache.crop(-3)
+    assert cache.get_seq_length() == 0
+    with pytest.raises(CaptureError, match="layer 0 of the cache is empty"):
+        capture(llama, token_ids=CONTEXT, cache=cache)
+    ids = torch.tensor([CONTEXT])
+    found = logits(llama, {"input_ids": ids, "past_key_values": cache})
+    assert torch.equal(found, logits(llama, {"input_ids": ids}))
+    assert attention_layers(llama, cache)[0].keys.shape[2] == len(CONTEXT)

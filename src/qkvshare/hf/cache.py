@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from ..card import CacheCard
-from ..codecs import LayerKV, Shape
+from ..codecs import LayerKV, Shape, empty
 from ..kernels.pages import LARGE, pages
 from .room import growing
 
@@ -36,6 +38,43 @@ class CardCache(DynamicCache):
         """As ``DynamicCache.crop``; what is read again after it is not the card's any more."""
         super().crop(*arguments, **named)
         self.decoded = min(self.decoded, self.get_seq_length())
+
+
+@dataclass(frozen=True)
+class Place(LayerKV):
+    """Where one layer of a run is decoded, and what is done to it then.
+
+    Attributes:
+        stays: where it stays; None where none of it is needed.
+        turn: what brings its keys to their positions.
+    """
+
+    stays: LayerKV | None
+    turn: Callable[[Tensor], Tensor] | None
+
+    @classmethod
+    def of(
+        cls,
+        stays: LayerKV | None,
+        shape: Shape,
+        dtype: torch.dtype,
+        turn: Callable[[Tensor], Tensor] | None,
+    ) -> Place:
+        """There, if codecs can decode there. Raises `CardFormatError` for too much memory."""
+        here = stays
+        if here is None or here.keys.device.type != "cpu":
+            (here,) = empty([shape], dtype)
+        return cls(here.keys, here.values, stays, turn)
+
+    def settle(self) -> None:
+        """Bring it to where it stays, and its keys to their positions."""
+        if self.stays is None:
+            return
+        if self.stays.keys.device != self.keys.device:
+            self.stays.keys.copy_(self.keys)
+            self.stays.values.copy_(self.values)
+        if self.turn is not None:
+            self.turn(self.stays.keys)
 
 
 def rooms(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..codecs import Codec, LayerKV, Shape
+from .cache import Place
 from .room import SPARE, FullLayer
 
 _beside = ThreadPoolExecutor(1)
@@ -35,16 +36,9 @@ class Coded:
         """To the first sequence of ``room [batch, kv_heads, tokens, dim]``."""
         at = slice(self.start, self.start + self.shape.tokens)
         there = LayerKV(room.keys[0, :, at], room.values[0, :, at])
-        here, dtype = there, there.keys.dtype
-        if there.keys.device.type != "cpu":
-            shapes = self.shape.keys, self.shape.values
-            here = LayerKV(*(torch.empty(of, dtype=dtype) for of in shapes))
-        self.codec.decode_layer(self.blob, here)
-        if here is not there:
-            there.keys.copy_(here.keys)
-            there.values.copy_(here.values)
-        if self.turn is not None:
-            self.turn(there.keys)
+        place = Place.of(there, self.shape, there.keys.dtype, self.turn)
+        self.codec.decode_layer(self.blob, place)
+        place.settle()
 
 
 @dataclass
@@ -56,14 +50,14 @@ class Scratch:
     Attributes:
         layers: what each layer has as codes.
         rooms: memory of layers of even and of odd number.
-        coming: the layer that is being decoded ahead of its time.
+        coming: the layer that is being decoded ahead of its time, and where.
     """
 
     dtype: torch.dtype
     device: torch.device
     layers: list[tuple[Coded, ...]] = field(default_factory=list)
     rooms: dict[int, LayerKV] = field(default_factory=dict)
-    coming: tuple[int, Future[None]] | None = None
+    coming: tuple[int, LayerKV, Future[None]] | None = None
 
     def __deepcopy__(self, _: object) -> Self:
         """Codes are never changed, and numbers are made anew."""
@@ -78,13 +72,13 @@ class Scratch:
         """Layer ``number`` in the first of ``batch`` sequences with room for ``tokens``, each."""
         ahead, self.coming = self.coming, None
         if ahead is not None:
-            ahead[1].result()
+            ahead[2].result()
         room = self._room(number, batch, tokens)
-        if ahead is not None and ahead[0] == number:
+        if ahead is not None and ahead[0] == number and ahead[1] is room:
             return room
         if number % 2 == 0 and number + 1 < len(self.layers) and torch.get_num_threads() > 1:
             beside = self._room(number + 1, batch, tokens)
-            self.coming = number + 1, _beside.submit(self._decode, number + 1, beside)
+            self.coming = number + 1, beside, _beside.submit(self._decode, number + 1, beside)
         self._decode(number, room)
         return room
 
@@ -93,16 +87,19 @@ class Scratch:
             part.decode(room)
 
     def _room(self, number: int, batch: int, tokens: int) -> LayerKV:
-        shape = self.layers[number][0].shape
-        room = self.rooms.get(number % 2)
-        needed = batch, shape.kv_heads, tokens, shape.head_dim
-        if room is None or room.keys.shape[:2] != needed[:2] or room.keys.shape[2] < tokens:
-            sizes = (batch, shape.kv_heads, tokens + SPARE)
-            keys, values = (
-                torch.empty(*sizes, dim, dtype=self.dtype, device=self.device)
-                for dim in (shape.head_dim, shape.v_head_dim)
+        shape, room = self.layers[number][0].shape, self.rooms.get(number % 2)
+        sizes = [(batch, shape.kv_heads, dim) for dim in (shape.head_dim, shape.v_head_dim)]
+        has = (
+            []
+            if room is None
+            else [(*of.shape[:2], of.shape[3]) for of in (room.keys, room.values)]
+        )
+        if room is None or has != sizes or room.keys.shape[2] < tokens:
+            parts = (
+                torch.empty(rows, heads, tokens + SPARE, dim, dtype=self.dtype, device=self.device)
+                for rows, heads, dim in sizes
             )
-            room = self.rooms[number % 2] = LayerKV(keys, values)
+            room = self.rooms[number % 2] = LayerKV(*parts)
         return room
 
 
@@ -127,26 +124,33 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor, Tensor]:
         """As `FullLayer.update`. What comes out is valid until other layers are read."""
         super().update(key_states, value_states, *args, **kwargs)
-        if not self._parts:
-            return cast(Tensor, self.keys), cast(Tensor, self.values)
+        if not self._parts:  # it was reset
+            return self._tails
         whole = self._whole()
         return whole.keys, whole.values
 
     def plain(self) -> FullLayer:
         """A layer of the same tokens, all of them numbers and its own."""
-        whole, layer = self._whole(), FullLayer()
+        layer = FullLayer()
+        if not self.is_initialized:  # it was reset
+            return layer
+        whole = self._whole() if self._parts else LayerKV(*self._tails)
         layer.update(whole.keys, whole.values)
         return layer
 
     @property
+    def _tails(self) -> tuple[Tensor, Tensor]:
+        return cast(Tensor, self.keys), cast(Tensor, self.values)
+
+    @property
     def nbytes(self) -> int:
         """Of codes, and of the numbers behind them; without the scratch, which layers share."""
-        tails = cast(Tensor, self.keys).nbytes + cast(Tensor, self.values).nbytes
+        tails = sum(tail.nbytes for tail in self._tails)
         return tails + sum(part.blob.nbytes for part in self._parts)
 
     def _whole(self) -> LayerKV:
         """All tokens as numbers ``[batch, kv_heads, tokens, dim]``, in the scratch."""
-        keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
+        keys, values = self._tails
         batch, added = keys.shape[0], keys.shape[2]
         known, end = sum(part.shape.tokens for part in self._parts), self._kept + added
         room = self.scratch.read(self._number, batch, max(known, end))
@@ -161,7 +165,9 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
 
     def crop(self, tokens_to_remove: int) -> None:
         """As ``DynamicLayer.crop``, and on into the codes, of which all stay."""
-        added = cast(Tensor, self.keys).shape[2]
+        if not self.is_initialized:
+            return
+        added = self._tails[0].shape[2]
         if -tokens_to_remove > added:
             self._kept += tokens_to_remove + added
             tokens_to_remove = -added

@@ -70,8 +70,9 @@ class Choice:
 def choose(model: Any, card: CacheCard, new_tokens: int, link: float | None = None) -> Choice:
     """For ``new_tokens`` after ``card``, which must first cross a ``link`` in Mbit/s, if given.
 
-    Measures once, if it has to. Raises as `inject`.
+    Measures once, if it has to. Raises `IdentityError`, and as `inject`.
     """
+    card.manifest.identity.require(identify(model))
     costs = measured(model, from_record(card.manifest.segments[0].codec))
     from_card = costs.inject + costs.token * card.tokens
     from_card += costs.reading(model, new_tokens, card.tokens)

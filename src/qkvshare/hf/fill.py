@@ -23,12 +23,11 @@ from ..codecs import (
     Shape,
     decode_runs,
     dtype_of,
-    empty,
     find_codec,
     from_record,
     shapes_of,
 )
-from .cache import CardCache, rooms
+from .cache import CardCache, Place, rooms
 from .coded import Coded, CodedLayer, Scratch
 from .room import SPARE
 from .rope import Rope, Turn
@@ -87,17 +86,15 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
         run.start: _turns(rope, run, places) for run in card.manifest.runs if run.start >= known
     }
 
-    def into(run: Run) -> Iterator[_Part]:
+    def into(run: Run) -> Iterator[Place]:
         for number, shape in enumerate(shapes_of(card, run)):
             end = run.end - plans[number].first
             room, at = places[number], slice(end - run.held(number), end)
             used = at.start >= 0 and not coded[number]
-            here = there = LayerKV(room.keys[:, at], room.values[:, at]) if used else None
-            if here is None or here.keys.device.type != "cpu":
-                (here,) = empty([shape], dtype_of(card))
-            yield _Part(here.keys, here.values, there, turns[run.start][number])
+            there = LayerKV(room.keys[:, at], room.values[:, at]) if used else None
+            yield Place.of(there, shape, dtype_of(card), turns[run.start][number])
 
-    decoded = decode_runs(card, into, _Part.settle)
+    decoded = decode_runs(card, into, Place.settle)
     streams = [
         stream
         for run, stream in zip(card.manifest.runs, decoded, strict=True)
@@ -114,29 +111,6 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
         cache.layers[number].take(room, use, kept)
     for stream in streams:
         next(stream, None)  # what is wrong with the end of a run is found there
-
-
-@dataclass(frozen=True)
-class _Part(LayerKV):
-    """Where one layer of a run is decoded, and what is done to it then.
-
-    Attributes:
-        place: where it stays; None where none of it is needed.
-        turn: what brings its keys to their positions.
-    """
-
-    place: LayerKV | None
-    turn: Turn | None
-
-    def settle(self) -> None:
-        """Bring it to its place, and its keys to their positions."""
-        if self.place is None:
-            return
-        if self.place.keys.device != self.keys.device:
-            self.place.keys.copy_(self.keys)
-            self.place.values.copy_(self.values)
-        if self.turn is not None:
-            self.turn(self.place.keys)
 
 
 def _turns(rope: Rope, run: Run, rooms: list[LayerKV]) -> list[Turn | None]:
