@@ -185,6 +185,22 @@ class CacheCard:
         tensors = {**{name: parent.tensors[name] for name in taken}, **self.tensors}
         return CacheCard(self.manifest, tensors)
 
+    def head(self, tokens: int) -> CacheCard:
+        """A child with the first ``tokens`` tokens, for a prompt that goes on otherwise from there.
+
+        Raises `CardError` unless a segment ends there.
+        """
+        ends = [segment.end for segment in self.manifest.segments]
+        if tokens not in ends:
+            raise CardError(
+                f"the card cannot be cut after {tokens} tokens; its segments end after "
+                f"{', '.join(map(str, ends[:10]))}. Nothing is encoded again, so cut there."
+            )
+        kept = ends.index(tokens) + 1
+        names = [name for n in range(kept) for name in (ids_name(n), *self._blob_names(n))]
+        tensors = {name: self.tensors[name] for name in names if name in self.tensors}
+        return self._reshaped(self.manifest.segments[:kept], tensors, "head")
+
     def compact(self) -> CacheCard:
         """All segments as one: a smaller header; bytes are moved, nothing is encoded again.
 
@@ -247,10 +263,7 @@ class CacheCard:
         sizes = self.manifest.segments[segment].sizes
         if sizes is not None:
             return sizes[layer]
-        name = blob_name(layer, segment)
-        if isinstance(self.tensors, FileTensors):
-            return self.tensors.kind(name)[1][0]
-        return self.tensors[name].nbytes
+        return container.kind_of(self.tensors, blob_name(layer, segment))[1][0]
 
     def _metadata(self) -> dict[str, str]:
         # One entry only: safetensors does not keep the order of several, and a card's bytes

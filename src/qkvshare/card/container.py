@@ -7,8 +7,10 @@ first), then ``kv.<layer>.<segment>`` layer by layer, so layer 0 can start befor
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ Array = npt.NDArray[Any]
 MAGIC = "qkvshare.cachecard"
 # A header of 16 MiB holds some 100,000 layer-segments; anything larger is an attack or an accident.
 MAX_HEADER_BYTES = 16 << 20
+_ITEM_BYTES = {"U8": 1, "I32": 4}
 
 
 def ids_name(segment: int) -> str:
@@ -37,7 +40,15 @@ def blob_name(layer: int, segment: int) -> str:
     return f"kv.{layer:04d}.{segment:04d}"
 
 
-class FileTensors(Mapping[str, Array]):
+class LazyTensors(Mapping[str, Array]):
+    """Tensors that are read when they are asked for."""
+
+    @abstractmethod
+    def kind(self, name: str) -> tuple[str, list[int]]:
+        """Element type (``"U8"``, ``"I32"``) and shape of a tensor, from the header only."""
+
+
+class FileTensors(LazyTensors):
     """The tensors of a file, read one at a time, each as a private copy.
 
     Private, because the file may change under a mapping between the digest check and the decode.
@@ -81,7 +92,7 @@ class FileTensors(Mapping[str, Array]):
         return len(self._slices)
 
     def kind(self, name: str) -> tuple[str, list[int]]:
-        """Element type (``"U8"``, ``"I32"``) and shape of a tensor, from the header only."""
+        """Element type and shape of a tensor, from the header only."""
         part = self._slices[name]
         return part.get_dtype(), part.get_shape()
 
@@ -109,17 +120,25 @@ def _header_bytes(path: Path) -> int:
     return length
 
 
+def kind_of(tensors: Mapping[str, Array], name: str) -> tuple[str, list[int]]:
+    """Element type and shape of a tensor, without reading it where that can be avoided."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.kind(name)
+    array = tensors[name]
+    return "U8" if array.dtype == np.uint8 else "I32", list(array.shape)
+
+
 def header_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> int:
     """Bytes that `write` will put before the tensors, known without writing anything."""
     # Mirrors the safetensors layout: 8 bytes of length, compact JSON, spaces up to 8 bytes.
     header: dict[str, Any] = {"__metadata__": metadata}
+    kinds = {name: kind_of(tensors, name) for name in tensors}
     offset = 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
-        array = tensors[name]
-        kind = "U8" if array.dtype == np.uint8 else "I32"
-        offsets = [offset, offset + array.nbytes]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
-        offset += array.nbytes
+    for name in sorted(kinds, key=lambda name: (-_ITEM_BYTES[kinds[name][0]], name)):
+        kind, shape = kinds[name]
+        end = offset + _ITEM_BYTES[kind] * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return 8 + (len(text) + 7) // 8 * 8
 

@@ -42,6 +42,14 @@ class CardWriteError(QKVShareError):
     """The card could not be written; nothing was left behind under its name."""
 
 
+class StoreError(QKVShareError):
+    """The store cannot be opened, or does not allow what was asked of it."""
+
+
+class StoreFullError(StoreError):
+    """The store's limit leaves no room for the card."""
+
+
 class IdentityError(QKVShareError):
     """Card and model (or tokenizer) differ, or one of them does not say what it is."""
 

@@ -159,6 +159,11 @@ class Manifest(Strict, frozen=True):
         return self.segments[-1].end
 
     @property
+    def segment_names(self) -> list[str]:
+        """The segments' digests, in order."""
+        return [segment.digest for segment in self.segments]
+
+    @property
     def runs(self) -> list[Run]:
         """All segments' runs, in order."""
         return [run for n, segment in enumerate(self.segments) for run in runs_of(n, segment)]

@@ -93,7 +93,7 @@ def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
         "tokens": card.tokens,
         "bits_per_value": card.bits_per_value,
         "bytes": sizes,
-        "segment_digests": [segment.digest for segment in card.manifest.segments],
+        "segment_digests": card.manifest.segment_names,
         "manifest": msgspec.to_builtins(card.manifest),
     }
     text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()

@@ -1,0 +1,7 @@
+"""Where cards live: content-addressed files, an index, eviction, time to live."""
+
+from .audit import Audit
+from .catalog import Entry, Match
+from .store import Store
+
+__all__ = ["Audit", "Entry", "Match", "Store"]

@@ -1,0 +1,122 @@
+"""Compare files and index: find damage, clear away what nobody owns, make the index again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..card.errors import CardError, CardNotFoundError
+from . import eviction
+from .folder import Folder
+from .index import Index
+
+if TYPE_CHECKING:
+    from .store import Store
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found: ``damaged`` and ``lost`` are digests of cards, with what is wrong.
+
+    ``orphans``: files that no card in the index needs; left by writers that were killed, they
+    cost room and nothing else, and `Store.gc` removes them in time.
+    """
+
+    cards: int
+    segments: int
+    bytes: int
+    orphans: int
+    damaged: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every card in the index can be read, to the last byte."""
+        return not self.damaged and not self.lost
+
+
+def audit(folder: Folder, index: Index) -> Audit:
+    """Read every byte of every card in the index and compare it with its digest.
+
+    Others may use the store meanwhile; what they remove is not counted.
+    """
+    damaged: dict[str, str] = {}
+    lost: dict[str, str] = {}
+    rows = index.rows("SELECT digest FROM card ORDER BY digest")
+    cards = len(rows)
+    for row in rows:
+        digest = row["digest"]
+        try:
+            folder.open_card(digest).verify()
+        except CardError as error:
+            if index.row("SELECT 1 FROM card WHERE digest = ?", digest) is None:
+                cards -= 1
+                continue
+            problems = lost if isinstance(error, CardNotFoundError) else damaged
+            problems[digest] = str(error)
+    known = index.row("SELECT count(*) AS number FROM segment")
+    return Audit(
+        cards=cards,
+        segments=known["number"] if known else 0,
+        bytes=eviction.stored_bytes(index),
+        orphans=sum(1 for _ in _orphans(folder, index)),
+        damaged=damaged,
+        lost=lost,
+    )
+
+
+def sweep(folder: Folder, index: Index, older_than: float) -> int:
+    """Remove files that no card needs, last changed before ``older_than``; returns how many.
+
+    Rows whose files are gone go too.
+    """
+    removed = 0
+    for path in folder.unfinished():
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < older_than:
+                path.unlink()
+                removed += 1
+    for kind, name in list(_orphans(folder, index)):
+        path = folder.card_path(name) if kind == "card" else folder.segment_path(name)
+        with index.writing(), suppress(FileNotFoundError):
+            if not _owned(index, kind, name) and path.stat().st_mtime < older_than:
+                path.unlink()
+                removed += 1
+    for row in index.rows("SELECT digest FROM card"):
+        if not folder.card_path(row["digest"]).exists():
+            with index.writing():
+                eviction.drop(index, folder, row["digest"])
+    return removed
+
+
+def rebuild(store: Store) -> list[str]:
+    """Put every card that has all its files into the index; returns the digests of those without.
+
+    What only the index knew is lost: times to live, leases, uses.
+    """
+    incomplete = []
+    for digest in sorted(store.folder.cards()):
+        try:
+            card = store.folder.open_card(digest)
+        except CardError:
+            incomplete.append(digest)
+            continue
+        store.adopt(card)
+    return incomplete
+
+
+def _orphans(folder: Folder, index: Index) -> Iterator[tuple[str, str]]:
+    """Kind and name of every file without a row; asked one by one, for others go on."""
+    for digest in folder.cards():
+        if not _owned(index, "card", digest):
+            yield "card", digest
+    for name in folder.segments():
+        if not _owned(index, "segment", name):
+            yield "segment", name
+
+
+def _owned(index: Index, kind: str, name: str) -> bool:
+    table = "card WHERE digest" if kind == "card" else "segment WHERE name"
+    return index.row(f"SELECT 1 FROM {table} = ?", name) is not None

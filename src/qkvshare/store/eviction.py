@@ -1,0 +1,96 @@
+"""What to drop when there is no room: the cards that save the least reading per byte.
+
+GreedyDual-Size-Frequency (Cherkasova 1998): a card's priority is the store's clock when it was
+last used plus ``uses · saved ms / bytes``; the lowest goes first, and the clock moves up to what
+went. So a card that nobody uses ages, however dear it was to make.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .folder import Folder
+from .index import Index
+
+# SmolLM2-135M on two cores reads 1024, 2048, 4096 and 8128 tokens in 2.2, 5.3, 13.3 and 33.8 s
+# (docs/results/ttft.md): a line and a square, equal at some 6500 tokens. Only ratios matter here.
+_BEND = 6500.0
+
+# Bytes of card ``c``: its own file, and each segment's shared evenly by those who have it.
+OWN_BYTES = (
+    "(c.bytes + coalesce((SELECT sum(s.bytes * 1.0 / (SELECT count(*) FROM part o WHERE "
+    "o.segment = s.name)) FROM part p JOIN segment s ON s.name = p.segment "
+    "WHERE p.card = c.digest), 0))"
+)
+
+
+def reading_ms(tokens: int) -> float:
+    """What reading ``tokens`` takes, where nobody measured it; ms of a small model on two cores."""
+    return 1.8 * tokens * (1 + tokens / _BEND)
+
+
+def stored_bytes(index: Index) -> int:
+    """Bytes of all files that the index knows."""
+    row = index.row("SELECT bytes FROM total")
+    return int(row["bytes"]) if row else 0
+
+
+def touch(index: Index, digest: str) -> None:
+    """Give a card that was just put or used its new priority. Within `Index.writing`."""
+    index.run(
+        "UPDATE card AS c SET priority = (SELECT clock FROM total) + (hits + 1) * saved_ms / "
+        f"max({OWN_BYTES}, 1) WHERE digest = ?",
+        digest,
+    )
+
+
+def drop(index: Index, folder: Folder, digest: str) -> None:
+    """Remove a card, and the segments that no other card has. Within `Index.writing`.
+
+    Files first: killed in between, the card is gone, and its row is found by the next audit.
+    """
+    parts = index.rows("SELECT DISTINCT segment FROM part WHERE card = ?", digest)
+    folder.card_path(digest).unlink(missing_ok=True)
+    index.run("DELETE FROM card WHERE digest = ?", digest)
+    for part in parts:
+        name = part["segment"]
+        if index.row("SELECT 1 FROM part WHERE segment = ? LIMIT 1", name) is None:
+            folder.segment_path(name).unlink(missing_ok=True)
+            index.run("DELETE FROM segment WHERE name = ?", name)
+
+
+def expire(index: Index, folder: Folder) -> list[str]:
+    """Drop what has passed its time and is not leased. Within `Index.writing`."""
+    rows = index.rows(
+        "SELECT digest FROM card WHERE expires_at <= ?1 AND digest NOT IN "
+        "(SELECT card FROM lease WHERE until > ?1)",
+        time.time(),
+    )
+    for row in rows:
+        drop(index, folder, row["digest"])
+    return [row["digest"] for row in rows]
+
+
+def make_room(
+    index: Index, folder: Folder, goal: int, *, grace: float, keep: str = ""
+) -> list[str]:
+    """Drop cards until at most ``goal`` bytes are stored, as far as possible. Within `writing`.
+
+    Leased cards stay, and ``keep``. Those put less than ``grace`` seconds ago go last, the oldest
+    first: nobody can have used them yet, so their priority says nothing.
+    """
+    dropped: list[str] = []
+    now = time.time()
+    while stored_bytes(index) > goal:
+        row = index.row(
+            "SELECT digest, priority FROM card WHERE digest != ?1 AND digest NOT IN "
+            "(SELECT card FROM lease WHERE until > ?2) ORDER BY put_at > ?3, "
+            "CASE WHEN put_at > ?3 THEN put_at ELSE priority END LIMIT 1",
+            *(keep, now, now - grace),
+        )
+        if row is None:
+            break
+        drop(index, folder, row["digest"])
+        index.run("UPDATE total SET clock = max(clock, ?)", row["priority"])
+        dropped.append(row["digest"])
+    return dropped

@@ -1,0 +1,159 @@
+"""A tenant's files: cards without their segments, and segments, each named by its digest.
+
+A file appears under its name whole or not at all (written beside it, synced, renamed), so what is
+there needs no index to be understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..card import CacheCard, container
+from ..card.container import Array, FileTensors, LazyTensors, blob_name, ids_name
+from ..card.errors import CardFormatError, CardNotFoundError, CardWriteError, StoreError
+
+SEGMENT = "qkvshare.segment"
+Blobs = Mapping[str, Array]  # a segment's bytes, named as in a card whose only segment it is
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Cards and segments below ``root``, private to the user."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Make the folders. Raises `StoreError`."""
+        try:
+            for part in (self.root, self.root / "cards", self.root / "segments"):
+                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"no store can be kept at {self.root}: {error.strerror}. "
+                "Name a folder that exists or can be made, and is writable."
+            ) from error
+
+    def card_path(self, digest: str) -> Path:
+        """Where a card's header and token ids are; 256 folders, so that none gets long."""
+        return self.root / "cards" / digest[:2] / f"{digest}.card"
+
+    def segment_path(self, name: str) -> Path:
+        """Where a segment's bytes are."""
+        return self.root / "segments" / name[:2] / f"{name}.segment"
+
+    def write_card(self, card: CacheCard) -> None:
+        """Write header and ids. Raises `CardWriteError`."""
+        path = self.card_path(card.digest)
+        _make(path.parent)
+        _without_segments(card).save(path)
+
+    def write_segment(self, name: str, blobs: Blobs) -> None:
+        """Write a segment's bytes. Raises `CardWriteError`."""
+        path = self.segment_path(name)
+        _make(path.parent)
+        container.write(path, blobs, {SEGMENT: name})
+
+    def card_bytes(self, card: CacheCard) -> int:
+        """Bytes of the file that `write_card` writes."""
+        return _without_segments(card).nbytes
+
+    def segment_bytes(self, blobs: Blobs) -> int:
+        """Bytes of the file that `write_segment` writes."""
+        header = container.header_bytes(blobs, {SEGMENT: "0" * 64})
+        return header + sum(blob.nbytes for blob in blobs.values())
+
+    def open_card(self, digest: str) -> CacheCard:
+        """A whole card of what is in the folder; bytes are read and verified on demand.
+
+        Its files are open from here on, so it stays readable when somebody removes them. Raises
+        the `CardError` family.
+        """
+        card = CacheCard.load(self.card_path(digest))
+        if card.digest != digest:
+            raise CardFormatError(
+                f"{self.card_path(digest)} holds the card {card.digest[:12]}…; "
+                "expected the one that it is named after. Somebody moved files by hand."
+            )
+        names = card.manifest.segment_names
+        opened = [self._open_segment(name) for name in names]
+        return CacheCard(card.manifest, Assembled(card.tensors, opened))
+
+    def _open_segment(self, name: str) -> FileTensors:
+        try:
+            tensors = FileTensors(self.segment_path(name))
+        except CardNotFoundError as error:
+            raise CardNotFoundError(f"the segment {name[:12]}… is not there: {error}") from error
+        if tensors.metadata != {SEGMENT: name}:
+            raise CardFormatError(
+                f"{tensors.path} is not the segment that it is named after; "
+                f"its metadata has {str(tensors.metadata)[:100]}."
+            )
+        return tensors
+
+    def cards(self) -> Iterator[str]:
+        """Digests of all cards that have a file."""
+        yield from (path.stem for path in self.root.glob("cards/??/*.card"))
+
+    def segments(self) -> Iterator[str]:
+        """Names of all segments that have a file."""
+        yield from (path.stem for path in self.root.glob("segments/??/*.segment"))
+
+    def unfinished(self) -> Iterator[Path]:
+        """What writers that were killed left behind, or others are writing now."""
+        yield from self.root.glob("*/??/.*.part")
+
+
+def _without_segments(card: CacheCard) -> CacheCard:
+    names = [ids_name(number) for number in range(len(card.manifest.segments))]
+    return CacheCard(card.manifest, {name: card.tensors[name] for name in names})
+
+
+def _make(folder: Path) -> None:
+    """Make a folder. Raises `CardWriteError`."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise CardWriteError(f"nothing can be written to {folder}: {error.strerror}.") from error
+
+
+class Assembled(LazyTensors):
+    """A card's tensors, ids from one file and each segment's blobs from a file of its own."""
+
+    def __init__(self, ids: Mapping[str, Array], segments: list[FileTensors]) -> None:
+        """``segments`` in the card's order."""
+        self._ids = ids
+        self._places = {
+            blob_name(layer, number): (segment, blob_name(layer, 0))
+            for number, segment in enumerate(segments)
+            for layer in range(len(segment))
+        }
+
+    def __getitem__(self, name: str) -> Array:
+        """Read one tensor."""
+        if name not in self._places:
+            return self._ids[name]
+        segment, inner = self._places[name]
+        return segment[inner]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor; reads nothing."""
+        return name in self._places or name in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over tensor names."""
+        yield from self._ids
+        yield from self._places
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self._ids) + len(self._places)
+
+    def kind(self, name: str) -> tuple[str, list[int]]:
+        """Element type and shape of a tensor, from the files' headers only."""
+        if name in self._places:
+            segment, inner = self._places[name]
+            return segment.kind(inner)
+        ids = self._ids[name]
+        return "I32", list(ids.shape)

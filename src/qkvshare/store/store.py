@@ -1,0 +1,255 @@
+"""`Store`: where cards live between hand-offs, on one machine, for many processes at once."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..card import CacheCard, Identity
+from ..card.container import blob_name
+from ..card.digest import TokenIds
+from ..card.errors import CardNotFoundError, CardThinError, StoreError, StoreFullError
+from . import catalog, eviction
+from .audit import Audit, audit, rebuild, sweep
+from .catalog import Entry, Match
+from .folder import Blobs, Folder
+from .index import Index
+from .prefixes import Prefixes
+
+log = logging.getLogger(__name__)
+
+# Before that nobody can tell whether a card that was put will be used.
+GRACE_SECONDS = 60.0
+# What a writer has not finished after this long it will not finish.
+ABANDONED_SECONDS = 3600.0
+
+
+class Store:
+    """Cards as files named by their content, with an index. One object may serve many threads.
+
+    A run of tokens that several cards have in common is kept once. What `put` has returned is there
+    until it is removed, expires or is evicted, through kills and power cuts.
+    """
+
+    def __init__(self, root: str | Path, *, limit: int | None = None) -> None:
+        """Open or make the store in folder ``root``.
+
+        ``limit``: bytes that all files together may take; `put` makes room first, see
+        `eviction`. Raises `StoreError`.
+        """
+        self.folder = Folder(Path(root))
+        self.limit = limit
+        self.folder.prepare()
+        path = self.folder.root / "index.sqlite"
+        known = path.exists()
+        self.index = Index(path)
+        if not known and next(self.folder.cards(), None) is not None:
+            log.warning("the store %s had no index; making it again from the files", root)
+            for digest in rebuild(self):
+                log.warning("the card %s lacks files and was left out", digest)
+
+    def close(self) -> None:
+        """Close the index."""
+        self.index.close()
+
+    def put(
+        self, card: CacheCard, *, ttl: float | None = None, saved_ms: float | None = None
+    ) -> str:
+        """Store a card and return its digest, once everything is on the disk.
+
+        A thin card is completed by the segments that are here. ``ttl``: seconds after which the
+        card may go; ``saved_ms``: what reading its text takes longer, where that was measured.
+        Raises `StoreFullError`, `CardThinError`, `CardWriteError`, or `CardDigestError` for a
+        damaged card.
+        """
+        tensors = card.verify()
+        blobs: dict[str, Blobs | None] = {}
+        for number, name in enumerate(card.manifest.segment_names):
+            count = len(card.manifest.segments[number].blobs) if number >= card.thin else 0
+            held: Blobs = {blob_name(at, 0): tensors[blob_name(at, number)] for at in range(count)}
+            blobs[name] = held or None
+        self._make_room(card, blobs)
+        while True:
+            for name, mine in blobs.items():
+                if not self.folder.segment_path(name).exists():
+                    if mine is None:
+                        raise CardThinError(
+                            f"the thin card {card.digest[:12]}… needs the segment {name[:12]}…, "
+                            "which is not in this store. Put its parent first, or the whole card."
+                        )
+                    self.folder.write_segment(name, mine)
+            if not self.folder.card_path(card.digest).exists():
+                self.folder.write_card(card)
+            if self.adopt(card, ttl=ttl, saved_ms=saved_ms):
+                return card.digest
+            # Somebody removed a file in between: write it again.
+
+    def adopt(
+        self, card: CacheCard, *, ttl: float | None = None, saved_ms: float | None = None
+    ) -> bool:
+        """Enter a card whose files are written; False where one of them is not there any more.
+
+        A card that is known keeps its history. Raises `StoreFullError`.
+        """
+        index, folder, digest = self.index, self.folder, card.digest
+        names = card.manifest.segment_names
+        paths = [folder.card_path(digest), *map(folder.segment_path, names)]
+        with index.writing():
+            if not all(path.exists() for path in paths):
+                return False
+            now = time.time()
+            expires = None if ttl is None else now + ttl
+            cost = eviction.reading_ms(card.tokens) if saved_ms is None else saved_ms
+            row = digest, card.manifest.lineage[-1].agent, card.tokens, paths[0].stat().st_size
+            index.run(
+                "INSERT INTO card (digest, agent, tokens, bytes, put_at, used_at, expires_at, "
+                "saved_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
+                "put_at = excluded.put_at, expires_at = excluded.expires_at, "
+                "saved_ms = excluded.saved_ms",
+                *(*row, now, now, expires, cost),
+            )
+            for number, (name, path) in enumerate(zip(names, paths[1:], strict=True)):
+                size = path.stat().st_size
+                index.run("INSERT OR IGNORE INTO segment VALUES (?, ?)", name, size)
+                index.run("INSERT OR IGNORE INTO part VALUES (?, ?, ?)", digest, number, name)
+            prefixes = Prefixes.of(card.token_ids, card.manifest.identity)
+            for segment in card.manifest.segments:
+                place = prefixes.name(segment.end), digest, prefixes.block(segment.end), segment.end
+                index.run("INSERT OR IGNORE INTO prefix VALUES (?, ?, ?, ?)", *place)
+            eviction.touch(index, digest)
+            if self.limit is not None:
+                # Several writers may each have made room for itself alone.
+                eviction.make_room(index, folder, self.limit, keep=digest, grace=GRACE_SECONDS)
+                stored = eviction.stored_bytes(index)
+                if stored > self.limit:
+                    eviction.drop(index, folder, digest)
+        if self.limit is not None and stored > self.limit:
+            raise _full(self.limit, stored)
+        return True
+
+    def get(self, digest: str, tokens: int | None = None) -> CacheCard:
+        """The card of this digest, or its first ``tokens`` tokens (where a segment of it ends).
+
+        Bytes are read when they are needed, and verified; the card stays readable when it is
+        removed from the store meanwhile. Raises `CardNotFoundError`.
+        """
+        self._require(digest)
+        try:
+            card = self.folder.open_card(digest)
+        except CardNotFoundError:
+            self._require(digest)  # removed just now, or is something lost?
+            raise
+        with self.index.writing():
+            self.index.run(
+                "UPDATE card SET hits = hits + 1, used_at = ? WHERE digest = ?", time.time(), digest
+            )
+            eviction.touch(self.index, digest)
+        return card if tokens in (None, card.tokens) else card.head(tokens)
+
+    def match(self, ids: Sequence[int] | TokenIds, identity: Identity) -> Match | None:
+        """The longest prefix of a prompt's ``ids``, ``[tokens]``, that a card of this model has.
+
+        Prefixes end where segments do. ``get(match.card, match.tokens)`` is the card to go on from;
+        None where nothing matches. ``identity``: of the model, see `qkvshare.identify`.
+        """
+        return catalog.match(self.index, Prefixes.of(ids, identity))
+
+    def latest(self, agent: str) -> str:
+        """Digest of the card that ``agent`` handed on last. Raises `CardNotFoundError`."""
+        return catalog.latest(self.index, agent)
+
+    def find(self, beginning: str) -> str:
+        """The one digest that begins so. Raises `CardNotFoundError`."""
+        return catalog.find(self.index, beginning)
+
+    def ls(self) -> list[Entry]:
+        """All cards that have not expired, the last used first."""
+        return catalog.entries(self.index)
+
+    def stats(self) -> dict[str, int]:
+        """Counts and bytes: of all files, and of what the same cards would take by themselves."""
+        return catalog.stats(self.index)
+
+    def remove(self, digest: str) -> None:
+        """Remove a card. Raises `CardNotFoundError`, or `StoreError` while it is leased."""
+        with self.index.writing():
+            self._require(digest)
+            lease = self.index.row(
+                "SELECT until FROM lease WHERE card = ? AND until > ?", digest, time.time()
+            )
+            if lease is not None:
+                raise StoreError(
+                    f"the card {digest[:12]}… is in use for {lease['until'] - time.time():.0f} "
+                    "more seconds at most. Wait until its lease ends."
+                )
+            eviction.drop(self.index, self.folder, digest)
+
+    @contextmanager
+    def lease(self, digest: str, seconds: float = 600.0) -> Iterator[None]:
+        """Keep a card from expiry, eviction and removal while the block runs.
+
+        A lease ends by itself after ``seconds``, so a process that was killed holds nothing for
+        ever. Raises `CardNotFoundError`.
+        """
+        holder = uuid.uuid4().hex
+        with self.index.writing():
+            self._require(digest)
+            row = holder, digest, time.time() + seconds
+            self.index.run("INSERT INTO lease VALUES (?, ?, ?)", *row)
+        try:
+            yield
+        finally:
+            with self.index.writing():
+                self.index.run("DELETE FROM lease WHERE holder = ?", holder)
+
+    def gc(self, abandoned: float = ABANDONED_SECONDS) -> list[str]:
+        """Drop expired cards, get below the limit, and clear away what nobody owns.
+
+        ``abandoned``: age in seconds from which a file without a card is taken for one whose writer
+        was killed. Returns the digests of the cards dropped.
+        """
+        with self.index.writing():
+            self.index.run("DELETE FROM lease WHERE until <= ?", time.time())
+            dropped = eviction.expire(self.index, self.folder)
+            if self.limit is not None:
+                dropped += eviction.make_room(
+                    self.index, self.folder, self.limit, grace=GRACE_SECONDS
+                )
+        sweep(self.folder, self.index, older_than=time.time() - abandoned)
+        return dropped
+
+    def audit(self) -> Audit:
+        """Read every byte of every card and compare it with its digest."""
+        return audit(self.folder, self.index)
+
+    def _require(self, digest: str) -> None:
+        row = self.index.row("SELECT expires_at FROM card WHERE digest = ?", digest)
+        if row is None or (row["expires_at"] is not None and row["expires_at"] <= time.time()):
+            raise CardNotFoundError(
+                f"the card {digest[:12]}… is not in the store {self.folder.root}. It was never "
+                "put there, was removed, or its time has passed. Read the text again."
+            )
+
+    def _make_room(self, card: CacheCard, blobs: dict[str, Blobs | None]) -> None:
+        """Drop cards so that ``card`` fits under the limit. Raises `StoreFullError`."""
+        if self.limit is None:
+            return
+        absent = [b for n, b in blobs.items() if b and not self.folder.segment_path(n).exists()]
+        need = self.folder.card_bytes(card) + sum(map(self.folder.segment_bytes, absent))
+        with self.index.writing():
+            eviction.expire(self.index, self.folder)
+            eviction.make_room(self.index, self.folder, self.limit - need, grace=GRACE_SECONDS)
+            stored = eviction.stored_bytes(self.index)
+        if stored + need > self.limit:
+            raise _full(self.limit, stored + need)
+
+
+def _full(limit: int, wanted: int) -> StoreFullError:
+    return StoreFullError(
+        f"with this card the store would have {wanted:,} bytes, its limit is {limit:,}, and the "
+        "cards that remain are in use. Raise the limit, or wait until their leases end."
+    )
