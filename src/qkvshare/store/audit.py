@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -67,28 +68,32 @@ def audit(folder: Folder, index: Index) -> Audit:
     )
 
 
-def sweep(folder: Folder, index: Index, older_than: float) -> int:
-    """Remove files that no card needs, last changed before ``older_than``; returns how many.
+# What a writer has not finished after this long it will not finish.
+ABANDONED_SECONDS = 3600.0
 
-    Rows whose files are gone go too.
+
+def sweep(folder: Folder, index: Index, abandoned: float) -> None:
+    """Remove files that no card needs and that are older than ``abandoned`` seconds.
+
+    A writer who still needs one writes it again. One that is half written would be missed, so
+    those wait for `ABANDONED_SECONDS` in any case. Rows whose files are gone go too.
     """
-    removed = 0
+    now = time.time()
     for path in folder.unfinished():
         with suppress(FileNotFoundError):
-            if path.stat().st_mtime < older_than:
+            if path.stat().st_mtime < now - ABANDONED_SECONDS:
                 path.unlink()
-                removed += 1
     for kind, name in list(_orphans(folder, index)):
         path = folder.card_path(name) if kind == "card" else folder.segment_path(name)
         with index.writing(), suppress(FileNotFoundError):
-            if not _owned(index, kind, name) and path.stat().st_mtime < older_than:
+            if not _owned(index, kind, name) and path.stat().st_mtime < now - abandoned:
                 path.unlink()
-                removed += 1
     for row in index.rows("SELECT digest FROM card"):
-        if not folder.card_path(row["digest"]).exists():
+        path = folder.card_path(row["digest"])
+        if not path.exists():
             with index.writing():
-                eviction.drop(index, folder, row["digest"])
-    return removed
+                if not path.exists():  # somebody may have put it again
+                    eviction.drop(index, folder, row["digest"])
 
 
 def rebuild(store: Store) -> list[str]:

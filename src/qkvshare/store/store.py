@@ -14,7 +14,7 @@ from ..card.container import blob_name
 from ..card.digest import TokenIds
 from ..card.errors import CardNotFoundError, CardThinError, StoreError, StoreFullError
 from . import catalog, eviction
-from .audit import Audit, audit, rebuild, sweep
+from .audit import ABANDONED_SECONDS, Audit, audit, rebuild, sweep
 from .catalog import Entry, Match
 from .folder import Blobs, Folder
 from .index import Index
@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 
 # Before that nobody can tell whether a card that was put will be used.
 GRACE_SECONDS = 60.0
-# What a writer has not finished after this long it will not finish.
-ABANDONED_SECONDS = 3600.0
 
 
 class Store:
@@ -219,7 +217,7 @@ class Store:
                 dropped += eviction.make_room(
                     self.index, self.folder, self.limit, grace=GRACE_SECONDS
                 )
-        sweep(self.folder, self.index, older_than=time.time() - abandoned)
+        sweep(self.folder, self.index, abandoned)
         return dropped
 
     def audit(self) -> Audit:
