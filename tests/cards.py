@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from qkvshare.card import Allocation, CacheCard, Hop, Identity, Layer, Manifest, Segment
 from qkvshare.card.container import MAGIC, Array, blob_name, ids_name
-from qkvshare.card.digest import EMPTY_CHAIN, digest_bytes, extend_chain
+from qkvshare.card.digest import digest_bytes, empty_chain, extend_chain
 from qkvshare.codecs import Codec, LayerBits, LayerKV, Raw
 from qkvshare.codecs.bits import BitMap
 
@@ -50,6 +51,7 @@ def make_card(
     runs: tuple[int, ...] = (6, 3),
     seed: int = 0,
     joined: bool = False,
+    salt: str | None = None,
 ) -> CacheCard:
     """A card of random state: two layers, one segment for each length in ``runs``.
 
@@ -60,7 +62,7 @@ def make_card(
     segments: list[Segment] = []
     lineage: list[Hop] = []
     tensors: dict[str, Array] = {}
-    start, chain = 0, EMPTY_CHAIN
+    start, chain = 0, empty_chain(salt)
     for index, count in enumerate(runs):
         end = start + count
         ids = np.arange(start, end, dtype=np.int32) + 100 * seed
@@ -76,7 +78,7 @@ def make_card(
             blobs = [np.concatenate(blobs)]
         tensors[ids_name(index)] = ids
         tensors |= {blob_name(layer, index): blob for layer, blob in enumerate(blobs)}
-        after = extend_chain(chain, ids)
+        after = extend_chain(chain, ids, salt)
         segments.append(
             Segment(
                 start=start,
@@ -85,7 +87,7 @@ def make_card(
                 chain=after,
                 codec=codec.record(),
                 allocation=Allocation(),
-                blobs=[digest_bytes(blob) for blob in blobs],
+                blobs=[digest_bytes(blob, salt) for blob in blobs],
                 first=first,
                 sizes=sizes,
             )
@@ -98,6 +100,7 @@ def make_card(
         layers=LAYERS,
         segments=segments,
         lineage=lineage,
+        salt=salt,
     )
     return CacheCard(manifest, tensors)
 
@@ -136,5 +139,7 @@ def edit_manifest(path: Path, edit: Any, resign: bool = True) -> None:
     edit(envelope["manifest"])
     if resign:
         # json.dumps writes the same text again inside the envelope
-        envelope["digest"] = digest_bytes(json.dumps(envelope["manifest"]).encode())
+        salt = envelope["manifest"].get("salt")
+        salt = salt if isinstance(salt, str) and re.fullmatch("[0-9a-f]{64}", salt) else None
+        envelope["digest"] = digest_bytes(json.dumps(envelope["manifest"]).encode(), salt)
     write_envelope(path, envelope)

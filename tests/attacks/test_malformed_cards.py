@@ -263,6 +263,10 @@ def test_edited_manifest(path: Path) -> None:
         lambda m: m.update(created="yesterday"),
         lambda m: m.update(created="2026-01-01T00:00:00"),
         lambda m: m.update(expires="never"),
+        lambda m: m.update(salt=""),
+        lambda m: m.update(salt="A" * 64),
+        lambda m: m.update(salt="a" * 64 + "\n"),
+        lambda m: m.update(salt=["a" * 64]),
         lambda m: m["segments"][0].update(blobs=[]),
         lambda m: m["segments"][0]["blobs"].append("0" * 64),
         lambda m: m["segments"][0].update(blobs=["0" * 63, "0" * 64]),
@@ -367,9 +371,20 @@ def test_segment_spliced_behind_another_prefix(path: Path, tmp_path: Path) -> No
         open_fully(path)
 
 
+@pytest.mark.parametrize("salt", ["b" * 64, None])
+def test_exchanged_salt(tmp_path: Path, salt: str | None) -> None:
+    path = make_card(salt="a" * 64).save(tmp_path / "card")
+    edit_manifest(path, lambda m: m.update(salt=salt), resign=False)
+    with pytest.raises(CardDigestError, match="the manifest has digest"):
+        open_fully(path)
+    edit_manifest(path, lambda m: m.update(salt=salt))
+    with pytest.raises(CardDigestError, match="encoded behind another prefix"):
+        open_fully(path)
+
+
 def test_forged_chain(path: Path) -> None:
     def edit(manifest: Any) -> None:
-        chain = extend_chain("0" * 64, [1, 2, 3])
+        chain = extend_chain("0" * 64, [1, 2, 3], None)
         manifest["segments"][0]["chain"] = manifest["segments"][1]["prefix"] = chain
 
     edit_manifest(path, edit)
@@ -399,12 +414,14 @@ def test_random_damage(tmp_path_factory: pytest.TempPathFactory, data: st.DataOb
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
         max_leaves=8,
     ),
-    place=st.sampled_from(["created", "identity", "layers", "segments", "lineage", "expires"]),
+    place=st.sampled_from(
+        ["created", "identity", "layers", "segments", "lineage", "expires", "salt"]
+    ),
 )
 def test_random_manifest(tmp_path_factory: pytest.TempPathFactory, value: Any, place: str) -> None:
     path = make_card().save(tmp_path_factory.getbasetemp() / "manifest")
     edit_manifest(path, lambda manifest: manifest.update({place: value}))
-    if place == "expires" and value is None:
+    if place in ("expires", "salt") and value is None:
         CacheCard.load(path)
         return
     with pytest.raises(CardError):

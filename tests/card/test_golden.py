@@ -53,7 +53,7 @@ def describe(card: CacheCard) -> dict[str, Any]:
     return {
         "card": card.digest,
         "ids": card.token_ids.tolist(),
-        "segments": [segment.digest for segment in card.manifest.segments],
+        "segments": card.manifest.names,
         "decoded": [
             [float(f"{x:.7g}") for x in part.flatten().tolist()]
             if summed
@@ -82,6 +82,7 @@ if __name__ == "__main__":
     cards = {name: make_card(codec) for name, codec in (CODECS | made).items()}
     chain = make_card(Packed(), (9, 3))
     cards |= {"joined": make_card(Packed(), (9, 3), joined=True), "compacted": chain.compact()}
+    cards |= {"salted": make_card(Packed(), salt="5a" * 32)}
     for name, card in cards.items():
         card.save(FOLDER / f"{name}.card").chmod(0o644)
         (FOLDER / f"{name}.json").write_text(json.dumps(describe(card), indent=1) + "\n")

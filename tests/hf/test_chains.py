@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture, inject
-from qkvshare.card.errors import BudgetError, CardThinError
+from qkvshare.card.errors import BudgetError, CaptureError, CardThinError
 from qkvshare.codecs import Codec
 
-from ..conftest import FAMILIES, WINDOW, some_ids, tiny_model
+from ..conftest import FAMILIES, WINDOW, greedy, some_ids, tiny_model
 from .test_transform import profile_of
 
 CONTEXT, NEW = some_ids(70), some_ids(6, seed=1)
@@ -143,3 +143,30 @@ def test_a_compacted_chain_is_injected_alike_and_goes_on(family: str, tmp_path: 
         inject(model, step(model, card, NEW)[0], NEW)["past_key_values"],
     )
     assert longer.compact().token_ids.tolist() == longer.token_ids.tolist()
+
+
+def test_salt_is_handed_on(llama: Any) -> None:
+    salt, other = "a" * 64, "b" * 64
+    card = capture(llama, token_ids=CONTEXT, salt=salt)
+    longer, cache = step(llama, card, NEW)
+    assert longer.manifest.salt == salt
+    assert longer.manifest.segments[0] == card.manifest.segments[0]
+    longer.verify()
+    ids = [*CONTEXT, *NEW]
+    with pytest.raises(CaptureError, match="has another salt"):
+        capture(llama, token_ids=ids, cache=cache, salt=other)
+    with pytest.raises(CaptureError, match="salt is malformed"):
+        capture(llama, token_ids=ids, cache=cache, salt="salt")
+    # encoded anew, and still not for others to recognize
+    assert capture(llama, token_ids=ids, cache=cache, parent=None).manifest.salt == salt
+    mine = capture(llama, token_ids=ids, cache=cache, parent=None, salt=other)
+    turned = capture(llama, token_ids=ids, parent=card.salted(other), salt=other)
+    assert mine.manifest.salt == turned.manifest.salt == other
+    said = [greedy(llama, **inject(llama, at, NEW)) for at in (card, card.salted(other))]
+    assert said[0] == said[1]
+
+
+def test_a_card_without_salt_does_not_come_to_have_one(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    with pytest.raises(CaptureError, match=r"parent.salted\(salt\)"):
+        capture(llama, token_ids=[*CONTEXT, *NEW], parent=card, salt="a" * 64)

@@ -349,12 +349,12 @@ class TestFilesAndIndex:
 
     def test_the_audit_finds_damage_and_loss(self, store: Store) -> None:
         damaged, lost, good = (store.put(make_card(seed=seed)) for seed in range(3))
-        name = store.get(damaged).manifest.segment_names[0]
+        name = store.get(damaged).manifest.names[0]
         path = store.folder.segment_path(name)
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        store.folder.segment_path(store.get(lost).manifest.segment_names[1]).unlink()
+        store.folder.segment_path(store.get(lost).manifest.names[1]).unlink()
         audit = store.audit()
         assert not audit.ok
         assert [*audit.damaged] == [damaged]
@@ -395,8 +395,8 @@ class TestFilesAndIndex:
         one, two = make_card(seed=1), make_card(seed=2)
         store.put(one)
         digest = store.put(two)
-        path = store.folder.segment_path(two.manifest.segment_names[0])
-        path.write_bytes(store.folder.segment_path(one.manifest.segment_names[0]).read_bytes())
+        path = store.folder.segment_path(two.manifest.names[0])
+        path.write_bytes(store.folder.segment_path(one.manifest.names[0]).read_bytes())
         assert [*store.audit().damaged] == [digest]
 
     def test_a_card_stays_readable_when_it_is_removed(self, store: Store) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 from . import container
 from .compacting import merge
 from .container import Array, FileTensors, blob_name, ids_name
-from .digest import EMPTY_CHAIN, Bytes, TokenIds, digest_bytes, extend_chain
+from .digest import Bytes, TokenIds, digest_bytes, empty_chain, extend_chain
 from .errors import CardDigestError, CardError, CardExpiredError, CardThinError
 from .manifest import FORMAT_VERSION, Envelope, Hop, Manifest, Segment
 from .opening import check_tensors, open_header
+from .salting import resalt
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +71,16 @@ class CacheCard:
     @cached_property
     def digest(self) -> str:
         """The card's name: digest of the manifest, which names every other byte by digest."""
-        return digest_bytes(self.manifest.encode())
+        return self.manifest.digest
 
     @cached_property
     def token_ids(self) -> TokenIds:
         """The context's token ids, int32 ``[tokens]``, verified against the digest chain."""
-        runs, chain = [], EMPTY_CHAIN
+        runs, salt = [], self.manifest.salt
+        chain = empty_chain(salt)
         for index, segment in enumerate(self.manifest.segments):
             ids: TokenIds = self.tensors[ids_name(index)]
-            chain = extend_chain(chain, ids)
+            chain = extend_chain(chain, ids, salt)
             if chain != segment.chain:
                 raise CardDigestError(
                     f"the token ids of segment {index} are not those the card was made of: found "
@@ -121,7 +123,8 @@ class CacheCard:
                 "with its parent: card.whole(parent)."
             )
         data: Bytes = self.tensors[blob_name(number, segment)]
-        found, expected = digest_bytes(data), self.manifest.segments[segment].blobs[number]
+        found = digest_bytes(data, self.manifest.salt)
+        expected = self.manifest.segments[segment].blobs[number]
         if found != expected:
             raise CardDigestError(
                 f"layer {number} of segment {segment} is damaged: its bytes have digest "
@@ -164,7 +167,8 @@ class CacheCard:
         if self.manifest.segments[:shared] != parent.manifest.segments:
             raise CardError(
                 f"the card does not begin with the {shared} segments of the parent "
-                f"{parent.digest[:12]}…; expected a card that was captured from it."
+                f"{parent.digest[:12]}…{self._salts(parent)}; expected a card that was captured "
+                "from it."
             )
         gone = {name for n in range(shared) for name in self._blob_names(n)}
         kept = {name: self.tensors[name] for name in self.tensors if name not in gone}
@@ -179,7 +183,8 @@ class CacheCard:
         if parent.manifest.segments[: self.thin] != lacking or parent.thin:
             raise CardThinError(
                 f"the card {parent.digest[:12]}… does not have the {self.thin} segments that the "
-                "thin card lacks. Expected the card it was made thin against, or a longer one."
+                f"thin card lacks{self._salts(parent)}. Expected the card it was made thin "
+                "against, or a longer one."
             )
         taken = [name for n in range(self.thin) for name in self._blob_names(n)]
         tensors = {**{name: parent.tensors[name] for name in taken}, **self.tensors}
@@ -201,6 +206,10 @@ class CacheCard:
         tensors = {name: self.tensors[name] for name in names if name in self.tensors}
         return self._reshaped(self.manifest.segments[:kept], tensors, "head")
 
+    def _salts(self, parent: CacheCard) -> str:
+        """The reason where it is this one, for a message."""
+        return ", which has another salt" if parent.manifest.salt != self.manifest.salt else ""
+
     def compact(self) -> CacheCard:
         """All segments as one: a smaller header; bytes are moved, nothing is encoded again.
 
@@ -209,6 +218,17 @@ class CacheCard:
         """
         segment, tensors = merge(self.manifest, self.token_ids, self.blob)
         return self._reshaped([segment], tensors, "compact")
+
+    def salted(self, salt: str | None) -> CacheCard:
+        """The same card for another tenant: every digest of its own is taken anew under ``salt``.
+
+        ``salt``: 64 hex digits; None for none. Bytes stay and are verified, nothing is decoded; the
+        lineage names parents as they were. Raises `CardError` for what is no salt, `CardThinError`.
+        """
+        if self.thin:
+            self._blob(0, 0)  # raises: digests of bytes that are elsewhere cannot be taken
+        checked = self.verify()
+        return CacheCard(resalt(self.manifest, checked, salt), checked)
 
     def _reshaped(
         self, segments: list[Segment], tensors: Mapping[str, Array], agent: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .digest import EMPTY_CHAIN
+from .digest import empty_chain
 from .errors import CardDigestError, CardFormatError
 from .manifest import Layer, Manifest, Run, Segment, runs_of
 
@@ -12,7 +12,7 @@ def check_segments(manifest: Manifest) -> None:
     for number, layer in enumerate(manifest.layers):
         if (layer.kind == "sliding") != (layer.window is not None):
             raise CardFormatError(f"layer {number} is {layer.kind} with window {layer.window}.")
-    end, chain = 0, EMPTY_CHAIN
+    end, chain = 0, empty_chain(manifest.salt)
     layers = len(manifest.layers)
     for index, segment in enumerate(manifest.segments):
         where = f"segment {index}, tokens [{segment.start}, {segment.end})"

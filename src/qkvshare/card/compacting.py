@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from .container import Array, blob_name, ids_name
-from .digest import EMPTY_CHAIN, Bytes, TokenIds, digest_bytes, extend_chain
+from .digest import Bytes, TokenIds, digest_bytes, empty_chain, extend_chain
 from .manifest import Manifest, Part, Segment
 
 
@@ -19,7 +19,8 @@ def merge(
 
     ``ids`` are the whole context's, ``blob_of(layer, segment)`` the bytes of a layer.
     """
-    runs, layers = manifest.runs, range(len(manifest.layers))
+    runs, layers, salt = manifest.runs, range(len(manifest.layers)), manifest.salt
+    prefix = empty_chain(salt)
     blobs: list[Bytes] = []
     sizes: list[list[int]] = []
     for layer in layers:
@@ -36,9 +37,9 @@ def merge(
     segment = msgspec.structs.replace(
         manifest.segments[-1],
         start=0,
-        prefix=EMPTY_CHAIN,
-        chain=extend_chain(EMPTY_CHAIN, ids),
-        blobs=[digest_bytes(blob) for blob in blobs],
+        prefix=prefix,
+        chain=extend_chain(prefix, ids, salt),
+        blobs=[digest_bytes(blob, salt) for blob in blobs],
         first=None,
         sizes=None,
         parts=parts,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from .digest import digest_json
+from .digest import digest_bytes, digest_json
 from .identity import Identity
 
 FORMAT_VERSION = 1
@@ -18,7 +18,8 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**20)]
 LOWEST_SLOPE = -(2**15)  # 1/32 octave; also the longest to write
 Slope = Annotated[int, Meta(ge=LOWEST_SLOPE, le=2**15 - 1)]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+# Not "$", which would let a line end pass.
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=256)]
 Time = Annotated[datetime, Meta(tz=True)]
@@ -74,7 +75,7 @@ class Part(Strict, frozen=True):
 
 
 class Segment(Strict, frozen=True):
-    """An encoded run of tokens ``[start, end)``, immutable and named by its digest.
+    """An encoded run of tokens ``[start, end)``, immutable; see `Manifest.names`.
 
     ``prefix`` and ``chain`` are the token digest chain before and after it, so a segment cannot be
     spliced behind another prefix. ``first[layer]`` is the first token that the layer still holds
@@ -94,11 +95,6 @@ class Segment(Strict, frozen=True):
     first: list[Count] | None = None
     sizes: list[Count] | None = None
     parts: Annotated[list[Part], Meta(min_length=1, max_length=10_000)] | None = None
-
-    @property
-    def digest(self) -> str:
-        """Digest over every field, hence over ids (by the chain) and bytes (by the blobs)."""
-        return digest_json(self)
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,11 @@ class Hop(Strict, frozen=True):
 
 
 class Manifest(Strict, frozen=True):
-    """The whole header. Times carry their zone; we write UTC (RFC 3339)."""
+    """The whole header. Times carry their zone; we write UTC (RFC 3339).
+
+    With ``salt`` all digests of the card are keyed with it: chains, blobs, names, the card's own.
+    Those in ``identity``, in codecs (of profiles) and of parents in ``lineage`` are others'.
+    """
 
     created: Time
     identity: Identity
@@ -152,16 +152,22 @@ class Manifest(Strict, frozen=True):
     segments: Annotated[list[Segment], Meta(min_length=1, max_length=10_000)]
     lineage: Annotated[list[Hop], Meta(min_length=1, max_length=10_000)]
     expires: Time | None = None
+    salt: Digest | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Each segment's name: digest over its every field, hence over its ids and bytes."""
+        return [digest_json(segment, self.salt) for segment in self.segments]
+
+    @property
+    def digest(self) -> str:
+        """The card's name: every byte of the card is in it, by its own digest or as a field."""
+        return digest_bytes(self.encode(), self.salt)
 
     @property
     def tokens(self) -> int:
         """Number of tokens of context that the card stands for."""
         return self.segments[-1].end
-
-    @property
-    def segment_names(self) -> list[str]:
-        """The segments' digests, in order."""
-        return [segment.digest for segment in self.segments]
 
     @property
     def runs(self) -> list[Run]:

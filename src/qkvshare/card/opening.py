@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from . import container
@@ -9,7 +11,9 @@ from .checking import check_segments
 from .container import FileTensors, blob_name, ids_name
 from .digest import digest_bytes
 from .errors import CardDigestError, CardFormatError, CardVersionError
-from .manifest import FORMAT_VERSION, Envelope, Manifest
+from .manifest import FORMAT_VERSION, Digest, Envelope, Manifest
+
+T = TypeVar("T")
 
 
 def open_header(tensors: FileTensors) -> tuple[Manifest, int]:
@@ -29,7 +33,7 @@ def open_header(tensors: FileTensors) -> tuple[Manifest, int]:
             f"{path} has format version {envelope.version}, this package reads {FORMAT_VERSION}. "
             "Capture again, or use the package version that wrote it."
         )
-    found = digest_bytes(bytes(envelope.manifest))
+    found = digest_bytes(bytes(envelope.manifest), _salt(bytes(envelope.manifest)))
     if found != envelope.digest:
         raise CardDigestError(
             f"{path}: the manifest has digest {found[:12]}…, the card is named "
@@ -79,14 +83,28 @@ def decode_envelope(data: bytes) -> Envelope:
         ) from error
 
 
+class _Salted(msgspec.Struct):
+    """What must be known of a manifest before its digest can be taken."""
+
+    salt: Digest | None = None
+
+
+def _salt(data: bytes) -> str | None:
+    return _decode(data, _Salted).salt
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """Parse and check a manifest's JSON. Raises `CardFormatError` or `CardDigestError`."""
+    manifest = _decode(data, Manifest)
+    check_segments(manifest)
+    return manifest
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
     try:
-        manifest = msgspec.json.decode(data, type=Manifest, strict=True)
+        return msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, RecursionError) as error:
         raise CardFormatError(
             f"the manifest is not valid: {error}. Expected the fields of docs/cachecard.md; "
             "the file is damaged or was written by something else."
         ) from error
-    check_segments(manifest)
-    return manifest

@@ -63,6 +63,8 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     table.add_column(overflow="fold")
     table.add_row("card", card.digest)
     table.add_row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
+    if manifest.salt is not None:
+        table.add_row("salt", manifest.salt)
     if manifest.expires is not None:
         table.add_row("expires", f"{manifest.expires:%Y-%m-%d %H:%M:%S} UTC")
     table.add_row("tokens", f"{card.tokens:,}")
@@ -93,7 +95,7 @@ def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
         "tokens": card.tokens,
         "bits_per_value": card.bits_per_value,
         "bytes": sizes,
-        "segment_digests": card.manifest.segment_names,
+        "segment_digests": card.manifest.names,
         "manifest": msgspec.to_builtins(card.manifest),
     }
     text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()

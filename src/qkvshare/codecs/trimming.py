@@ -85,7 +85,7 @@ def _without(card: CacheCard, dropped: list[_Piece], budget: float) -> CacheCard
             shape = Shape.of(manifest.layers[layer], runs_of(index, segment)[0].held(layer))
             name = blob_name(layer, index)
             tensors[name] = codec.drop(tensors[name], shape, levels)
-            blobs[layer] = digest_bytes(tensors[name])
+            blobs[layer] = digest_bytes(tensors[name], manifest.salt)
         spent = msgspec.structs.replace(segment.allocation, budget=budget)
         segments[index] = msgspec.structs.replace(segment, blobs=blobs, allocation=spent)
     hop = Hop(hop=len(manifest.lineage), agent="trim", tokens_added=0, parent=card.digest)

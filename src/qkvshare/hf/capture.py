@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..allocators import Allocator, Lagrangian, Learned, Smooth
 from ..card import CacheCard, Hop, Identity
-from ..card.digest import TokenIds
+from ..card.digest import TokenIds, is_digest
 from ..card.errors import BudgetError, CaptureError, CodecError, ProfileError
 from ..codecs import Codec, Packed, Transform, from_record
 from ..profile import Profile
@@ -43,6 +43,7 @@ def capture(
     parent: CacheCard | Literal["cache"] | None = "cache",
     agent: str = "",
     ttl: float | None = None,
+    salt: str | None = None,
 ) -> CacheCard:
     """Make a card of what ``model`` has read.
 
@@ -72,6 +73,9 @@ def capture(
             if it was; None encodes everything anew, and a lossy codec loses again.
         agent: a name for the lineage.
         ttl: seconds after which the card refuses to be used.
+        salt: 64 hex digits that all digests of the card are keyed with, so that only who has them
+            can tell whether two cards share a text. By default that of the parent, or of the card
+            that ``cache`` was injected from.
 
     Raises:
         CaptureError, PromptError, UnsupportedModelError, CodecError, BudgetError, IdentityError.
@@ -91,12 +95,16 @@ def capture(
         if token_ids is None:
             raise CaptureError("a live cache comes with token_ids=, the ids it was made of.")
         state = pick_row(model, cache, token_ids, attention_mask, row)
+        if salt is None and state.card is not None and parent in (None, "cache"):
+            salt = state.card.manifest.salt
         if parent == "cache":
             grown = state.card is not None and state.card.tokens < len(state.ids)
             parent = state.card if grown else None
         how = spending(codec or _inherited(parent), scorer, allocator, ids)
     codec = codec or _inherited(parent)
-    return make_card(state, identity, codec, how, budget, parent=parent, agent=agent, ttl=ttl)
+    return make_card(
+        state, identity, codec, how, budget, parent=parent, agent=agent, ttl=ttl, salt=salt
+    )
 
 
 def make_card(
@@ -109,9 +117,11 @@ def make_card(
     parent: CacheCard | None = None,
     agent: str = "",
     ttl: float | None = None,
+    salt: str | None = None,
 ) -> CacheCard:
     """The card of ``state``; ``how`` for codecs with tiers. Raises as `capture`."""
     start = 0 if parent is None else _require_parent(parent, state, identity)
+    salt = _salt(parent, salt)
     learned = how.allocator if how is not None else None
     if isinstance(learned, Learned) and learned.profile is not None:
         learned.profile.require(identity.weights)
@@ -137,6 +147,7 @@ def make_card(
         segments=[] if known is None else list(known.segments),
         tensors={} if parent is None else parent.verify(),
         ttl=ttl,
+        salt=salt,
     )
     if how is None:
         return encode_alike(state, start, before, codec, budget)
@@ -208,6 +219,20 @@ def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:
             "parent=, or pass all ids from the start of the context."
         )
     return start
+
+
+def _salt(parent: CacheCard | None, salt: str | None) -> str | None:
+    """The new card's, which must be its parent's."""
+    if salt is not None and not is_digest(salt):
+        raise CaptureError("the salt is malformed; expected 64 lower-case hex digits.")
+    if parent is None or salt is None:
+        return salt if parent is None else parent.manifest.salt
+    if salt != parent.manifest.salt:
+        raise CaptureError(
+            "the parent card has another salt, or none, and its segments are kept as they are. "
+            "Leave salt= out, or go on from parent.salted(salt)."
+        )
+    return salt
 
 
 def _focus(

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ..allocators import Lagrangian
 from ..card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
 from ..card.container import Array, blob_name, ids_name
-from ..card.digest import EMPTY_CHAIN, Bytes, digest_bytes, extend_chain
+from ..card.digest import Bytes, digest_bytes, empty_chain, extend_chain
 from ..card.errors import BudgetError
 from ..card.manifest import LOWEST_SLOPE, runs_of
 from ..codecs import Codec, LayerKV, Transform
@@ -43,6 +43,12 @@ class Before:
     segments: list[Segment]
     tensors: dict[str, Array]
     ttl: float | None
+    salt: str | None
+
+    @property
+    def chain(self) -> str:
+        """The token chain up to here."""
+        return self.segments[-1].chain if self.segments else empty_chain(self.salt)
 
     def card(self, state: State, segment: Segment, new: dict[str, Array]) -> CacheCard:
         """The card with ``segment`` at its end."""
@@ -54,6 +60,7 @@ class Before:
             layers=state.layers,
             segments=[*self.segments, segment],
             lineage=self.lineage,
+            salt=self.salt,
         )
         return CacheCard(manifest, self.tensors | new)
 
@@ -183,14 +190,13 @@ def _segment(
     names = []
     for number, blob in enumerate(blobs):
         tensors[blob_name(number, index)] = blob
-        names.append(digest_bytes(blob) if digests else EMPTY_CHAIN)
+        names.append(digest_bytes(blob, before.salt) if digests else before.chain)
     first = [max(start, state.first(number)) for number in range(len(state.layers))]
-    prefix = before.segments[-1].chain if before.segments else EMPTY_CHAIN
     segment = Segment(
         start=start,
         end=len(state.ids),
-        prefix=prefix,
-        chain=extend_chain(prefix, ids),
+        prefix=before.chain,
+        chain=extend_chain(before.chain, ids, before.salt),
         codec=codec.record(),
         allocation=allocation,
         blobs=names,

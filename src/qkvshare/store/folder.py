@@ -76,7 +76,7 @@ class Folder:
                 f"{self.card_path(digest)} holds the card {card.digest[:12]}…; "
                 "expected the one that it is named after. Somebody moved files by hand."
             )
-        names = card.manifest.segment_names
+        names = card.manifest.names
         opened = [self._open_segment(name) for name in names]
         return CacheCard(card.manifest, Assembled(card.tensors, opened))
 

@@ -66,7 +66,7 @@ class Store:
         """
         tensors = card.verify()
         blobs: dict[str, Blobs | None] = {}
-        for number, name in enumerate(card.manifest.segment_names):
+        for number, name in enumerate(card.manifest.names):
             count = len(card.manifest.segments[number].blobs) if number >= card.thin else 0
             held: Blobs = {blob_name(at, 0): tensors[blob_name(at, number)] for at in range(count)}
             blobs[name] = held or None
@@ -94,7 +94,7 @@ class Store:
         A card that is known keeps its history. Raises `StoreFullError`.
         """
         index, folder, digest = self.index, self.folder, card.digest
-        names = card.manifest.segment_names
+        names = card.manifest.names
         paths = [folder.card_path(digest), *map(folder.segment_path, names)]
         with index.writing():
             if not all(path.exists() for path in paths):
