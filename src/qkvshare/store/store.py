@@ -139,7 +139,8 @@ class Store:
         try:
             card = self.folder.open_card(digest)
         except CardNotFoundError:
-            self._require(digest)  # removed just now, or is something lost?
+            self._clear(digest)  # is it being removed just now, or is something lost?
+            self._require(digest)
             raise
         with self.index.writing():
             self.index.run(
@@ -231,6 +232,12 @@ class Store:
                 f"the card {digest[:12]}… is not in the store {self.folder.root}. It was never "
                 "put there, was removed, or its time has passed. Read the text again."
             )
+
+    def _clear(self, digest: str) -> None:
+        """Finish the removal of a card whose remover was killed, or wait for one that was not."""
+        with self.index.writing():
+            if not self.folder.card_path(digest).exists():
+                eviction.drop(self.index, self.folder, digest)
 
     def _make_room(self, card: CacheCard, blobs: dict[str, Blobs | None]) -> None:
         """Drop cards so that ``card`` fits under the limit. Raises `StoreFullError`."""
