@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,28 @@ def blob_name(layer: int, segment: int) -> str:
     return f"kv.{layer:04d}.{segment:04d}"
 
 
-class FileTensors(Mapping[str, Array]):
+class StoredTensors(Mapping[str, Array]):
     """The tensors of a file, read one at a time, each as a private copy.
 
     Private, because the file may change under a mapping between the digest check and the decode.
+
+    Attributes:
+        path: the file.
+        metadata: the file's metadata.
+        header_bytes: bytes of the file that are not the tensors' own.
     """
+
+    path: Path
+    metadata: dict[str, str]
+    header_bytes: int
+
+    @abstractmethod
+    def kind(self, name: str) -> tuple[str, list[int]]:
+        """Element type (``"U8"``, ``"I32"``) and shape of a tensor, from the header only."""
+
+
+class FileTensors(StoredTensors):
+    """Those of a plain safetensors file."""
 
     def __init__(self, path: Path) -> None:
         """Map ``path`` and check its container. Raises the `CardError` family."""
@@ -49,7 +67,7 @@ class FileTensors(Mapping[str, Array]):
         self.header_bytes = _header_bytes(path)
         try:
             self._file = _open(path)
-            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.metadata = self._file.metadata() or {}
             names = self._file.keys()
             self._slices = {name: self._file.get_slice(name) for name in names}
         except (SafetensorError, OSError) as error:
@@ -109,17 +127,24 @@ def _header_bytes(path: Path) -> int:
     return length
 
 
+def kind_of(tensors: Mapping[str, Array], name: str) -> tuple[str, list[int]]:
+    """Element type and shape of a tensor, which is not read if it is in a file."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.kind(name)
+    return "U8" if tensors[name].dtype == np.uint8 else "I32", list(tensors[name].shape)
+
+
 def header_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> int:
     """Bytes that `write` will put before the tensors, known without writing anything."""
     # Mirrors the safetensors layout: 8 bytes of length, compact JSON, spaces up to 8 bytes.
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
-        array = tensors[name]
-        kind = "U8" if array.dtype == np.uint8 else "I32"
-        offsets = [offset, offset + array.nbytes]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
-        offset += array.nbytes
+    kinds = {name: kind_of(tensors, name) for name in sorted(tensors)}
+    for name in sorted(kinds, key=lambda name: kinds[name][0]):  # I32 before U8
+        kind, shape = kinds[name]
+        end = offset + shape[0] * (4 if kind == "I32" else 1)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return 8 + (len(text) + 7) // 8 * 8
 
@@ -130,6 +155,12 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) ->
     The file is private to the user (mode 600): a card is as secret as its prompt.
     Raises `CardWriteError`.
     """
+    header = header_bytes(tensors, metadata)
+    if header > MAX_HEADER_BYTES:
+        raise CardWriteError(
+            f"the card's header has {header} bytes, readers take {MAX_HEADER_BYTES}. "
+            "Make it smaller: card.compact()."
+        )
     temporary = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
