@@ -2,7 +2,9 @@
 
 from .card import CacheCard
 from .identity import Adapter, Identity
-from .manifest import Allocation, Codec, Hop, Layer, Manifest, Part, Run, Segment
+from .keys import Key
+from .manifest import Allocation, Codec, Hop, Layer, Manifest, Part, Run, Segment, Signature
+from .signing import Signer
 
 __all__ = [
     "Adapter",
@@ -11,9 +13,12 @@ __all__ = [
     "Codec",
     "Hop",
     "Identity",
+    "Key",
     "Layer",
     "Manifest",
     "Part",
     "Run",
     "Segment",
+    "Signature",
+    "Signer",
 ]

@@ -2,62 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from . import container
 from .compacting import merge
-from .container import Array, FileTensors, blob_name, ids_name
-from .digest import Bytes, TokenIds, digest_bytes, empty_chain, extend_chain
-from .errors import CardDigestError, CardError, CardExpiredError, CardThinError
-from .manifest import FORMAT_VERSION, Envelope, Hop, Manifest, Segment
+from .container import Array, FileTensors, StoredTensors, blob_name, ids_name
+from .contents import Contents
+from .errors import CardError, CardExpiredError, CardThinError
+from .keys import Key
+from .manifest import FORMAT_VERSION, Envelope, Hop, Segment, Signature
 from .opening import check_tensors, open_header
 from .salting import resalt
+from .sealing import open_file, seal
+from .signing import Signer, require_signature
 
 
 @dataclass(frozen=True, eq=False)
-class CacheCard:
+class CacheCard(Contents):
     """The KV cache of one sequence, encoded, with everything needed to use it safely.
 
     Immutable. Made by `qkvshare.capture` or `CacheCard.load`; used by `qkvshare.inject`.
 
     Attributes:
-        manifest: the typed header.
-        tensors: name to bytes, see `container.ids_name` and `container.blob_name`; read lazily
-            where the card comes from a file. Use `token_ids` and `blob`, which verify.
+        signature: by whom this very card was signed, if anybody; trusted only by `load`'s word.
+        file: what the card was loaded from, if it was.
     """
 
-    manifest: Manifest
-    tensors: Mapping[str, Array]
+    signature: Signature | None = None
+    file: StoredTensors | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> CacheCard:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        key: Key | None = None,
+        trust: Iterable[str] | str | Path | None = None,
+    ) -> CacheCard:
         """Open a card file: header and token ids are read and verified, the rest on demand.
 
-        Raises `CardNotFoundError`, `CardFormatError`, `CardVersionError` or `CardDigestError`.
+        Args:
+            path: the file.
+            key: what the card is sealed with. With a key a plain card is refused.
+            trust: public keys (64 hex digits each), or a file with one a line: only a card that
+                one of them signed is loaded. Without it a signature says nothing.
+
+        Raises `CardNotFoundError`, `CardFormatError`, `CardVersionError`, `CardDigestError`,
+        `CardKeyError`, `CardTagError` or `CardSignatureError`.
         """
-        tensors = FileTensors(Path(path))
-        manifest, thin = open_header(tensors)
-        check_tensors(tensors, manifest, thin)
-        card = cls(manifest, tensors)
+        tensors = open_file(FileTensors(Path(path)), key)
+        manifest, envelope = open_header(tensors)
+        check_tensors(tensors, manifest, envelope.thin)
+        card = cls(manifest, tensors, envelope.signature, tensors)
+        if trust is not None:
+            require_signature(card.digest, card.signature, trust)
         _ = card.token_ids  # verified now, so that a wrong prefix is never found too late
         return card
 
-    def save(self, path: str | Path) -> Path:
-        """Write the card atomically; readers see the old file or the whole new one.
+    def save(self, path: str | Path, *, key: Key | None = None) -> Path:
+        """Write the card atomically, sealed if there is a ``key``.
 
-        Raises `CardWriteError`, or `CardDigestError` rather than write damaged bytes. Returns
-        the path.
+        Readers see the old file or the whole new one. Raises `CardWriteError`, or
+        `CardDigestError` rather than write damaged bytes. Returns the path.
         """
-        target = Path(path)
-        container.write(target, self.verify(), self._metadata())
+        target, tensors, metadata = Path(path), self.verify(), self._metadata()
+        if key is not None:
+            tensors, metadata = seal(tensors, metadata, key)
+        container.write(target, tensors, metadata)
         return target
+
+    def signed(self, signer: Signer) -> CacheCard:
+        """The same card with ``signer``'s signature; what is derived from it carries none."""
+        return replace(self, signature=signer.sign(self.digest), file=None)
 
     def __deepcopy__(self, _: object) -> CacheCard:
         """Immutable, so a copy of whatever refers to it may share it."""
@@ -73,85 +95,11 @@ class CacheCard:
         """The card's name: digest of the manifest, which names every other byte by digest."""
         return self.manifest.digest
 
-    @cached_property
-    def token_ids(self) -> TokenIds:
-        """The context's token ids, int32 ``[tokens]``, verified against the digest chain."""
-        runs, salt = [], self.manifest.salt
-        chain = empty_chain(salt)
-        for index, segment in enumerate(self.manifest.segments):
-            ids: TokenIds = self.tensors[ids_name(index)]
-            chain = extend_chain(chain, ids, salt)
-            if chain != segment.chain:
-                raise CardDigestError(
-                    f"the token ids of segment {index} are not those the card was made of: found "
-                    f"chain {chain[:12]}…, expected {segment.chain[:12]}…. Get the card again."
-                )
-            runs.append(ids)
-        joined = np.concatenate(runs)
-        joined.flags.writeable = False
-        return joined
-
-    def blob(self, layer: int, segment: int) -> Bytes:
-        """The encoded bytes of one layer in one segment, uint8 ``[bytes]``, verified.
-
-        Raises `CardDigestError` where they are not what the manifest names, `CardThinError` where
-        they are not in this card.
-        """
-        sizes = self.manifest.segments[segment].sizes
-        if sizes is None:
-            return self._blob(layer, segment)
-        start = sum(sizes[:layer])
-        return self._blob(0, segment)[start : start + sizes[layer]]
-
-    def blobs(self, segment: int) -> Iterator[Bytes]:
-        """`blob` of one layer after the other; what they share is read and verified once."""
-        sizes = self.manifest.segments[segment].sizes
-        if sizes is None:
-            yield from (self._blob(at, segment) for at in range(len(self.manifest.layers)))
-            return
-        whole, start = self._blob(0, segment), 0
-        for size in sizes:
-            yield whole[start : start + size]
-            start += size
-
-    def _blob(self, number: int, segment: int) -> Bytes:
-        """A tensor's bytes, verified."""
-        if segment < self.thin:
-            raise CardThinError(
-                f"the card is thin: the bytes of its first {self.thin} segments (tokens up to "
-                f"{self.manifest.segments[self.thin - 1].end}) are not in it. Put it together "
-                "with its parent: card.whole(parent)."
-            )
-        data: Bytes = self.tensors[blob_name(number, segment)]
-        found = digest_bytes(data, self.manifest.salt)
-        expected = self.manifest.segments[segment].blobs[number]
-        if found != expected:
-            raise CardDigestError(
-                f"layer {number} of segment {segment} is damaged: its bytes have digest "
-                f"{found[:12]}…, expected {expected[:12]}…. Get the card again."
-            )
-        return data
-
-    def verify(self) -> dict[str, Array]:
-        """Read every byte and check it; returns all tensors. Raises `CardDigestError`."""
-        checked: dict[str, Array] = {}
-        for index, segment in enumerate(self.manifest.segments):
-            checked[ids_name(index)] = self.token_ids[segment.start : segment.end]
-            for at in range(len(segment.blobs) if index >= self.thin else 0):
-                checked[blob_name(at, index)] = self._blob(at, index)
-        return checked
-
     def require_fresh(self) -> None:
         """Raise `CardExpiredError` once the card's time has passed."""
         expires = self.manifest.expires
         if expires is not None and datetime.now(UTC) >= expires:
             raise CardExpiredError(f"the card expired at {expires}. Capture a new one.")
-
-    @cached_property
-    def thin(self) -> int:
-        """How many segments, from the first on, this card names but does not hold; usually 0."""
-        segments = range(len(self.manifest.segments))
-        return next((at for at in segments if blob_name(0, at) in self.tensors), len(segments))
 
     def fork(self, agent: str = "") -> CacheCard:
         """A child for one of several receivers: the same segments and bytes, one more hop."""
@@ -170,9 +118,9 @@ class CacheCard:
                 f"{parent.digest[:12]}…{self._salts(parent)}; expected a card that was captured "
                 "from it."
             )
-        gone = {name for n in range(shared) for name in self._blob_names(n)}
+        gone = set(self._blob_names(shared))
         kept = {name: self.tensors[name] for name in self.tensors if name not in gone}
-        return CacheCard(self.manifest, kept)
+        return CacheCard(self.manifest, kept, self.signature)
 
     def whole(self, parent: CacheCard) -> CacheCard:
         """A thin card with the bytes it lacks taken from ``parent``, checked when they are read.
@@ -186,9 +134,9 @@ class CacheCard:
                 f"thin card lacks{self._salts(parent)}. Expected the card it was made thin "
                 "against, or a longer one."
             )
-        taken = [name for n in range(self.thin) for name in self._blob_names(n)]
-        tensors = {**{name: parent.tensors[name] for name in taken}, **self.tensors}
-        return CacheCard(self.manifest, tensors)
+        taken = {name: parent.tensors[name] for name in self._blob_names(self.thin)}
+        tensors = {**taken, **self.tensors}
+        return CacheCard(self.manifest, tensors, self.signature)
 
     def head(self, tokens: int) -> CacheCard:
         """A child with the first ``tokens`` tokens, for a prompt that goes on otherwise from there.
@@ -202,7 +150,7 @@ class CacheCard:
                 f"{', '.join(map(str, ends[:10]))}. Nothing is encoded again, so cut there."
             )
         kept = ends.index(tokens) + 1
-        names = [name for n in range(kept) for name in (ids_name(n), *self._blob_names(n))]
+        names = [*map(ids_name, range(kept)), *self._blob_names(kept)]
         tensors = {name: self.tensors[name] for name in names if name in self.tensors}
         return self._reshaped(self.manifest.segments[:kept], tensors, "head")
 
@@ -245,9 +193,9 @@ class CacheCard:
 
     @cached_property
     def header_bytes(self) -> int:
-        """Bytes of the file before its tensors."""
-        if isinstance(self.tensors, FileTensors):
-            return self.tensors.header_bytes
+        """Bytes of the file that are not its tensors', with all that sealing added."""
+        if self.file is not None:
+            return self.file.header_bytes
         return container.header_bytes(self.tensors, self._metadata())
 
     @cached_property
@@ -260,7 +208,7 @@ class CacheCard:
 
     @property
     def nbytes(self) -> int:
-        """Size of the card's file in bytes, everything counted, whether it is written or not."""
+        """Bytes of the file it was loaded from, or of the plain file it would be, all counted."""
         return self.header_bytes + 4 * self.tokens + sum(map(sum, self.blob_bytes))
 
     @property
@@ -274,8 +222,10 @@ class CacheCard:
         """8 × all bytes of the file ÷ number of values: the only size ever quoted."""
         return 8 * self.nbytes / self.values
 
-    def _blob_names(self, segment: int) -> list[str]:
-        return [blob_name(at, segment) for at in range(len(self.manifest.segments[segment].blobs))]
+    def _blob_names(self, segments: int) -> list[str]:
+        """The tensors that hold the bytes of the first ``segments`` segments."""
+        first = enumerate(self.manifest.segments[:segments])
+        return [blob_name(at, n) for n, each in first for at in range(len(each.blobs))]
 
     def _nbytes(self, layer: int, segment: int) -> int:
         if segment < self.thin:
@@ -289,5 +239,5 @@ class CacheCard:
         # One entry only: safetensors does not keep the order of several, and a card's bytes
         # should depend on nothing but the card.
         raw = msgspec.Raw(self.manifest.encode())
-        envelope = Envelope(self.digest, raw, FORMAT_VERSION, self.thin)
+        envelope = Envelope(self.digest, raw, FORMAT_VERSION, self.thin, self.signature)
         return {container.MAGIC: msgspec.json.encode(envelope, order="sorted").decode()}

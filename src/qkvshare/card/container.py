@@ -48,11 +48,24 @@ class LazyTensors(Mapping[str, Array]):
         """Element type (``"U8"``, ``"I32"``) and shape of a tensor, from the header only."""
 
 
-class FileTensors(LazyTensors):
+class StoredTensors(LazyTensors):
     """The tensors of a file, read one at a time, each as a private copy.
 
     Private, because the file may change under a mapping between the digest check and the decode.
+
+    Attributes:
+        path: the file.
+        metadata: the file's metadata.
+        header_bytes: bytes of the file that are not the tensors' own.
     """
+
+    path: Path
+    metadata: dict[str, str]
+    header_bytes: int
+
+
+class FileTensors(StoredTensors):
+    """Those of a plain safetensors file."""
 
     def __init__(self, path: Path) -> None:
         """Map ``path`` and check its container. Raises the `CardError` family."""
@@ -60,7 +73,7 @@ class FileTensors(LazyTensors):
         self.header_bytes = _header_bytes(path)
         try:
             self._file = _open(path)
-            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.metadata = self._file.metadata() or {}
             names = self._file.keys()
             self._slices = {name: self._file.get_slice(name) for name in names}
         except (SafetensorError, OSError) as error:
@@ -149,6 +162,12 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) ->
     The file is private to the user (mode 600): a card is as secret as its prompt.
     Raises `CardWriteError`.
     """
+    header = header_bytes(tensors, metadata)
+    if header > MAX_HEADER_BYTES:
+        raise CardWriteError(
+            f"the card's header has {header} bytes, readers take {MAX_HEADER_BYTES}. "
+            "Make it smaller: card.compact()."
+        )
     temporary = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

@@ -34,6 +34,22 @@ class CardExpiredError(CardError):
     """The card's ``expires`` time has passed."""
 
 
+class CardSealedError(CardError):
+    """The card is sealed, or ought to be, and cannot be opened; see the two kinds of it."""
+
+
+class CardKeyError(CardSealedError):
+    """Card and key do not go together: no key, another key, or a key for a card not sealed."""
+
+
+class CardTagError(CardSealedError):
+    """Some bytes of a sealed card are not those, or not in the place, that they were sealed in."""
+
+
+class CardSignatureError(CardError):
+    """The card is not signed by somebody the receiver trusts, or is not what was signed."""
+
+
 class CardThinError(CardError):
     """The card names segments whose bytes it does not hold, and nobody else has them here."""
 
@@ -48,6 +64,10 @@ class StoreError(QKVShareError):
 
 class StoreFullError(StoreError):
     """The store's limit leaves no room for the card."""
+
+
+class SecretError(QKVShareError):
+    """A key, or a list of trusted ones, cannot be used: unreadable, malformed, open to others."""
 
 
 class IdentityError(QKVShareError):

@@ -179,6 +179,13 @@ class Manifest(Strict, frozen=True):
         return msgspec.json.encode(self, order="sorted")
 
 
+class Signature(Strict, frozen=True):
+    """An Ed25519 signature of the card digest: who signed (public key), and the signature."""
+
+    key: Digest
+    value: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+
+
 class Envelope(Strict, frozen=True):
     """What the file's metadata holds: the manifest's exact bytes, and what they must be.
 
@@ -189,3 +196,4 @@ class Envelope(Strict, frozen=True):
     manifest: msgspec.Raw
     version: int
     thin: Count = 0
+    signature: Signature | None = None

@@ -8,7 +8,7 @@ import msgspec
 
 from . import container
 from .checking import check_segments
-from .container import FileTensors, blob_name, ids_name
+from .container import StoredTensors, blob_name, ids_name
 from .digest import digest_bytes
 from .errors import CardDigestError, CardFormatError, CardVersionError
 from .manifest import FORMAT_VERSION, Digest, Envelope, Manifest
@@ -16,10 +16,10 @@ from .manifest import FORMAT_VERSION, Digest, Envelope, Manifest
 T = TypeVar("T")
 
 
-def open_header(tensors: FileTensors) -> tuple[Manifest, int]:
+def open_header(tensors: StoredTensors) -> tuple[Manifest, Envelope]:
     """Magic, version, digest, manifest: in this order, so that each defect gets its own error.
 
-    Returns the manifest, and how many segments, from the first on, the file does without.
+    Returns the manifest, and the envelope it came in.
     """
     path = tensors.path
     if set(tensors.metadata) != {container.MAGIC}:
@@ -45,10 +45,10 @@ def open_header(tensors: FileTensors) -> tuple[Manifest, int]:
             f"{path} says it lacks the bytes of {envelope.thin} segments; it has "
             f"{len(manifest.segments)}. The header is damaged; get the card again."
         )
-    return manifest, envelope.thin
+    return manifest, envelope
 
 
-def check_tensors(tensors: FileTensors, manifest: Manifest, thin: int) -> None:
+def check_tensors(tensors: StoredTensors, manifest: Manifest, thin: int) -> None:
     """Exactly the tensors that the manifest implies, each of the right type and shape."""
     expected: dict[str, tuple[str, int | None]] = {}
     for index, segment in enumerate(manifest.segments):

@@ -1,0 +1,102 @@
+"""What is in a card, verified as it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .container import Array, blob_name, ids_name
+from .digest import Bytes, TokenIds, digest_bytes, empty_chain, extend_chain
+from .errors import CardDigestError, CardThinError
+from .manifest import Manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """A manifest and the tensors it names.
+
+    Attributes:
+        manifest: the typed header.
+        tensors: name to bytes, see `container.ids_name` and `container.blob_name`; read lazily
+            where the card comes from a file. Use `token_ids` and `blob`, which verify.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, Array]
+
+    @cached_property
+    def thin(self) -> int:
+        """How many segments, from the first on, this card names but does not hold; usually 0."""
+        segments = range(len(self.manifest.segments))
+        return next((at for at in segments if blob_name(0, at) in self.tensors), len(segments))
+
+    @cached_property
+    def token_ids(self) -> TokenIds:
+        """The context's token ids, int32 ``[tokens]``, verified against the digest chain."""
+        runs, salt = [], self.manifest.salt
+        chain = empty_chain(salt)
+        for index, segment in enumerate(self.manifest.segments):
+            ids: TokenIds = self.tensors[ids_name(index)]
+            chain = extend_chain(chain, ids, salt)
+            if chain != segment.chain:
+                raise CardDigestError(
+                    f"the token ids of segment {index} are not those the card was made of: found "
+                    f"chain {chain[:12]}…, expected {segment.chain[:12]}…. Get the card again."
+                )
+            runs.append(ids)
+        joined = np.concatenate(runs)
+        joined.flags.writeable = False
+        return joined
+
+    def blob(self, layer: int, segment: int) -> Bytes:
+        """The encoded bytes of one layer in one segment, uint8 ``[bytes]``, verified.
+
+        Raises `CardDigestError` where they are not what the manifest names, `CardThinError` where
+        they are not in this card.
+        """
+        sizes = self.manifest.segments[segment].sizes
+        if sizes is None:
+            return self._blob(layer, segment)
+        start = sum(sizes[:layer])
+        return self._blob(0, segment)[start : start + sizes[layer]]
+
+    def blobs(self, segment: int) -> Iterator[Bytes]:
+        """`blob` of one layer after the other; what they share is read and verified once."""
+        sizes = self.manifest.segments[segment].sizes
+        if sizes is None:
+            yield from (self._blob(at, segment) for at in range(len(self.manifest.layers)))
+            return
+        whole, start = self._blob(0, segment), 0
+        for size in sizes:
+            yield whole[start : start + size]
+            start += size
+
+    def _blob(self, number: int, segment: int) -> Bytes:
+        """A tensor's bytes, verified."""
+        if segment < self.thin:
+            raise CardThinError(
+                f"the card is thin: the bytes of its first {self.thin} segments (tokens up to "
+                f"{self.manifest.segments[self.thin - 1].end}) are not in it. Put it together "
+                "with its parent: card.whole(parent)."
+            )
+        data: Bytes = self.tensors[blob_name(number, segment)]
+        found = digest_bytes(data, self.manifest.salt)
+        expected = self.manifest.segments[segment].blobs[number]
+        if found != expected:
+            raise CardDigestError(
+                f"layer {number} of segment {segment} is damaged: its bytes have digest "
+                f"{found[:12]}…, expected {expected[:12]}…. Get the card again."
+            )
+        return data
+
+    def verify(self) -> dict[str, Array]:
+        """Read every byte and check it; returns all tensors. Raises `CardDigestError`."""
+        checked: dict[str, Array] = {}
+        for index, segment in enumerate(self.manifest.segments):
+            checked[ids_name(index)] = self.token_ids[segment.start : segment.end]
+            for at in range(len(segment.blobs) if index >= self.thin else 0):
+                checked[blob_name(at, index)] = self._blob(at, index)
+        return checked
