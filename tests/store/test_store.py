@@ -44,7 +44,7 @@ def test_what_was_put_is_there_also_for_others(store: Store, joined: bool) -> No
     card = make_card(joined=joined)
     digest = store.put(card)
     assert digest == card.digest
-    assert same(Store(store.folder.root).get(digest), card)
+    assert same(Store(store.root).get(digest), card)
     assert store.get(digest).nbytes == card.nbytes
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_card_is_not_put(store: Store) -> None:
 
 def test_everything_is_private(store: Store) -> None:
     store.put(make_card())
-    for path in [store.folder.root, *store.folder.root.rglob("*")]:
+    for path in [store.root, *store.root.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
@@ -135,7 +135,7 @@ def test_an_agents_latest_card_survives_the_process(store: Store) -> None:
         "print(s.get(s.latest('researcher')).digest)"
     )
     output = subprocess.run(
-        [sys.executable, "-c", code, store.folder.root], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, store.root], check=True, capture_output=True, text=True
     )
     assert output.stdout.strip() == newest
 
@@ -327,7 +327,7 @@ class TestFilesAndIndex:
         store.close()
         for path in store.folder.root.glob("index.sqlite*"):
             path.unlink()
-        again = Store(store.folder.root)
+        again = Store(store.root)
         assert "had no index" in caplog.text
         assert {entry.digest for entry in again.ls()} == digests
         assert again.audit().ok
@@ -339,13 +339,13 @@ class TestFilesAndIndex:
             path.unlink()
         (store.folder.root / "index.sqlite").write_bytes(b"not a database" * 1000)
         with pytest.raises(StoreError, match="made again from the files"):
-            Store(store.folder.root)
+            Store(store.root)
 
     def test_an_index_of_a_later_version_is_refused(self, store: Store) -> None:
         with store.index.writing():
             store.index.run("PRAGMA user_version = 99")
         with pytest.raises(StoreError, match="version 99"):
-            Store(store.folder.root)
+            Store(store.root)
 
     def test_the_audit_finds_damage_and_loss(self, store: Store) -> None:
         damaged, lost, good = (store.put(make_card(seed=seed)) for seed in range(3))

@@ -6,29 +6,38 @@ there needs no index to be understood.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..card import CacheCard, container
-from ..card.container import Array, FileTensors, LazyTensors, blob_name, ids_name
+from ..card import CacheCard, Key, container
+from ..card.container import (
+    Array,
+    FileTensors,
+    LazyTensors,
+    StoredTensors,
+    blob_name,
+    ids_name,
+)
 from ..card.errors import CardFormatError, CardNotFoundError, CardWriteError, StoreError
+from ..card.sealing import open_file, seal
 
-SEGMENT = "qkvshare.segment"
+SEGMENT = container.MAGIC  # a segment file says its name where a card file has its manifest
 Blobs = Mapping[str, Array]  # a segment's bytes, named as in a card whose only segment it is
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Cards and segments below ``root``, private to the user."""
+    """Cards and segments below ``root``, private to the user; sealed where there is a ``key``."""
 
     root: Path
+    key: Key | None = None
 
     def prepare(self) -> None:
         """Make the folders. Raises `StoreError`."""
         try:
-            for part in (self.root, self.root / "cards", self.root / "segments"):
-                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for part in ("cards", "segments"):
+                (self.root / part).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(
                 f"no store can be kept at {self.root}: {error.strerror}. "
@@ -47,20 +56,23 @@ class Folder:
         """Write header and ids. Raises `CardWriteError`."""
         path = self.card_path(card.digest)
         _make(path.parent)
-        _without_segments(card).save(path)
+        _without_segments(card).save(path, key=self.key)
 
     def write_segment(self, name: str, blobs: Blobs) -> None:
         """Write a segment's bytes. Raises `CardWriteError`."""
         path = self.segment_path(name)
         _make(path.parent)
-        container.write(path, blobs, {SEGMENT: name})
+        tensors, metadata = blobs, {SEGMENT: name}
+        if self.key is not None:
+            tensors, metadata = seal(blobs, metadata, self.key)
+        container.write(path, tensors, metadata)
 
     def card_bytes(self, card: CacheCard) -> int:
-        """Bytes of the file that `write_card` writes."""
+        """Bytes of the file that `write_card` writes, but for what sealing adds."""
         return _without_segments(card).nbytes
 
     def segment_bytes(self, blobs: Blobs) -> int:
-        """Bytes of the file that `write_segment` writes."""
+        """Bytes of the file that `write_segment` writes, but for what sealing adds."""
         header = container.header_bytes(blobs, {SEGMENT: "0" * 64})
         return header + sum(blob.nbytes for blob in blobs.values())
 
@@ -70,7 +82,7 @@ class Folder:
         Its files are open from here on, so it stays readable when somebody removes them. Raises
         the `CardError` family.
         """
-        card = CacheCard.load(self.card_path(digest))
+        card = CacheCard.load(self.card_path(digest), key=self.key)
         if card.digest != digest:
             raise CardFormatError(
                 f"{self.card_path(digest)} holds the card {card.digest[:12]}…; "
@@ -78,11 +90,11 @@ class Folder:
             )
         names = card.manifest.names
         opened = [self._open_segment(name) for name in names]
-        return CacheCard(card.manifest, Assembled(card.tensors, opened))
+        return CacheCard(card.manifest, Assembled(card.tensors, opened), card.signature)
 
-    def _open_segment(self, name: str) -> FileTensors:
+    def _open_segment(self, name: str) -> StoredTensors:
         try:
-            tensors = FileTensors(self.segment_path(name))
+            tensors = open_file(FileTensors(self.segment_path(name)), self.key)
         except CardNotFoundError as error:
             raise CardNotFoundError(f"the segment {name[:12]}… is not there: {error}") from error
         if tensors.metadata != {SEGMENT: name}:
@@ -107,7 +119,7 @@ class Folder:
 
 def _without_segments(card: CacheCard) -> CacheCard:
     names = [ids_name(number) for number in range(len(card.manifest.segments))]
-    return CacheCard(card.manifest, {name: card.tensors[name] for name in names})
+    return CacheCard(card.manifest, {name: card.tensors[name] for name in names}, card.signature)
 
 
 def _make(folder: Path) -> None:
@@ -121,7 +133,7 @@ def _make(folder: Path) -> None:
 class Assembled(LazyTensors):
     """A card's tensors, ids from one file and each segment's blobs from a file of its own."""
 
-    def __init__(self, ids: Mapping[str, Array], segments: list[FileTensors]) -> None:
+    def __init__(self, ids: Mapping[str, Array], segments: Sequence[LazyTensors]) -> None:
         """``segments`` in the card's order."""
         self._ids = ids
         self._places = {

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from blake3 import blake3
 
 from ..card import Identity
-from ..card.digest import TokenIds
+from ..card.digest import TokenIds, digest_json
 
 BLOCK = 32  # tokens
 
@@ -31,10 +30,13 @@ class Prefixes:
     blocks: list[bytes]
 
     @classmethod
-    def of(cls, ids: Sequence[int] | TokenIds, identity: Identity) -> Prefixes:
-        """Hash ``ids``, ``[tokens]``; another model's prefixes have other names."""
+    def of(
+        cls, ids: Sequence[int] | TokenIds, identity: Identity, salt: str | None = None
+    ) -> Prefixes:
+        """Hash ``ids``, ``[tokens]``; another model's and another tenant's have other names."""
         data = np.asarray(ids, dtype="<i4").tobytes()
-        blocks, step = [blake3(msgspec.json.encode(identity, order="sorted")).digest()], 4 * BLOCK
+        seed = digest_json(identity, salt)
+        blocks, step = [bytes.fromhex(seed)], 4 * BLOCK
         for start in range(0, len(data) - step + 1, step):
             blocks.append(blake3(blocks[-1] + data[start : start + step]).digest())
         return cls(data, blocks)

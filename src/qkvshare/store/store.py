@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..card import CacheCard, Identity
+from ..card import CacheCard, Identity, Key
 from ..card.container import blob_name
 from ..card.digest import TokenIds
 from ..card.errors import CardNotFoundError, CardThinError, StoreError, StoreFullError
@@ -19,6 +19,7 @@ from .catalog import Entry, Match
 from .folder import Blobs, Folder
 from .index import Index
 from .prefixes import Prefixes
+from .tenant import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -33,22 +34,36 @@ class Store:
     until it is removed, expires or is evicted, through kills and power cuts.
     """
 
-    def __init__(self, root: str | Path, *, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        tenant: str | None = None,
+        key: Key | None = None,
+        limit: int | None = None,
+    ) -> None:
         """Open or make the store in folder ``root``.
 
-        ``limit``: bytes that all files together may take; `put` makes room first, see
-        `eviction`. Raises `StoreError`.
+        Args:
+            root: the folder; it may hold the stores of several tenants.
+            tenant: whose cards; tenants share nothing. None for a store with one user.
+            key: seals all files; a named tenant's own key is derived from it.
+            limit: bytes that all files of the tenant together may take; `put` makes room.
+
+        Raises `StoreError`.
         """
-        self.folder = Folder(Path(root))
-        self.limit = limit
+        self.root, self.limit = Path(root), limit
+        who = Tenant.of(self.root, tenant, key)
+        self.salt = who.salt
+        self.folder = Folder(who.folder, who.key)
         self.folder.prepare()
-        path = self.folder.root / "index.sqlite"
+        path = who.folder / "index.sqlite"
         known = path.exists()
         self.index = Index(path)
         if not known and next(self.folder.cards(), None) is not None:
-            log.warning("the store %s had no index; making it again from the files", root)
+            log.warning("the store %s had no index; making it again from the files", who.folder)
             for digest in rebuild(self):
-                log.warning("the card %s lacks files and was left out", digest)
+                log.warning("the card %s cannot be read whole and was left out", digest)
 
     def close(self) -> None:
         """Close the index."""
@@ -61,9 +76,15 @@ class Store:
 
         A thin card is completed by the segments that are here. ``ttl``: seconds after which the
         card may go; ``saved_ms``: what reading its text takes longer, where that was measured.
-        Raises `StoreFullError`, `CardThinError`, `CardWriteError`, or `CardDigestError` for a
-        damaged card.
+        Raises `StoreFullError`, `CardThinError`, `CardWriteError`, `CardDigestError` for a damaged
+        card, and `StoreError` for one whose digests have another salt than `salt`.
         """
+        if card.manifest.salt != self.salt:
+            raise StoreError(
+                f"the card {card.digest[:12]}… has {'another' if card.manifest.salt else 'no'} "
+                f"salt, cards in {self.folder.root} have {'their own' if self.salt else 'none'}. "
+                "Capture with salt=store.salt, or put card.salted(store.salt)."
+            )
         tensors = card.verify()
         blobs: dict[str, Blobs | None] = {}
         for number, name in enumerate(card.manifest.names):
@@ -114,7 +135,7 @@ class Store:
                 size = path.stat().st_size
                 index.run("INSERT OR IGNORE INTO segment VALUES (?, ?)", name, size)
                 index.run("INSERT OR IGNORE INTO part VALUES (?, ?, ?)", digest, number, name)
-            prefixes = Prefixes.of(card.token_ids, card.manifest.identity)
+            prefixes = Prefixes.of(card.token_ids, card.manifest.identity, self.salt)
             for segment in card.manifest.segments:
                 place = prefixes.name(segment.end), digest, prefixes.block(segment.end), segment.end
                 index.run("INSERT OR IGNORE INTO prefix VALUES (?, ?, ?, ?)", *place)
@@ -155,7 +176,7 @@ class Store:
         Prefixes end where segments do. ``get(match.card, match.tokens)`` is the card to go on from;
         None where nothing matches. ``identity``: of the model, see `qkvshare.identify`.
         """
-        return catalog.match(self.index, Prefixes.of(ids, identity))
+        return catalog.match(self.index, Prefixes.of(ids, identity, self.salt))
 
     def latest(self, agent: str) -> str:
         """Digest of the card that ``agent`` handed on last. Raises `CardNotFoundError`."""
