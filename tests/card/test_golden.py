@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from qkvshare import CacheCard, Raw, Uniform
+from qkvshare.card import Key, Signer
 from qkvshare.card.digest import digest_bytes
 from qkvshare.codecs import Codec, Kivi, Packed, Transform, decode_runs
 from qkvshare.profile import Profile
@@ -75,6 +77,19 @@ def test_golden_card(name: str, tmp_path: Path) -> None:
     assert card.save(tmp_path / "again").read_bytes() == path.read_bytes()
 
 
+# Anybody's: a second implementation can open the sealed card, and check who signed it.
+KEY = Key(b"Z" * 32)
+SIGNER = Signer(Ed25519PrivateKey.from_private_bytes(b"Z" * 32))
+
+
+def test_golden_sealed_and_signed_card(tmp_path: Path) -> None:
+    card = CacheCard.load(FOLDER / "packed.sealed", key=KEY, trust=[SIGNER.public])
+    assert card.digest == json.loads((FOLDER / "packed.json").read_text())["card"]
+    assert card.signature == SIGNER.sign(card.digest)
+    plain = replace(card, signature=None, file=None).save(tmp_path / "plain")
+    assert plain.read_bytes() == (FOLDER / "packed.card").read_bytes()
+
+
 if __name__ == "__main__":
     if not PROFILE.exists():
         made_up_profile(2, apart=True).save(PROFILE)
@@ -86,3 +101,5 @@ if __name__ == "__main__":
     for name, card in cards.items():
         card.save(FOLDER / f"{name}.card").chmod(0o644)
         (FOLDER / f"{name}.json").write_text(json.dumps(describe(card), indent=1) + "\n")
+    sealed = cards["packed"].signed(SIGNER)
+    sealed.save(FOLDER / "packed.sealed", key=KEY).chmod(0o644)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qkvshare import CacheCard
+from qkvshare.card import Key, Signer
 from qkvshare.cli import main
 
 from ..cards import make_card
@@ -519,3 +520,86 @@ def test_capture_takes_the_profile_at_hand(
     assert "not at hand" in " ".join(err.split())
     again = run("resume", path, *model, "-p", " And", "--max-new-tokens", 4, "--profile", profile)
     assert again[:2] == (0, said)
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(run: Any, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A key, a signer, and a file that trusts the signer."""
+    key, signer, trust = tmp_path / "key", tmp_path / "signer", tmp_path / "trust"
+    code, out, _ = run("key", "new", key)
+    assert code == 0
+    assert key.read_text().strip() not in out
+    code, public, _ = run("key", "signer", signer)
+    assert code == 0
+    trust.write_text(public)
+    return key, signer, trust
+
+
+def test_keys_are_never_overwritten(run: Any, keys: tuple[Path, Path, Path]) -> None:
+    for verb, path in zip(("new", "signer"), keys[:2], strict=True):
+        before = path.read_bytes()
+        code, _, err = run("key", verb, path)
+        assert code == 1
+        assert "SecretError" in err
+        assert path.read_bytes() == before
+
+
+def test_sealed_and_signed_from_capture_to_resume(
+    run: Any, keys: tuple[Path, Path, Path], llama: Any, llama_folder: Path, tmp_path: Path
+) -> None:
+    key, signer, trust = keys
+    path, longer = tmp_path / "a", tmp_path / "b"
+    made = ("capture", "-m", llama_folder, "--prompt", TEXT, "-o", path, "--codec", "raw")
+    assert run(*made, "--key", key, "--sign", signer)[0] == 0
+    assert TEXT.encode() not in path.read_bytes()
+    code, out, _ = run("verify", path, "--key", key, "--trust", trust)
+    assert code == 0
+    assert "signature: ok" in out
+    for verb in (["verify"], ["inspect"], ["resume", "-m", llama_folder], ["trim", "-o", longer]):
+        more = ["--budget", 1] if verb[0] == "trim" else []
+        code, _, err = run(*verb, path, *more)
+        assert code == 1
+        assert "CardKeyError" in err
+    sure = ("-m", llama_folder, "-p", " And", "--max-new-tokens", 8, "--key", key)
+    code, out, _ = run("resume", path, *sure, "--trust", trust, "-o", longer)
+    assert code == 0
+    expected = greedy_from_text(llama, ids(TEXT + " And"), 8)
+    assert out == tiny_tokenizer().decode(expected, skip_special_tokens=True) + "\n"
+    # what is handed on is sealed too, and signed by nobody yet
+    code, out, _ = run("inspect", longer, "--key", key, "--json", "-")
+    content = json.loads(out)
+    assert (content["sealed"], content["signature"]) == (True, None)
+    code, _, err = run("verify", longer, "--key", key, "--trust", trust)
+    assert code == 1
+    assert "CardSignatureError" in err
+
+
+def test_trim_keeps_a_card_sealed(
+    run: Any, keys: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ..codecs.test_trimming import refined
+
+    key, path, small = keys[0], tmp_path / "a", tmp_path / "b"
+    monkeypatch.setenv("QKVSHARE_KEY", key.read_text().strip())
+    card = refined(1)
+    card.save(path, key=Key.load(key))
+    budget = card.bits_per_value - 0.1
+    code, out, _ = run("trim", path, "-o", small, "--budget", budget, "--key", "env")
+    assert code == 0
+    assert f"{small.stat().st_size:,} of {path.stat().st_size:,} bytes" in " ".join(out.split())
+    assert CacheCard.load(small, key=Key.load(key)).nbytes < card.nbytes
+
+
+def test_inspect_shows_secrets_state(
+    run: Any, keys: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    signer = Signer.load(keys[1])
+    path = make_card(salt="5a" * 32).signed(signer).save(tmp_path / "a", key=Key.load(keys[0]))
+    out = run("inspect", path, "--key", keys[0])[1].replace("\n", "").replace(" ", "")
+    assert "sealedyes" in out
+    assert "5a" * 32 in out
+    assert signer.public in out
+    assert "sealedno" in run("inspect", make_card().save(path))[1].replace(" ", "")

@@ -19,7 +19,7 @@ from .keys import Key
 from .manifest import FORMAT_VERSION, Envelope, Hop, Segment, Signature
 from .opening import check_tensors, open_header
 from .salting import resalt
-from .sealing import open_file, seal
+from .sealing import SealedTensors, open_file, seal
 from .signing import Signer, require_signature
 
 
@@ -80,6 +80,11 @@ class CacheCard(Contents):
     def signed(self, signer: Signer) -> CacheCard:
         """The same card with ``signer``'s signature; what is derived from it carries none."""
         return replace(self, signature=signer.sign(self.digest), file=None)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the file it was loaded from is sealed."""
+        return isinstance(self.file, SealedTensors)
 
     def __deepcopy__(self, _: object) -> CacheCard:
         """Immutable, so a copy of whatever refers to it may share it."""

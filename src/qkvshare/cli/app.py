@@ -16,6 +16,7 @@ from .eval_gsm8k import gsm8k
 from .eval_recall import recall
 from .eval_relay import relay
 from .inspect import inspect
+from .key import new, signer
 from .resume import resume
 from .trim import trim
 from .verify import verify
@@ -35,6 +36,10 @@ evaluations.command()(recall)
 evaluations.command()(relay)
 evaluations.command()(gsm8k)
 app.add_typer(evaluations, name="eval")
+keys = typer.Typer(help="Keys that cards are sealed and signed with.", no_args_is_help=True)
+keys.command()(new)
+keys.command()(signer)
+app.add_typer(keys, name="key")
 timings = typer.Typer(help="What time costs, as ratios within one run.", no_args_is_help=True)
 timings.command("capture")(bench_capture)
 timings.command()(codecs)

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from ..card import Codec
+from ..card import CacheCard, Codec, Signer
 from ..card.errors import CaptureError
 from .options import (
     AllocatorName,
     Budget,
     CodecName,
+    KeyFile,
     Model,
     Output,
     ProfileFile,
     ScorerName,
+    key_of,
     out,
     progress,
 )
@@ -37,6 +39,10 @@ def capture(
         typer.Option(help="The receiver's question, where it is known (packed, transform)."),
     ] = None,
     agent: Annotated[str, typer.Option(help="A name for the card's lineage.")] = "",
+    key: KeyFile = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="Sign with this private key (key signer).")
+    ] = None,
 ) -> None:
     """Read a text with a model and write what it understood to a card."""
     if (text is None) == (prompt is None):
@@ -44,6 +50,7 @@ def capture(
     content = prompt if text is None else _read(text)
     assert content is not None
 
+    seal, signer = key_of(key), None if sign is None else Signer.load(sign)
     with progress.status("loading the model …") as status:
         from ..allocators import make_allocator
         from ..codecs import default_codec, make_codec
@@ -71,7 +78,10 @@ def capture(
             focus=focus,
             agent=agent,
         )
-        card.save(output)
+        if signer is not None:
+            card = card.signed(signer)
+        # loaded for its size as it lies there
+        card = CacheCard.load(card.save(output, key=seal), key=seal)
     written = card.manifest.segments[-1].codec
     out.print(
         f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes, "

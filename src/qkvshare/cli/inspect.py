@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..card import CacheCard, Run
 from ..card.errors import CardWriteError
-from .options import Card, Json, out
+from .options import Card, Json, KeyFile, key_of, out
 
 
 def inspect(
@@ -23,9 +23,10 @@ def inspect(
     plot: Annotated[
         Path | None, typer.Option(help="Draw bits per token and per layer (PNG, SVG or PDF).")
     ] = None,
+    key: KeyFile = None,
 ) -> None:
     """Show a card's contents; reads the header only."""
-    known = CacheCard.load(card)
+    known = CacheCard.load(card, key=key_of(key))
     sizes = _sizes(known)
     if json != "-":
         _print(known, sizes)
@@ -63,6 +64,9 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     table.add_column(overflow="fold")
     table.add_row("card", card.digest)
     table.add_row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
+    table.add_row("sealed", "yes" if card.sealed else "no")
+    signature = card.signature
+    table.add_row("signature", "none" if signature is None else f"{signature.key} (not checked)")
     if manifest.salt is not None:
         table.add_row("salt", manifest.salt)
     if manifest.expires is not None:
@@ -92,6 +96,8 @@ def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
     content = {
         "schema": 1,
         "digest": card.digest,
+        "sealed": card.sealed,
+        "signature": msgspec.to_builtins(card.signature),
         "tokens": card.tokens,
         "bits_per_value": card.bits_per_value,
         "bytes": sizes,

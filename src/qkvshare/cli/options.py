@@ -8,6 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..card import Key
+
+
+def key_of(source: str | None) -> Key | None:
+    """The key that ``--key`` names, if it does."""
+    return None if source is None else Key.load(source)
+
+
 # Results go to stdout, everything else to stderr: output can be piped.
 out = Console()
 progress = Console(stderr=True)
@@ -50,4 +58,14 @@ ProfileFile = Annotated[
     typer.Option("--profile", help="What calibrate wrote; needed where it is not in its folder."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the card.")]
+KeyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--key", metavar="FILE", help="The key of sealed cards; env for that in QKVSHARE_KEY."
+    ),
+]
+TrustFile = Annotated[
+    Path | None,
+    typer.Option("--trust", help="Public keys, one a line: refuse cards nobody of them signed."),
+]
 Json = Annotated[str | None, typer.Option("--json", help="Also write JSON here; - for stdout.")]

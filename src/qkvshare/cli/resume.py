@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..card import CacheCard
-from .options import Card, Model, ProfileFile, progress
+from .options import Card, KeyFile, Model, ProfileFile, TrustFile, key_of, progress
 
 
 def resume(
@@ -36,9 +36,12 @@ def resume(
             min=0.001, metavar="MBIT", help="For auto: the card must first cross such a link."
         ),
     ] = None,
+    key: KeyFile = None,
+    trust: TrustFile = None,
 ) -> None:
     """Go on from a card: read PROMPT after it and print what the model says (greedy)."""
-    known = CacheCard.load(card)
+    seal = key_of(key)
+    known = CacheCard.load(card, key=seal, trust=trust)
     with progress.status("loading the model …") as status:
         import torch
 
@@ -69,7 +72,7 @@ def resume(
         said = result.sequences[0, read:]
         if output is not None:
             status.update("handing on …")
-            _hand_on(loaded, tokenizer, known, result, read, agent).save(output)
+            _hand_on(loaded, tokenizer, known, result, read, agent).save(output, key=seal)
     typer.echo(tokenizer.decode(said, skip_special_tokens=True))
 
 

@@ -7,20 +7,22 @@ from typing import Annotated
 import typer
 
 from ..card import CacheCard
-from .options import Card, Output, out
+from .options import Card, KeyFile, Output, key_of, out
 
 
 def trim(
     card: Card,
     output: Output,
     budget: Annotated[float, typer.Option(min=0.01, help="Bits per value of the whole file.")],
+    key: KeyFile = None,
 ) -> None:
     """Cut a card to a lower rate: drop refinements (capture --codec transform:refinements=1)."""
     from ..codecs import trim as cut
 
-    known = CacheCard.load(card)
+    seal = key_of(key)
+    known = CacheCard.load(card, key=seal)
     smaller = cut(known, budget)
-    smaller.save(output)
+    smaller = CacheCard.load(smaller.save(output, key=seal), key=seal)  # its size as it lies there
     out.print(
         f"{output}: {smaller.nbytes:,} of {known.nbytes:,} bytes, "
         f"{smaller.bits_per_value:.3f} of {known.bits_per_value:.3f} bits per value"

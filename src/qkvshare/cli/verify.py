@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..card import CacheCard
-from .options import Card, out, progress
+from .options import Card, KeyFile, TrustFile, key_of, out, progress
 
 
 def verify(
@@ -16,12 +16,16 @@ def verify(
         str | None,
         typer.Option("--model", "-m", help="Also compare with this model and its tokenizer."),
     ] = None,
+    key: KeyFile = None,
+    trust: TrustFile = None,
 ) -> None:
     """Check all digests of a card and, given a model, that the card is bound to it."""
-    known = CacheCard.load(card)
+    known = CacheCard.load(card, key=key_of(key), trust=trust)
     known.verify()
     known.require_fresh()
     out.print(f"digests: ok ({known.nbytes:,} bytes, card {known.digest[:12]}…)")
+    if trust is not None and known.signature:
+        out.print(f"signature: ok ({known.signature.key[:12]}…)")
     if model is None:
         return
     with progress.status("loading the model …"):
