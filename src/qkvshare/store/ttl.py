@@ -97,16 +97,18 @@ def curve(durations: tuple[float, ...], returns: float = 1.0) -> Curve:
 def steepest(held: list[float], back: list[float]) -> list[float]:
     """The steepest slope from every point to one right of it, 0 for the last: O(n), along the upper
     hull of the points to the right."""
-    slopes, hull = [0.0], [len(held) - 1]
-    for here in range(len(held) - 2, -1, -1):
+    last = len(held) - 1
+    slopes, hull = [-1.0] * (last + 1), [last]
+    for here in range(last - 1, -1, -1):
         while True:
-            slope = (back[hull[-1]] - back[here]) / (held[hull[-1]] - held[here])
-            if slope > slopes[hull[-1] - len(held)] or len(hull) == 1:
+            top = hull[-1]
+            slope = (back[top] - back[here]) / (held[top] - held[here])
+            if slope > slopes[top]:
                 break
             hull.pop()
-        slopes.insert(0, slope)
+        slopes[here] = slope
         hull.append(here)
-    return slopes
+    return [*slopes[:last], 0.0]
 
 
 def best_ttl(
