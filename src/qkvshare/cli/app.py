@@ -18,6 +18,7 @@ from .eval_relay import relay
 from .inspect import inspect
 from .key import new, signer
 from .resume import resume
+from .store import store
 from .trim import trim
 from .verify import verify
 
@@ -46,3 +47,4 @@ timings.command()(codecs)
 timings.command()(kernels)
 timings.command()(ttft)
 app.add_typer(timings, name="bench")
+app.add_typer(store, name="store")

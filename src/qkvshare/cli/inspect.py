@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ..card import CacheCard, Run
 from ..card.errors import CardWriteError
@@ -42,11 +43,13 @@ def _sizes(card: CacheCard) -> dict[str, int]:
 
     sizes = dict.fromkeys(("codes", "scales", "maps"), 0)
     for run in card.manifest.runs:
+        if run.segment < card.thin:
+            continue
+        codec = from_record(run.codec)
         for number, layer in enumerate(card.manifest.layers):
-            if nbytes := _bytes_of(card, number, run):
-                shape = Shape.of(layer, run.held(number))
-                for kind, part in from_record(run.codec).parts(shape, nbytes).items():
-                    sizes[kind] += part
+            shape, nbytes = Shape.of(layer, run.held(number)), _bytes_of(card, number, run)
+            for kind, part in codec.parts(shape, nbytes).items():
+                sizes[kind] += part
     return {**sizes, "ids": 4 * card.tokens, "header": card.header_bytes, "total": card.nbytes}
 
 
@@ -62,34 +65,43 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     table = Table(show_header=False, box=None)
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("card", card.digest)
-    table.add_row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
-    table.add_row("sealed", "yes" if card.sealed else "no")
+
+    def row(name: str, value: str) -> None:
+        table.add_row(name, _plain(value))
+
+    row("card", card.digest)
+    row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
+    row("sealed", "yes" if card.sealed else "no")
     signature = card.signature
-    table.add_row("signature", "none" if signature is None else f"{signature.key} (not checked)")
+    row("signature", "none" if signature is None else f"{signature.key} (not checked)")
     if manifest.salt is not None:
-        table.add_row("salt", manifest.salt)
+        row("salt", manifest.salt)
     if manifest.expires is not None:
-        table.add_row("expires", f"{manifest.expires:%Y-%m-%d %H:%M:%S} UTC")
-    table.add_row("tokens", f"{card.tokens:,}")
-    table.add_row("size", f"{card.nbytes:,} bytes, {card.bits_per_value:.3f} bits per value")
-    table.add_row("", ", ".join(f"{k} {v:,}" for k, v in sizes.items() if v and k != "total"))
+        row("expires", f"{manifest.expires:%Y-%m-%d %H:%M:%S} UTC")
+    row("tokens", f"{card.tokens:,}")
+    row("size", f"{card.nbytes:,} bytes, {card.bits_per_value:.3f} bits per value")
+    row("", ", ".join(f"{k} {v:,}" for k, v in sizes.items() if v and k != "total"))
     kinds = [f"{at.kind} {at.kv_heads}×{at.head_dim}" for at in manifest.layers]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    table.add_row("layers", counts)
+    row("layers", counts)
     for name, value in msgspec.structs.asdict(identity).items():
-        table.add_row(name.replace("_", " "), "none" if value is None else str(value))
+        row(name.replace("_", " "), "none" if value is None else str(value))
     for run in manifest.runs:
         made = f"{run.codec.name} {run.codec.parameters or ''}"
         if run.codec.profile is not None:
             made += f", profile {run.codec.profile}"
         if run.segment < card.thin:
             made += ", not in this file"
-        table.add_row(f"segment {run.segment}", f"tokens [{run.start}, {run.end}), {made}")
+        row(f"segment {run.segment}", f"tokens [{run.start}, {run.end}), {made}")
     for hop in manifest.lineage:
         whence = "read from scratch" if hop.parent is None else f"from {hop.parent[:12]}…"
-        table.add_row(f"hop {hop.hop}", f"{hop.agent or '—'}: {hop.tokens_added} tokens, {whence}")
+        row(f"hop {hop.hop}", f"{hop.agent or '—'}: {hop.tokens_added} tokens, {whence}")
     out.print(table)
+
+
+def _plain(text: str) -> Text:
+    """What a card says is shown, never obeyed: neither as markup nor by the terminal."""
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
@@ -114,16 +126,22 @@ def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
         raise CardWriteError(f"{target} cannot be written: {error}.") from error
 
 
-def bits_per_token_and_layer(card: CacheCard) -> npt.NDArray[np.float64]:
-    """Encoded bits per value for each layer and token, ``[layers, tokens]``; 0 where forgotten."""
-    grid = np.zeros((len(card.manifest.layers), card.tokens))
-    for number, layer in enumerate(card.manifest.layers):
+def mean_bits(card: CacheCard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Encoded bits per value: of each token, mean over layers, ``[tokens]``; of each layer, mean
+    over tokens, ``[layers]``; 0 where forgotten.
+
+    There is never a number for every token and layer: a small file can name too many of both.
+    """
+    layers, runs = card.manifest.layers, card.manifest.runs
+    steps, of_layer = np.zeros(card.tokens + 1), np.zeros(len(layers))
+    for number, layer in enumerate(layers):
         width = layer.kv_heads * (layer.head_dim + layer.v_head_dim)
-        for run in card.manifest.runs:
-            if held := run.held(number):
-                nbytes = _bytes_of(card, number, run)
-                grid[number, run.end - held : run.end] = 8 * nbytes / (held * width)
-    return grid
+        for run in runs:
+            bits, held = 8 * _bytes_of(card, number, run) / width, run.held(number)
+            steps[run.end - held] += bits / held
+            steps[run.end] -= bits / held
+            of_layer[number] += bits
+    return steps.cumsum()[:-1] / len(layers), of_layer / card.tokens
 
 
 def _plot(card: CacheCard, target: Path) -> None:
@@ -132,11 +150,11 @@ def _plot(card: CacheCard, target: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    grid = bits_per_token_and_layer(card)
+    of_token, of_layer = mean_bits(card)
     figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(9, 6), layout="constrained")
-    top.step(range(card.tokens), grid.mean(axis=0), where="mid")
+    top.step(range(card.tokens), of_token, where="mid")
     top.set(xlabel="token", ylabel="bits per value", ylim=(0, None), title="mean over layers")
-    bottom.bar(range(len(grid)), grid.mean(axis=1))
+    bottom.bar(range(len(of_layer)), of_layer)
     bottom.set(xlabel="layer", ylabel="bits per value", ylim=(0, None), title="mean over tokens")
     try:
         figure.savefig(target)

@@ -95,9 +95,11 @@ def from_record(record: CodecRecord) -> Codec:
     if record.profile is not None:
         given["profile"] = record.profile
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if set(given) != known:
+    # A profile among the parameters could be any text, a path too; beside them it is a digest.
+    if set(given) != known or "profile" in record.parameters:
         raise CardFormatError(
-            f"codec {record.name!r} has parameters {sorted(given)}, expected {sorted(known)}."
+            f"codec {record.name!r} has parameters {sorted(record.parameters)[:8]} and profile "
+            f"{record.profile}, expected {sorted(known)}, with the profile beside the parameters."
         )
     try:
         return msgspec.convert(given, kind, strict=True)

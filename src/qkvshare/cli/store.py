@@ -1,0 +1,140 @@
+"""``qkvshare store``: put, get, ls, rm, gc, stats, audit."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..card import CacheCard
+from ..card.errors import StoreError
+from ..card.keys import Key
+from ..store import Store
+from .options import Card, KeyFile, Output, out
+
+store = typer.Typer(help="Where cards live between hand-offs.", no_args_is_help=True)
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="The store's folder; $QKVSHARE_STORE, or ~/.local/share/qkvshare/store, by default.",
+    ),
+]
+TenantName = Annotated[str | None, typer.Option(help="Whose cards; tenants share nothing.")]
+Limit = Annotated[
+    str | None, typer.Option(help="What all files may take together, as in 500MB or 20GB.")
+]
+Digest = Annotated[str, typer.Argument(help="A card's digest, or at least 4 digits of it.")]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@store.command()
+def put(
+    card: Card,
+    root: Root = None,
+    tenant: TenantName = None,
+    key: KeyFile = None,
+    limit: Limit = None,
+    ttl: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which the card may go.")
+    ] = None,
+) -> None:
+    """Store a card file (sealed with the same key, if at all), and print its digest."""
+    opened = _open(root, tenant, key, limit)
+    known = CacheCard.load(card, key=None if key is None else Key.load(key))
+    typer.echo(opened.put(known.salted(opened.salt) if opened.salt else known, ttl=ttl))
+
+
+@store.command()
+def get(
+    digest: Digest,
+    output: Output,
+    root: Root = None,
+    tenant: TenantName = None,
+    key: KeyFile = None,
+) -> None:
+    """Write a card to a file, whole (sealed with the same key, if at all)."""
+    opened = _open(root, tenant, key)
+    card = opened.get(opened.find(digest))
+    card.save(output, key=None if key is None else Key.load(key))
+    out.print(f"{output}: {card.tokens} tokens, {output.stat().st_size:,} bytes")
+
+
+@store.command("ls")
+def list_cards(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
+    """List the cards, the last used first."""
+    table = Table("digest", "agent", "tokens", "bytes", "put", "expires", "uses")
+    for entry in _open(root, tenant, key).ls():
+        expires = "" if entry.expires_at is None else _time(entry.expires_at)
+        row = entry.digest[:12], entry.agent, f"{entry.tokens:,}", f"{entry.bytes:,}"
+        table.add_row(*row, _time(entry.put_at), expires, str(entry.hits))
+    out.print(table)
+
+
+@store.command("rm")
+def remove(
+    digest: Digest, root: Root = None, tenant: TenantName = None, key: KeyFile = None
+) -> None:
+    """Remove a card."""
+    opened = _open(root, tenant, key)
+    opened.remove(opened.find(digest))
+
+
+@store.command()
+def gc(
+    root: Root = None, tenant: TenantName = None, key: KeyFile = None, limit: Limit = None
+) -> None:
+    """Drop expired cards, get below the limit, and clear away what killed writers left."""
+    opened = _open(root, tenant, key, limit)
+    before = opened.stats()["bytes"]
+    dropped = opened.gc()
+    out.print(f"{len(dropped)} cards dropped, {before - opened.stats()['bytes']:,} bytes freed")
+
+
+@store.command()
+def stats(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
+    """Count cards, segments and bytes."""
+    for name, value in _open(root, tenant, key).stats().items():
+        out.print(f"{name.replace('_', ' ')}: {value:,}")
+
+
+@store.command()
+def audit(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
+    """Read every byte of every card and compare it with its digest."""
+    found = _open(root, tenant, key).audit()
+    for digest, problem in {**found.damaged, **found.lost}.items():
+        out.print(f"{digest[:12]}: {problem}", markup=False)
+    out.print(
+        f"{found.cards} cards, {found.segments} segments, {found.bytes:,} bytes: "
+        f"{len(found.damaged)} damaged, {len(found.lost)} lost, {found.orphans} files of no card"
+    )
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _open(
+    root: Path | None, tenant: str | None, key: str | None, limit: str | None = None
+) -> Store:
+    if root is None:
+        home = Path.home() / ".local" / "share" / "qkvshare" / "store"
+        root = Path(os.environ.get("QKVSHARE_STORE") or home)
+    secret = None if key is None else Key.load(key)
+    return Store(root, tenant=tenant, key=secret, limit=None if limit is None else _bytes(limit))
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
+    if found is None:
+        raise StoreError(f"{text!r} is no size; expected a number and KB, MB, GB or TB.")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
