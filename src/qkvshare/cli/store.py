@@ -13,9 +13,8 @@ from rich.table import Table
 
 from ..card import CacheCard
 from ..card.errors import StoreError
-from ..card.keys import Key
 from ..store import Store
-from .options import Card, KeyFile, Output, out
+from .options import Card, KeyFile, Output, key_of, out
 
 store = typer.Typer(help="Where cards live between hand-offs.", no_args_is_help=True)
 
@@ -48,8 +47,15 @@ def put(
 ) -> None:
     """Store a card file (sealed with the same key, if at all), and print its digest."""
     opened = _open(root, tenant, key, limit)
-    known = CacheCard.load(card, key=None if key is None else Key.load(key))
-    typer.echo(opened.put(known.salted(opened.salt) if opened.salt else known, ttl=ttl))
+    known = CacheCard.load(card, key=key_of(key))
+    if known.manifest.salt != opened.salt:
+        if known.signature is not None:
+            raise StoreError(
+                "the card is signed, and this store's digests have another salt: with it the "
+                "signature would be lost. Capture it with the store's salt, and sign it then."
+            )
+        known = known.salted(opened.salt)
+    typer.echo(opened.put(known, ttl=ttl))
 
 
 @store.command()
@@ -63,7 +69,7 @@ def get(
     """Write a card to a file, whole (sealed with the same key, if at all)."""
     opened = _open(root, tenant, key)
     card = opened.get(opened.find(digest))
-    card.save(output, key=None if key is None else Key.load(key))
+    card.save(output, key=key_of(key))
     out.print(f"{output}: {card.tokens} tokens, {output.stat().st_size:,} bytes")
 
 
@@ -125,8 +131,8 @@ def _open(
     if root is None:
         home = Path.home() / ".local" / "share" / "qkvshare" / "store"
         root = Path(os.environ.get("QKVSHARE_STORE") or home)
-    secret = None if key is None else Key.load(key)
-    return Store(root, tenant=tenant, key=secret, limit=None if limit is None else _bytes(limit))
+    size = None if limit is None else _bytes(limit)
+    return Store(root, tenant=tenant, key=key_of(key), limit=size)
 
 
 def _bytes(text: str) -> int:

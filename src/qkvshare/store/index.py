@@ -41,7 +41,13 @@ CREATE TABLE lease (
     holder TEXT PRIMARY KEY, card TEXT NOT NULL REFERENCES card ON DELETE CASCADE,
     until REAL NOT NULL);
 CREATE INDEX lease_card ON lease (card);
-CREATE TABLE tool (name TEXT NOT NULL, at REAL NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE waiting (
+    card TEXT PRIMARY KEY, tool TEXT NOT NULL, began REAL NOT NULL, saved_ms REAL NOT NULL,
+    bytes INTEGER NOT NULL);
+CREATE TABLE waited (
+    tool TEXT NOT NULL, began REAL NOT NULL, seconds REAL NOT NULL, saved_ms REAL NOT NULL,
+    bytes INTEGER NOT NULL);
+CREATE INDEX waited_tool ON waited (tool, began);
 CREATE TABLE total (id INTEGER PRIMARY KEY CHECK (id = 0), bytes INTEGER NOT NULL,
     clock REAL NOT NULL);
 INSERT INTO total VALUES (0, 0, 0);

@@ -13,13 +13,14 @@ from ..card import CacheCard, Identity, Key
 from ..card.container import blob_name
 from ..card.digest import TokenIds
 from ..card.errors import CardNotFoundError, CardThinError, StoreError, StoreFullError
-from . import catalog, eviction
+from . import catalog, eviction, waiting
 from .audit import ABANDONED_SECONDS, Audit, audit, rebuild, sweep
 from .catalog import Entry, Match
 from .folder import Blobs, Folder
 from .index import Index
 from .prefixes import Prefixes
 from .tenant import Tenant
+from .ttl import State
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +155,15 @@ class Store:
         """The card of this digest, or its first ``tokens`` tokens (where a segment of it ends).
 
         Bytes are read when they are needed, and verified; the card stays readable when it is
-        removed from the store meanwhile. Raises `CardNotFoundError`.
+        removed from the store meanwhile. An agent that waited on a tool (`hold`) is back with that.
+        Raises `CardNotFoundError`.
         """
+        if self.index.row("SELECT 1 FROM waiting WHERE card = ?", digest) is not None:
+            with self.index.writing():
+                alive = self._alive(digest)  # asked late, a card is gone, and the wait is known
+                waiting.come_back(self.index, digest)
+                if not alive:
+                    eviction.drop(self.index, self.folder, digest)
         self._require(digest)
         try:
             card = self.folder.open_card(digest)
@@ -226,6 +234,17 @@ class Store:
             with self.index.writing():
                 self.index.run("DELETE FROM lease WHERE holder = ?", holder)
 
+    def hold(self, digest: str, tool: str, state: State = "foreground") -> float:
+        """The card's agent calls ``tool`` now: keep the card as long as that is worth it.
+
+        Learnt from the waits on this tool, against the price of room under `limit`; see `ttl`.
+        ``state``: of the agent's app. Returns seconds, inf where nothing limits them. `get` ends
+        the wait. Raises `CardNotFoundError`.
+        """
+        with self.index.writing():
+            self._require(digest)
+            return waiting.hold(self.index, digest, tool, state, self.limit)
+
     def gc(self, abandoned: float = ABANDONED_SECONDS) -> list[str]:
         """Drop expired cards, get below the limit, and clear away what nobody owns.
 
@@ -234,6 +253,7 @@ class Store:
         """
         with self.index.writing():
             self.index.run("DELETE FROM lease WHERE until <= ?", time.time())
+            waiting.give_up(self.index)
             dropped = eviction.expire(self.index, self.folder)
             if self.limit is not None:
                 dropped += eviction.make_room(
@@ -246,9 +266,12 @@ class Store:
         """Read every byte of every card and compare it with its digest."""
         return audit(self.folder, self.index)
 
+    def _alive(self, digest: str) -> bool:
+        query = "SELECT 1 FROM card WHERE digest = ? AND (expires_at IS NULL OR expires_at > ?)"
+        return self.index.row(query, digest, time.time()) is not None
+
     def _require(self, digest: str) -> None:
-        row = self.index.row("SELECT expires_at FROM card WHERE digest = ?", digest)
-        if row is None or (row["expires_at"] is not None and row["expires_at"] <= time.time()):
+        if not self._alive(digest):
             raise CardNotFoundError(
                 f"the card {digest[:12]}… is not in the store {self.folder.root}. It was never "
                 "put there, was removed, or its time has passed. Read the text again."

@@ -1,0 +1,75 @@
+"""Agents that wait on tools: how long to keep their cards, learnt from the waits seen."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from . import eviction
+from .index import Index
+from .ttl import State, Ttl, Wait
+
+# Who has not come back by then is taken for one who never will.
+GONE_SECONDS = 24 * 3600.0
+
+
+def learnt(index: Index, limit: int | None) -> Ttl:
+    """The policy after all waits in the index; room costs nothing where there is no ``limit``."""
+    policy = Ttl()
+    rows = index.rows(
+        "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY tool ORDER BY began DESC) AS age "
+        "FROM waited) WHERE age <= ? ORDER BY began",
+        policy.last,
+    )
+    for row in rows:
+        wait = Wait(row["began"], row["seconds"], row["saved_ms"], row["bytes"])
+        policy = policy.observed(row["tool"], wait)
+    return policy if limit is None else policy.priced(limit, time.time())
+
+
+def hold(index: Index, digest: str, tool: str, state: State, limit: int | None) -> float:
+    """Let the card's agent wait on ``tool`` from now; returns the seconds for which it is kept.
+
+    Within `Index.writing`.
+    """
+    row = index.row("SELECT saved_ms FROM card WHERE digest = ?", digest)
+    assert row is not None
+    now, nbytes = time.time(), math.ceil(eviction.own_bytes(index, digest))
+    seconds = learnt(index, limit).ttl(tool, row["saved_ms"], nbytes, state)
+    waiting = digest, tool, now, row["saved_ms"], nbytes
+    index.run("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?)", *waiting)
+    expires = None if math.isinf(seconds) else now + seconds
+    index.run("UPDATE card SET expires_at = ? WHERE digest = ?", expires, digest)
+    return seconds
+
+
+def come_back(index: Index, digest: str) -> None:
+    """The agent asks for its card, there or not: its wait is one more to learn from.
+
+    Within `Index.writing`.
+    """
+    row = index.row("SELECT * FROM waiting WHERE card = ?", digest)
+    if row is not None:
+        _learn(index, digest, time.time() - row["began"])
+        index.run("UPDATE card SET expires_at = NULL WHERE digest = ?", digest)
+
+
+def give_up(index: Index) -> None:
+    """Learn from those who did not come back. Within `Index.writing`."""
+    late = time.time() - GONE_SECONDS
+    for row in index.rows("SELECT card FROM waiting WHERE began < ?", late):
+        _learn(index, row["card"], math.inf)
+
+
+def _learn(index: Index, digest: str, seconds: float) -> None:
+    index.run(
+        "INSERT INTO waited SELECT tool, began, ?, saved_ms, bytes FROM waiting WHERE card = ?",
+        *(max(seconds, 0.0), digest),
+    )
+    index.run("DELETE FROM waiting WHERE card = ?", digest)
+    index.run(
+        "DELETE FROM waited WHERE rowid IN (SELECT rowid FROM waited WHERE tool = "
+        "(SELECT tool FROM waited ORDER BY rowid DESC LIMIT 1) ORDER BY began DESC LIMIT -1 "
+        "OFFSET ?)",
+        Ttl().last,
+    )
