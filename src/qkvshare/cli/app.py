@@ -7,6 +7,7 @@ import typer
 from .bench_capture import capture as bench_capture
 from .bench_codecs import codecs
 from .bench_kernels import kernels
+from .bench_store import store as bench_store
 from .bench_ttft import ttft
 from .calibrate import calibrate
 from .capture import capture
@@ -45,6 +46,7 @@ timings = typer.Typer(help="What time costs, as ratios within one run.", no_args
 timings.command("capture")(bench_capture)
 timings.command()(codecs)
 timings.command()(kernels)
+timings.command("store")(bench_store)
 timings.command()(ttft)
 app.add_typer(timings, name="bench")
 app.add_typer(store, name="store")
