@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -17,6 +18,10 @@ import tracemalloc
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .target import Target
 
 SECONDS = 1.0
 TIMES = 10
@@ -35,16 +40,17 @@ class Blowup(Exception):
 
 
 def main() -> None:
-    """Fuzz, print what was run, and exit with 0 unless something was found."""
+    """Fuzz; print what was run. What crashes is written to the working directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, required=True)
-    parser.add_argument("--corpus", type=Path, help="where new inputs go; by default nowhere")
+    parser.add_argument("--corpus", type=Path, help="where new inputs are kept")
     parser.add_argument("--length", type=int, default=8192, help="bytes of an input, at most")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    # Indexing beyond an array in a compiled kernel raises, which costs them time, and folders.
+    folder = Path(tempfile.gettempdir())
+    # Indexing beyond an array raises in kernels too: machine code of its own, kept apart.
     os.environ["NUMBA_BOUNDSCHECK"] = "1"
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / "qkvshare-fuzz"))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder / f"qkvshare-fuzz-kernels-{os.getuid()}"))
     import atheris
     import torch
 
@@ -54,46 +60,48 @@ def main() -> None:
     with atheris.instrument_imports(include=["qkvshare"], exclude=compiled):
         from .mutator import mutate
         from .target import BLOBS, FILE, FORGED, GOLDEN, Target
+    from qkvshare import registry
 
+    # A third party's codec is looked for on disk at every unknown name: some milliseconds.
+    registry.entry_points = lambda **_: ()
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
-        target = Target(Path(scratch) / "card")
-        seeds = Path(scratch) / "seeds"
-        seeds.mkdir()
-        for file in sorted(GOLDEN.glob("*.card")):
-            for kind in (FILE, FORGED):
-                (seeds / f"{file.stem}.{kind}").write_bytes(bytes([kind]) + file.read_bytes())
-        # Every codec, number format and kind of head dim: each has machine code of its own.
-        for number, (codec, dtype, dim, flags) in enumerate(
-            product(range(5), range(3), (0, 5, 10, 11, 13, 14, 15, 16), (4, 20, 5))
-        ):
-            head = bytes([BLOBS, codec, dtype, flags, 20, 0, 1, dim, dim, 128])
-            (seeds / f"blobs.{number}").write_bytes(head + bytes(range(64)))
-        known = [file for folder in (seeds, CORPUS) for file in folder.iterdir() if file.is_file()]
-        for file in known:  # kernels are compiled here, not in the first executions
-            target(file.read_bytes())
-        watched = Watched(target)
-        folders = [str(seeds), str(CORPUS)]
-        if given.corpus is not None:
-            given.corpus.mkdir(parents=True, exist_ok=True)
-            folders.insert(0, str(given.corpus))
-        arguments = [
-            sys.argv[0], f"-runs={given.runs}", f"-max_len={given.length}", f"-seed={given.seed}",
-            "-timeout=60", "-rss_limit_mb=4096", "-print_final_stats=1", *folders,
-        ]  # fmt: skip
+    # A name of its own for each user, used again: libFuzzer ends the process before it could go.
+    scratch = (memory if memory.is_dir() else folder) / f"qkvshare-fuzz-{os.getuid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    seeds = scratch / "seeds"
+    seeds.mkdir(parents=True)
+    target = Target(scratch / "card")
+    for file in sorted(GOLDEN.glob("*.card")):
+        for kind in (FILE, FORGED):
+            (seeds / f"{file.stem}.{kind}").write_bytes(bytes([kind]) + file.read_bytes())
+    # Every codec, number format and kind of head dim: each has machine code of its own.
+    for number, (codec, dtype, dim, flags) in enumerate(
+        product(range(5), range(3), (0, 5, 10, 11, 13, 14, 15, 16), (4, 20, 5))
+    ):
+        head = bytes([BLOBS, codec, dtype, flags, 20, 0, 1, dim, dim, 128])
+        (seeds / f"blobs.{number}").write_bytes(head + bytes(range(64)))
+    for file in (*seeds.iterdir(), *CORPUS.iterdir()):  # compiled here, not when time counts
+        target(file.read_bytes())
+    found = given.corpus or scratch / "found"
+    found.mkdir(parents=True, exist_ok=True)
+    arguments = [
+        sys.argv[0], f"-runs={given.runs}", f"-max_len={given.length}", f"-seed={given.seed}",
+        "-timeout=60", "-rss_limit_mb=4096", "-print_final_stats=1",
+        *map(str, (found, seeds, CORPUS)),
+    ]  # fmt: skip
 
-        def change(data: bytes, most: int, seed: int) -> bytes:
-            return mutate(data, most, seed, atheris.Mutate)
+    def change(data: bytes, most: int, seed: int) -> bytes:
+        return mutate(data, most, seed, atheris.Mutate)
 
-        atheris.Setup(arguments, watched, custom_mutator=change)
-        atheris.Fuzz()
+    atheris.Setup(arguments, Watched(target), custom_mutator=change)
+    atheris.Fuzz()
 
 
 class Watched:
     """A target with a watch on time and memory; counts what it ran."""
 
-    def __init__(self, target: object) -> None:
-        """Print the counts whenever they are round."""
+    def __init__(self, target: Target) -> None:
+        """Nothing was run yet."""
         self.target, self.count = target, 0
         self.kinds: Counter[int] = Counter()
         self.slowest = self.largest = self.most_traced = 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from qkvshare.card.container import MAGIC
 
-from .target import BLOBS, joined, split
+from .target import BLOBS, MALFORMED, joined, split
 
 Mutate = Callable[[bytes, int], bytes]
 
@@ -46,7 +46,7 @@ def mutate(data: bytes, most: int, seed: int, plainly: Mutate) -> bytes:
             edit = draw.choice((_edit_manifest, _edit_manifest, _edit_header, _edit_tensor))
             header, body = edit(header, body, draw, plainly)
         made = data[:1] + joined(header, body)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError):
+    except (*MALFORMED, RecursionError):
         return plainly(data, most)
     return made if len(made) <= most else plainly(data, most)
 
@@ -89,11 +89,12 @@ def _edit_tensor(
     for name in names:
         start, end = header[name]["data_offsets"]
         part = body[start:end]
+        size = len(part)
         if name == chosen:
             part = plainly(part, max(1, 2 * len(part)))
             part = part[: len(part) // 4 * 4] if header[name]["dtype"] == "I32" else part
             if draw.random() < 0.7:  # most often of the same size, which most codecs insist on
-                part = part[: end - start].ljust(end - start, b"\0")
+                part = part[:size].ljust(size, b"\0")
         parts.append(part)
         header[name]["data_offsets"] = [at, at := at + len(part)]
         header[name]["shape"] = [len(part) // (4 if header[name]["dtype"] == "I32" else 1)]
@@ -126,6 +127,5 @@ def _edit_json(value: Any, draw: random.Random) -> Any:
         return value
     if isinstance(value, int) and draw.random() < 0.6:
         return value + draw.choice((-2, -1, 1, 2, value))
-    return copy.deepcopy(
-        draw.choice((draw.choice(NUMBERS), draw.choice(TEXTS), draw.choice(OTHERS)))
-    )
+    kind: tuple[Any, ...] = draw.choice((NUMBERS, TEXTS, OTHERS))
+    return copy.deepcopy(draw.choice(kind))

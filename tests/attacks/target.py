@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 import torch
 
-from qkvshare import registry
 from qkvshare.card import CacheCard
 from qkvshare.card.container import MAGIC, blob_name, ids_name
 from qkvshare.card.digest import EMPTY_CHAIN, Bytes, digest_bytes, extend_chain
@@ -47,7 +46,7 @@ GOLDEN = Path(__file__).parents[1] / "card" / "golden"
 # Decoded numbers of an execution: a receiver compares a card's geometry with its model first.
 MOST_NUMBERS = 1 << 18
 DIMS = (1, 2, 3, 5, 7, 8, 12, 16, 24, 33, 64, 80, 96, 128, 256, 320, 512)
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
 class SilentDamage(Exception):
@@ -68,13 +67,11 @@ class Target:
     profiles: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # A third party's codec is looked for on disk at every unknown name: some milliseconds.
-        registry.entry_points = lambda **_: ()
         made_of = Profile.load(GOLDEN / "transform.safetensors"), made_up_profile(3)
         self.profiles = [profile.keep() for profile in made_of]
         for file in sorted(GOLDEN.glob("*.card")):
             card = CacheCard.load(file)
-            self.genuine[card.digest] = digest_bytes(b"".join(_contents(card)))
+            self.genuine[card.digest] = digest_bytes(b"".join(contents(card)))
 
     def __call__(self, data: bytes) -> None:
         """Raises anything but `QKVShareError`, where it is a defect."""
@@ -111,7 +108,7 @@ class Target:
         if numbers > MOST_NUMBERS:
             return
         self.bytes_out = 4 * numbers
-        found = digest_bytes(b"".join(_contents(card)))
+        found = digest_bytes(b"".join(contents(card)))
         if kind == FILE and self.genuine.get(card.digest) != found:
             raise SilentDamage(card.digest)
 
@@ -219,7 +216,8 @@ def _transform_blob(take: _Taker, tokens: int, levels: int) -> Bytes:
     return np.concatenate([head, *parts])
 
 
-def _contents(card: CacheCard) -> Iterator[bytes]:
+def contents(card: CacheCard) -> Iterator[bytes]:
+    """Token ids, then keys and values of all runs and layers."""
     yield card.token_ids.tobytes()
     for run in decode_runs(card):
         for layer in run:
@@ -250,19 +248,19 @@ def forge(content: bytes) -> bytes:
         header, data = split(content)
         envelope = json.loads(header["__metadata__"][MAGIC])
         manifest = envelope["manifest"]
-    except (*_MALFORMED, RecursionError):
+    except (*MALFORMED, RecursionError):
         return content
-    with suppress(*_MALFORMED):
+    with suppress(*MALFORMED):
         chain = EMPTY_CHAIN
         for index, segment in enumerate(manifest["segments"]):
             ids = _data(header, data, ids_name(index))
             segment["prefix"] = chain
             segment["chain"] = chain = extend_chain(chain, np.frombuffer(ids, "<i4"))
             for at in range(len(segment["blobs"])):
-                with suppress(*_MALFORMED):
+                with suppress(*MALFORMED):
                     found = digest_bytes(_data(header, data, blob_name(at, index)))
                     segment["blobs"][at] = found
-    with suppress(*_MALFORMED):
+    with suppress(*MALFORMED):
         envelope["digest"] = digest_bytes(json.dumps(manifest).encode())
         header["__metadata__"][MAGIC] = json.dumps(envelope)
         return joined(header, data)

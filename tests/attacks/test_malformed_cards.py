@@ -76,24 +76,6 @@ def test_bytes_after_the_end(path: Path) -> None:
         open_fully(path)
 
 
-def test_every_flipped_byte_is_detected_or_harmless(tmp_path: Path) -> None:
-    path = make_card(Uniform(2), runs=(3, 2)).save(tmp_path / "card")
-    content = path.read_bytes()
-    expected = open_fully(path)
-    detected = 0
-    for position in range(len(content)):
-        for mask in (0x01, 0x80, 0xFF):
-            damaged = bytearray(content)
-            damaged[position] ^= mask
-            path.write_bytes(damaged)
-            try:
-                assert open_fully(path) == expected, f"byte {position} changed the decode"
-            except QKVShareError:
-                detected += 1
-    # what is harmless is white space that pads the header
-    assert detected >= 3 * (len(content) - 16)
-
-
 def test_another_safetensors_file(tmp_path: Path) -> None:
     save_file({"weight": np.zeros(4, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(CardFormatError, match=r"but not a card: its metadata has \[\]"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from .digest import digest_bytes, digest_json
@@ -98,6 +100,30 @@ class Segment(Strict, frozen=True):
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Where a part's bytes are in each layer's blob: ``spans[layer]``, made when it is asked for.
+
+    A header can name millions of them, in two bytes each.
+    """
+
+    starts: np.ndarray[tuple[int], np.dtype[np.int64]]
+    sizes: list[int]
+
+    def __len__(self) -> int:
+        """Count the layers."""
+        return len(self.sizes)
+
+    def __getitem__(self, layer: int) -> slice:
+        """Of one layer."""
+        start = int(self.starts[layer])
+        return slice(start, start + self.sizes[layer])
+
+    def __iter__(self) -> Iterator[slice]:
+        """Of one layer after the other."""
+        return (self[layer] for layer in range(len(self)))
+
+
+@dataclass(frozen=True)
 class Run:
     """Tokens ``[start, end)`` that one codec wrote at once: a segment, or a part of one.
 
@@ -110,24 +136,24 @@ class Run:
     codec: Codec
     allocation: Allocation
     first: list[int] | None
-    spans: list[slice] | None
+    spans: Spans | None
 
     def held(self, layer: int) -> int:
         """Number of tokens whose keys and values layer ``layer`` holds in this run."""
         return self.end - (self.start if self.first is None else self.first[layer])
 
 
-def runs_of(index: int, segment: Segment) -> list[Run]:
-    """The runs of segment ``index``."""
+def runs_of(index: int, segment: Segment) -> Iterator[Run]:
+    """The runs of segment ``index``, one after the other."""
     if segment.parts is None:
         whole = segment.start, segment.end, segment.codec, segment.allocation, segment.first
-        return [Run(index, *whole, None)]
-    runs, start, at = [], segment.start, [0] * len(segment.blobs)
+        yield Run(index, *whole, None)
+        return
+    start, at = segment.start, np.zeros(len(segment.blobs), np.int64)
     for part in segment.parts:
-        spans = [slice(low, low + size) for low, size in zip(at, part.sizes, strict=True)]
-        runs.append(Run(index, start, part.end, part.codec, part.allocation, part.first, spans))
-        start, at = part.end, [span.stop for span in spans]
-    return runs
+        spans = Spans(at, part.sizes)
+        yield Run(index, start, part.end, part.codec, part.allocation, part.first, spans)
+        start, at = part.end, at + np.array(part.sizes, np.int64)
 
 
 class Hop(Strict, frozen=True):

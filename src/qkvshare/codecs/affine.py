@@ -66,7 +66,9 @@ def dequantize(blob: Bytes, rows: int, length: int, bits: int) -> Tensor:
     scales = data[:split].clone().view(torch.float16).float()
     low, step = scales.view(2, rows, groups, 1).unbind()
     codes = unpack(data[split:].view(rows, _eights(length) * bits), bits)
-    padded = F.pad(codes, (0, groups * GROUP - codes.shape[1])).view(rows, groups, GROUP)
+    # A single group is not filled up: of few tokens that would be many times what they take.
+    wide = min(GROUP, codes.shape[1])
+    padded = F.pad(codes, (0, groups * wide - codes.shape[1])).view(rows, groups, wide)
     return torch.addcmul(low, padded.float(), step).flatten(1)[:, :length]
 
 

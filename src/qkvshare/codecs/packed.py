@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..card.errors import CardFormatError, CodecError
+from ..card.errors import CardFormatError, CodecError, QKVShareError
 from ..kernels.ahead import ahead
 from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
 from ..kernels.operators import decode_arrays, encode_rows
@@ -45,6 +45,9 @@ _WORTH_THREADS = 8192
 _WORTH_A_JOB = 1 << 21
 _WIDTHS = np.array(TIERS, np.uint8)
 LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
+# Head dims: rotating has work and memory of its own that grow with them, a DCT's with the square of
+# the odd factor, and a row of 0 bits takes a byte whatever it stands for.
+MOST_DIM, MOST_ODD = 4096, 255
 
 Floats = npt.NDArray[np.float32]
 
@@ -82,6 +85,7 @@ class Packed(Codec):
         yield from run(lambda one: self._encode(*one), zip(layers, bits, strict=True))
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
+        _require_dims(layer.shape, CodecError)
         with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
             parts = _encode_keys(layer.keys, widths.keys)
             parts += _encode_rows(layer.values.float(), widths.values)
@@ -105,6 +109,7 @@ class Packed(Codec):
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
         """One layer, on the caller's thread."""
         shape = layer.shape
+        _require_dims(shape, CardFormatError)
         at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):
             require_bytes(blob, self.overhead(shape), self)
@@ -119,6 +124,15 @@ class Packed(Codec):
         overhead = self.overhead(shape)
         maps = 2 * shape.kv_heads * shape.tokens * 3 // 8
         return {"codes": nbytes - overhead, "scales": overhead - maps, "maps": maps}
+
+
+def _require_dims(shape: Shape, error: type[QKVShareError]) -> None:
+    for dim in (shape.head_dim, shape.v_head_dim):
+        if dim > MOST_DIM or dim // power_of_two(dim) > MOST_ODD:
+            raise error(
+                f"'packed' has no rotation for rows of {dim} numbers; expected at most {MOST_DIM}, "
+                f"with an odd factor of at most {MOST_ODD}. Use another codec for this model."
+            )
 
 
 def _mean_bytes(shape: Shape) -> int:

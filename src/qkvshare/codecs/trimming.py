@@ -82,7 +82,7 @@ def _without(card: CacheCard, dropped: list[_Piece], budget: float) -> CacheCard
         segment = segments[index]
         codec, blobs = from_record(segment.codec), list(segment.blobs)
         for layer, levels in layers.items():
-            shape = Shape.of(manifest.layers[layer], runs_of(index, segment)[0].held(layer))
+            shape = Shape.of(manifest.layers[layer], next(runs_of(index, segment)).held(layer))
             name = blob_name(layer, index)
             tensors[name] = codec.drop(tensors[name], shape, levels)
             blobs[layer] = digest_bytes(tensors[name], manifest.salt)
