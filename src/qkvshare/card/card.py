@@ -59,6 +59,10 @@ class CacheCard:
         container.write(target, self.verify(), self._metadata())
         return target
 
+    def to_bytes(self) -> bytes:
+        """The file that `save` would write. Raises `CardDigestError`."""
+        return container.to_bytes(self.verify(), self._metadata())
+
     def __deepcopy__(self, _: object) -> CacheCard:
         """Immutable, so a copy of whatever refers to it may share it."""
         return self

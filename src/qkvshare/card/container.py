@@ -11,14 +11,14 @@ import math
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from .errors import CardFormatError, CardNotFoundError, CardWriteError
 
@@ -48,11 +48,24 @@ class LazyTensors(Mapping[str, Array]):
         """Element type (``"U8"``, ``"I32"``) and shape of a tensor, from the header only."""
 
 
-class FileTensors(LazyTensors):
-    """The tensors of a file, read one at a time, each as a private copy.
+class StoredTensors(LazyTensors):
+    """The tensors of a file or object, read one at a time, each as a private copy.
 
     Private, because the file may change under a mapping between the digest check and the decode.
+
+    Attributes:
+        path: the file.
+        metadata: the file's metadata.
+        header_bytes: bytes of the file before the tensors' own.
     """
+
+    path: Path
+    metadata: dict[str, str]
+    header_bytes: int
+
+
+class FileTensors(StoredTensors):
+    """Those of a safetensors file on this machine."""
 
     def __init__(self, path: Path) -> None:
         """Map ``path`` and check its container. Raises the `CardError` family."""
@@ -60,7 +73,7 @@ class FileTensors(LazyTensors):
         self.header_bytes = _header_bytes(path)
         try:
             self._file = _open(path)
-            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.metadata = self._file.metadata() or {}
             names = self._file.keys()
             self._slices = {name: self._file.get_slice(name) for name in names}
         except (SafetensorError, OSError) as error:
@@ -149,12 +162,26 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) ->
     The file is private to the user (mode 600): a card is as secret as its prompt.
     Raises `CardWriteError`.
     """
+    _replace(path, lambda file: save_file(dict(tensors), file, metadata=metadata))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write`, of a file whose bytes are there already. Raises `CardWriteError`."""
+    _replace(path, lambda file: file.write_bytes(data))
+
+
+def to_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> bytes:
+    """The bytes of the file that `write` would write."""
+    return save(dict(tensors), metadata=metadata)
+
+
+def _replace(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        save_file(dict(tensors), temporary, metadata=metadata)
+        fill(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o600)

@@ -8,7 +8,7 @@ import msgspec
 
 from . import container
 from .checking import check_segments
-from .container import FileTensors, blob_name, ids_name
+from .container import StoredTensors, blob_name, ids_name
 from .digest import digest_bytes
 from .errors import CardDigestError, CardFormatError, CardVersionError
 from .manifest import FORMAT_VERSION, Digest, Envelope, Manifest
@@ -16,7 +16,7 @@ from .manifest import FORMAT_VERSION, Digest, Envelope, Manifest
 T = TypeVar("T")
 
 
-def open_header(tensors: FileTensors) -> tuple[Manifest, int]:
+def open_header(tensors: StoredTensors) -> tuple[Manifest, int]:
     """Magic, version, digest, manifest: in this order, so that each defect gets its own error.
 
     Returns the manifest, and how many segments, from the first on, the file does without.
@@ -48,7 +48,7 @@ def open_header(tensors: FileTensors) -> tuple[Manifest, int]:
     return manifest, envelope.thin
 
 
-def check_tensors(tensors: FileTensors, manifest: Manifest, thin: int) -> None:
+def check_tensors(tensors: StoredTensors, manifest: Manifest, thin: int) -> None:
     """Exactly the tensors that the manifest implies, each of the right type and shape."""
     expected: dict[str, tuple[str, int | None]] = {}
     for index, segment in enumerate(manifest.segments):

@@ -6,12 +6,19 @@ there needs no index to be understood.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..card import CacheCard, container
-from ..card.container import Array, FileTensors, LazyTensors, blob_name, ids_name
+from ..card.container import (
+    Array,
+    FileTensors,
+    LazyTensors,
+    StoredTensors,
+    blob_name,
+    ids_name,
+)
 from ..card.errors import CardFormatError, CardNotFoundError, CardWriteError, StoreError
 
 SEGMENT = "qkvshare.segment"
@@ -47,7 +54,7 @@ class Folder:
         """Write header and ids. Raises `CardWriteError`."""
         path = self.card_path(card.digest)
         _make(path.parent)
-        _without_segments(card).save(path)
+        without_segments(card).save(path)
 
     def write_segment(self, name: str, blobs: Blobs) -> None:
         """Write a segment's bytes. Raises `CardWriteError`."""
@@ -57,7 +64,7 @@ class Folder:
 
     def card_bytes(self, card: CacheCard) -> int:
         """Bytes of the file that `write_card` writes."""
-        return _without_segments(card).nbytes
+        return without_segments(card).nbytes
 
     def segment_bytes(self, blobs: Blobs) -> int:
         """Bytes of the file that `write_segment` writes."""
@@ -105,7 +112,8 @@ class Folder:
         yield from self.root.glob("*/??/.*.part")
 
 
-def _without_segments(card: CacheCard) -> CacheCard:
+def without_segments(card: CacheCard) -> CacheCard:
+    """What a card's own file has: header and ids."""
     names = [ids_name(number) for number in range(len(card.manifest.segments))]
     return CacheCard(card.manifest, {name: card.tensors[name] for name in names})
 
@@ -121,7 +129,7 @@ def _make(folder: Path) -> None:
 class Assembled(LazyTensors):
     """A card's tensors, ids from one file and each segment's blobs from a file of its own."""
 
-    def __init__(self, ids: Mapping[str, Array], segments: list[FileTensors]) -> None:
+    def __init__(self, ids: Mapping[str, Array], segments: Sequence[StoredTensors]) -> None:
         """``segments`` in the card's order."""
         self._ids = ids
         self._places = {
