@@ -77,6 +77,10 @@ class CacheCard(Contents):
         container.write(target, tensors, metadata)
         return target
 
+    def to_bytes(self) -> bytes:
+        """The file that `save` would write. Raises `CardDigestError`."""
+        return container.to_bytes(self.verify(), self._metadata())
+
     def signed(self, signer: Signer) -> CacheCard:
         """The same card with ``signer``'s signature; what is derived from it carries none."""
         return replace(self, signature=signer.sign(self.digest), file=None)

@@ -11,14 +11,14 @@ import math
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from .errors import CardFormatError, CardNotFoundError, CardWriteError
 
@@ -49,7 +49,7 @@ class LazyTensors(Mapping[str, Array]):
 
 
 class StoredTensors(LazyTensors):
-    """The tensors of a file, read one at a time, each as a private copy.
+    """The tensors of a file or object, read one at a time, each as a private copy.
 
     Private, because the file may change under a mapping between the digest check and the decode.
 
@@ -65,7 +65,7 @@ class StoredTensors(LazyTensors):
 
 
 class FileTensors(StoredTensors):
-    """Those of a plain safetensors file."""
+    """Those of a safetensors file on this machine."""
 
     def __init__(self, path: Path) -> None:
         """Map ``path`` and check its container. Raises the `CardError` family."""
@@ -168,12 +168,26 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) ->
             f"the card's header has {header} bytes, readers take {MAX_HEADER_BYTES}. "
             "Make it smaller: card.compact()."
         )
+    _replace(path, lambda file: save_file(dict(tensors), file, metadata=metadata))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write`, of a file whose bytes are there already. Raises `CardWriteError`."""
+    _replace(path, lambda file: file.write_bytes(data))
+
+
+def to_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> bytes:
+    """The bytes of the file that `write` would write."""
+    return save(dict(tensors), metadata=metadata)
+
+
+def _replace(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        save_file(dict(tensors), temporary, metadata=metadata)
+        fill(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o600)

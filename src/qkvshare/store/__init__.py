@@ -2,6 +2,7 @@
 
 from .audit import Audit
 from .catalog import Entry, Match
+from .remote import RemoteEntry, RemoteStore
 from .store import Store
 
-__all__ = ["Audit", "Entry", "Match", "Store"]
+__all__ = ["Audit", "Entry", "Match", "RemoteEntry", "RemoteStore", "Store"]

@@ -56,7 +56,7 @@ class Folder:
         """Write header and ids. Raises `CardWriteError`."""
         path = self.card_path(card.digest)
         _make(path.parent)
-        _without_segments(card).save(path, key=self.key)
+        without_segments(card).save(path, key=self.key)
 
     def write_segment(self, name: str, blobs: Blobs) -> None:
         """Write a segment's bytes. Raises `CardWriteError`."""
@@ -69,7 +69,7 @@ class Folder:
 
     def card_bytes(self, card: CacheCard) -> int:
         """Bytes of the file that `write_card` writes, but for what sealing adds."""
-        return _without_segments(card).nbytes
+        return without_segments(card).nbytes
 
     def segment_bytes(self, blobs: Blobs) -> int:
         """Bytes of the file that `write_segment` writes, but for what sealing adds."""
@@ -117,7 +117,8 @@ class Folder:
         yield from self.root.glob("*/??/.*.part")
 
 
-def _without_segments(card: CacheCard) -> CacheCard:
+def without_segments(card: CacheCard) -> CacheCard:
+    """What a card's own file has: header and ids."""
     names = [ids_name(number) for number in range(len(card.manifest.segments))]
     return CacheCard(card.manifest, {name: card.tensors[name] for name in names}, card.signature)
 
