@@ -154,25 +154,32 @@ def shapes(seeds: int) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """What is paid against the size of the store, at the higher load."""
+    """What is paid against LRU, over the size of the store, a panel for each load."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["load"] == LOADS[-1]:
-            name = row["policy"].replace("fixed TTL", "fixed TTL, best").split("best,")[0]
-            lines.setdefault(name.strip(", "), []).append((row["size_mb"], row["paid_s"]["mean"]))
-    for name, points in lines.items():
-        axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=4, linewidth=1)
-    axes.set(xlabel="store, MB", ylabel="paid to first tokens, s", xscale="log", yscale="log")
-    axes.set_xticks(SIZES, SIZES)
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    names = [name for name in POLICIES if name not in ("drop always", "keep forever", "LRU")]
+    figure, panels = pyplot.subplots(1, len(LOADS), figsize=(10, 4.5), sharey=True)
+    for axes, load in zip(panels, LOADS, strict=True):
+        for name in names:
+            cells = [
+                row["against_lru_percent"]
+                for row in rows
+                if row["load"] == load and row["policy"] == name
+            ]
+            mean = np.array([cell["mean"] for cell in cells])
+            low, high = np.array([cell["ci95"] for cell in cells]).T
+            spread = (mean - low, high - mean)
+            axes.errorbar(SIZES, mean, spread, fmt="o-", label=name, markersize=4, capsize=2)
+        axes.axhline(0, color="#999", linewidth=1)
+        axes.set(title=f"{load} agents a minute", xlabel="store, MB", xscale="log")
+        axes.set_xticks(SIZES, SIZES)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel="paid to first tokens, % against LRU")
+    panels[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 

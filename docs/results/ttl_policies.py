@@ -59,8 +59,8 @@ class Gdsf(Policy):
     """Greedy-Dual-Size-Frequency (Cherkasova, 1998): saved ms per byte, times uses, on top of a
     clock that moves up to what was evicted last.
 
-    With ``grace``, the eviction of `qkvshare.store`: each turn's card is a new one, and those put
-    less than so many seconds ago go last. Without, the turns of an agent count as uses.
+    With ``grace`` each turn's card is a new one, and those put less than so many seconds ago go
+    last. Without, the turns of an agent count as uses.
     """
 
     grace: float = 0.0
