@@ -62,6 +62,22 @@ def test_a_short_tool_is_waited_for_and_a_long_one_is_not(tmp_path: Path, clock:
     assert {(row["tool"], row["seconds"]) for row in rows} == {("search", 2.0), ("build", 1002.0)}
 
 
+def test_who_waited_too_long_goes_first(tmp_path: Path, clock: Clock) -> None:
+    store = Store(tmp_path / "store", limit=3 * _size(tmp_path))
+    digests = [store.put(make_card(seed=n), saved_ms=1000 - n) for n in range(3)]
+    clock.now += 100
+    with store.index.writing():
+        for digest, seconds in zip(digests, (-1, 50, 60), strict=True):
+            store.index.run(
+                "UPDATE card SET yields_at = ? WHERE digest = ?", clock.now + seconds, digest
+            )
+    assert store.get(digests[0]).tokens == 9, "its time is over, but nobody needs the room"
+    store.put(make_card(seed=3))
+    assert digests[0] not in {entry.digest for entry in store.ls()}
+    store.put(make_card(seed=4))
+    assert {entry.digest for entry in store.ls()} >= {*digests[1:]}
+
+
 def test_what_was_learnt_survives_the_process_and_is_bounded(tmp_path: Path, clock: Clock) -> None:
     store = Store(tmp_path)
     digest = store.put(make_card())

@@ -82,16 +82,19 @@ def make_room(
 ) -> list[str]:
     """Drop cards until at most ``goal`` bytes are stored, as far as possible. Within `writing`.
 
-    Leased cards stay, and ``keep``. Those put less than ``grace`` seconds ago go last, the oldest
-    first: nobody can have used them yet, so their priority says nothing.
+    First to go are cards of agents that have waited on a tool for longer than holding them is
+    worth, then the others by priority; then those put less than ``grace`` seconds ago, which
+    nobody can have used yet; last those that are worth waiting for. Leased cards stay, and
+    ``keep``.
     """
     dropped: list[str] = []
     now = time.time()
     while stored_bytes(index) > goal:
         row = index.row(
-            "SELECT digest, priority FROM card WHERE digest != ?1 AND digest NOT IN "
-            "(SELECT card FROM lease WHERE until > ?2) ORDER BY put_at > ?3, "
-            "CASE WHEN put_at > ?3 THEN put_at ELSE priority END LIMIT 1",
+            "SELECT digest, priority, CASE WHEN yields_at <= ?2 THEN 0 WHEN yields_at > ?2 THEN 3 "
+            "WHEN put_at > ?3 THEN 2 ELSE 1 END AS turn FROM card WHERE digest != ?1 AND digest "
+            "NOT IN (SELECT card FROM lease WHERE until > ?2) ORDER BY turn, CASE turn WHEN 0 THEN "
+            "yields_at WHEN 2 THEN put_at WHEN 3 THEN yields_at ELSE priority END LIMIT 1",
             *(keep, now, now - grace),
         )
         if row is None:

@@ -23,7 +23,7 @@ _SCHEMA = """
 CREATE TABLE card (
     digest TEXT PRIMARY KEY, agent TEXT NOT NULL, tokens INTEGER NOT NULL, bytes INTEGER NOT NULL,
     put_at REAL NOT NULL, used_at REAL NOT NULL, expires_at REAL, hits INTEGER NOT NULL DEFAULT 0,
-    saved_ms REAL NOT NULL, priority REAL NOT NULL DEFAULT 0);
+    saved_ms REAL NOT NULL, priority REAL NOT NULL DEFAULT 0, yields_at REAL);
 CREATE INDEX card_priority ON card (priority);
 CREATE INDEX card_agent ON card (agent, put_at);
 CREATE INDEX card_expires ON card (expires_at) WHERE expires_at IS NOT NULL;

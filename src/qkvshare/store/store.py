@@ -160,10 +160,7 @@ class Store:
         """
         if self.index.row("SELECT 1 FROM waiting WHERE card = ?", digest) is not None:
             with self.index.writing():
-                alive = self._alive(digest)  # asked late, a card is gone, and the wait is known
-                waiting.come_back(self.index, digest)
-                if not alive:
-                    eviction.drop(self.index, self.folder, digest)
+                waiting.come_back(self.index, digest)  # late or not: what it waited is known now
         self._require(digest)
         try:
             card = self.folder.open_card(digest)
@@ -235,11 +232,12 @@ class Store:
                 self.index.run("DELETE FROM lease WHERE holder = ?", holder)
 
     def hold(self, digest: str, tool: str, state: State = "foreground") -> float:
-        """The card's agent calls ``tool`` now: keep the card as long as that is worth it.
+        """The card's agent calls ``tool`` now: let the card claim room while that is worth it.
 
         Learnt from the waits on this tool, against the price of room under `limit`; see `ttl`.
-        ``state``: of the agent's app. Returns seconds, inf where nothing limits them. `get` ends
-        the wait. Raises `CardNotFoundError`.
+        From then on the card is the first to go where room is needed. ``state``: of the agent's
+        app. Returns seconds, inf where nothing limits them. `get` ends the wait. Raises
+        `CardNotFoundError`.
         """
         with self.index.writing():
             self._require(digest)
@@ -266,12 +264,9 @@ class Store:
         """Read every byte of every card and compare it with its digest."""
         return audit(self.folder, self.index)
 
-    def _alive(self, digest: str) -> bool:
-        query = "SELECT 1 FROM card WHERE digest = ? AND (expires_at IS NULL OR expires_at > ?)"
-        return self.index.row(query, digest, time.time()) is not None
-
     def _require(self, digest: str) -> None:
-        if not self._alive(digest):
+        query = "SELECT 1 FROM card WHERE digest = ? AND (expires_at IS NULL OR expires_at > ?)"
+        if self.index.row(query, digest, time.time()) is None:
             raise CardNotFoundError(
                 f"the card {digest[:12]}… is not in the store {self.folder.root}. It was never "
                 "put there, was removed, or its time has passed. Read the text again."

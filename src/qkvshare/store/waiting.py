@@ -1,4 +1,8 @@
-"""Agents that wait on tools: how long to keep their cards, learnt from the waits seen."""
+"""Agents that wait on tools: how long their cards claim room, learnt from the waits seen.
+
+When its time is over a card is not dropped, it is the first to go where room is needed: dropped at
+once it would be missed where there was room after all (docs/results/ttl.md).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ def learnt(index: Index, limit: int | None) -> Ttl:
 
 
 def hold(index: Index, digest: str, tool: str, state: State, limit: int | None) -> float:
-    """Let the card's agent wait on ``tool`` from now; returns the seconds for which it is kept.
+    """Let the card's agent wait on ``tool`` from now; returns for how many seconds it claims room.
 
     Within `Index.writing`.
     """
@@ -38,8 +42,7 @@ def hold(index: Index, digest: str, tool: str, state: State, limit: int | None) 
     seconds = learnt(index, limit).ttl(tool, row["saved_ms"], nbytes, state)
     waiting = digest, tool, now, row["saved_ms"], nbytes
     index.run("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?)", *waiting)
-    expires = None if math.isinf(seconds) else now + seconds
-    index.run("UPDATE card SET expires_at = ? WHERE digest = ?", expires, digest)
+    index.run("UPDATE card SET yields_at = ? WHERE digest = ?", now + seconds, digest)
     return seconds
 
 
@@ -51,7 +54,7 @@ def come_back(index: Index, digest: str) -> None:
     row = index.row("SELECT * FROM waiting WHERE card = ?", digest)
     if row is not None:
         _learn(index, digest, time.time() - row["began"])
-        index.run("UPDATE card SET expires_at = NULL WHERE digest = ?", digest)
+        index.run("UPDATE card SET yields_at = NULL WHERE digest = ?", digest)
 
 
 def give_up(index: Index) -> None:
