@@ -26,6 +26,7 @@ from qkvshare.store import RemoteStore, Store
 from qkvshare.store.objects import Objects
 from qkvshare.store.places import card_at, segment_at
 from qkvshare.store.ranged import RangedTensors
+from qkvshare.store.tenant import NOBODY
 from tests.cards import IDENTITY, make_card, put_together, take_apart
 from tests.store.test_store import same
 
@@ -457,7 +458,7 @@ class TestLocalFolder:
         cards = [make_card(seed=seed, runs=(40, 33)) for seed in range(3)]
         for card in cards:
             local.put(card)
-        remote = RemoteStore(f"file://{tmp_path}")
+        remote = RemoteStore(f"file://{local.folder.root}")
         assert {entry.digest for entry in remote.ls()} == {card.digest for card in cards}
         assert all(same(remote.get(card.digest), card) for card in cards)
         assert remote.match(cards[0].token_ids, IDENTITY) is None
@@ -470,14 +471,14 @@ class TestLocalFolder:
 
         local, card = Store(tmp_path / "store"), make_card()
         local.put(card)
-        s3fs.S3FileSystem(**s3).put(f"{tmp_path}/store/", "cards/uploaded/", recursive=True)
+        s3fs.S3FileSystem(**s3).put(f"{local.folder.root}/", "cards/uploaded/", recursive=True)
         remote = RemoteStore("s3://cards/uploaded", **s3)
         assert same(remote.get(card.digest), card)
 
     def test_what_is_put_by_url_is_the_local_stores_too_and_private(self, tmp_path: Path) -> None:
         card = make_card()
-        RemoteStore(f"file://{tmp_path}/store").put(card)
         root = tmp_path / "store"
+        RemoteStore(f"file://{root}/{NOBODY}").put(card)
         for path in [root, *root.rglob("*")]:
             assert path.stat().st_mode & 0o077 == 0, path
         assert same(Store(root).get(card.digest), card)

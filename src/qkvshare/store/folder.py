@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..card import CacheCard, Key, container
+from ..card import CacheCard, Key, Segment, container
 from ..card.container import (
     Array,
     FileTensors,
@@ -89,19 +89,16 @@ class Folder:
                 "expected the one that it is named after. Somebody moved files by hand."
             )
         names = card.manifest.names
-        opened = [self._open_segment(name) for name in names]
+        segments = card.manifest.segments
+        opened = [self._open_segment(*pair) for pair in zip(names, segments, strict=True)]
         return CacheCard(card.manifest, Assembled(card.tensors, opened), card.signature)
 
-    def _open_segment(self, name: str) -> StoredTensors:
+    def _open_segment(self, name: str, segment: Segment) -> StoredTensors:
         try:
             tensors = open_file(FileTensors(self.segment_path(name)), self.key)
         except CardNotFoundError as error:
             raise CardNotFoundError(f"the segment {name[:12]}… is not there: {error}") from error
-        if tensors.metadata != {SEGMENT: name}:
-            raise CardFormatError(
-                f"{tensors.path} is not the segment that it is named after; "
-                f"its metadata has {str(tensors.metadata)[:100]}."
-            )
+        require_segment(tensors, name, segment)
         return tensors
 
     def cards(self) -> Iterator[str]:
@@ -121,6 +118,17 @@ def without_segments(card: CacheCard) -> CacheCard:
     """What a card's own file has: header and ids."""
     names = [ids_name(number) for number in range(len(card.manifest.segments))]
     return CacheCard(card.manifest, {name: card.tensors[name] for name in names}, card.signature)
+
+
+def require_segment(tensors: StoredTensors, name: str, segment: Segment) -> None:
+    """Raise `CardFormatError` unless a file has the name and the blobs of ``segment``."""
+    blobs = {blob_name(at, 0) for at in range(len(segment.blobs))}
+    flat = all(kind == "U8" and len(shape) == 1 for kind, shape in map(tensors.kind, tensors))
+    if tensors.metadata != {SEGMENT: name} or tensors.keys() != blobs or not flat:
+        raise CardFormatError(
+            f"{tensors.path} is not the segment that it is named after: metadata "
+            f"{str(tensors.metadata)[:100]}, tensors {sorted(tensors)[:3]}."
+        )
 
 
 def _make(folder: Path) -> None:

@@ -16,12 +16,12 @@ from ..card.errors import (
     CardThinError,
     StoreError,
 )
-from ..card.manifest import Manifest, Segment
+from ..card.manifest import Manifest, Segment, Signature
 from ..card.opening import check_tensors, open_header
 from .audit import ABANDONED_SECONDS
 from .catalog import Match
 from .collecting import collect
-from .folder import SEGMENT, Assembled, Blobs, without_segments
+from .folder import SEGMENT, Assembled, Blobs, require_segment, without_segments
 from .objects import Objects, parallel
 from .places import (
     agent_at,
@@ -87,7 +87,8 @@ class RemoteStore:
             # One of another size was cut short, where a service shows what is half written.
             if not there or size != _file_bytes(blobs, name):
                 self.objects.write(segment_at(name), to_bytes(blobs, {SEGMENT: name}))
-                self.objects.remove(f"condemned/{name}")
+                if name in condemned:
+                    self.objects.remove(f"condemned/{name}")
         self.objects.write(card_at(card.digest), without_segments(card).to_bytes())
         if any(self._segment_size(name) is None for name in names if name in condemned):
             return self.put(card)  # gc was just removing it
@@ -105,7 +106,7 @@ class RemoteStore:
             card = card.head(tokens)  # only ids are here yet, so nothing is read for it
         named = zip(card.manifest.names, card.manifest.segments, strict=True)
         opened = parallel(lambda pair: self._open_segment(*pair), named)
-        return CacheCard(card.manifest, Assembled(card.tensors, opened))
+        return CacheCard(card.manifest, Assembled(card.tensors, opened), card.signature)
 
     def match(self, ids: Sequence[int] | TokenIds, identity: Identity) -> Match | None:
         """The longest prefix of a prompt's ``ids``, ``[tokens]``, that a card of this model has.
@@ -176,33 +177,27 @@ class RemoteStore:
 
     def _open_card(self, digest: str) -> CacheCard:
         """A card without its segments, ids verified. Raises the `CardError` family."""
-        tensors, manifest = self._open_header(digest)
+        tensors, manifest, signature = self._open_header(digest)
         check_tensors(tensors, manifest, len(manifest.segments))
-        card = CacheCard(manifest, tensors)
+        card = CacheCard(manifest, tensors, signature)
         _ = card.token_ids
         return card
 
-    def _open_header(self, digest: str) -> tuple[RangedTensors, Manifest]:
+    def _open_header(self, digest: str) -> tuple[RangedTensors, Manifest, Signature | None]:
         if not is_digest(digest):
             raise CardNotFoundError(f"{digest[:80]!r} is no digest; expected 64 hex digits.")
         tensors = RangedTensors(self.objects, card_at(digest))
-        manifest = open_header(tensors)[0]
+        manifest, envelope = open_header(tensors)
         if manifest.digest != digest:
             raise CardFormatError(
                 f"{tensors.path} holds the card {manifest.digest[:12]}…; expected the one that it "
                 "is named after. Somebody moved objects by hand."
             )
-        return tensors, manifest
+        return tensors, manifest, envelope.signature
 
     def _open_segment(self, name: str, segment: Segment) -> RangedTensors:
         tensors = RangedTensors(self.objects, segment_at(name))
-        blobs = {blob_name(at, 0) for at in range(len(segment.blobs))}
-        flat = all(kind == "U8" and len(shape) == 1 for kind, shape in map(tensors.kind, tensors))
-        if tensors.metadata != {SEGMENT: name} or tensors.keys() != blobs or not flat:
-            raise CardFormatError(
-                f"{tensors.path} is not the segment that it is named after: metadata "
-                f"{str(tensors.metadata)[:100]}, tensors {sorted(tensors)[:3]}."
-            )
+        require_segment(tensors, name, segment)
         return tensors
 
     def _names(self, digest: str) -> list[str]:
