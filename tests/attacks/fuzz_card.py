@@ -112,27 +112,27 @@ class Watched:
         target, traced = self.target, self.count % EACH == 0
         if traced:
             tracemalloc.start()
-        before = _reset_peak()
+        before = reset_peak()
         start = time.process_time()
         try:
             target(data)
         finally:
             seconds = time.process_time() - start
-            grown = _peak() - before
-            peak = 0
+            grown = peak() - before
+            most = 0
             if traced:
-                peak = tracemalloc.get_traced_memory()[1]
+                most = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
         allowed = TIMES * (target.bytes_in + target.bytes_out)
         self.count += 1
         self.kinds[data[0] % 3 if data else 0] += 1
         self.slowest = max(self.slowest, seconds)
         self.largest = max(self.largest, grown - allowed)
-        self.most_traced = max(self.most_traced, peak - allowed)
+        self.most_traced = max(self.most_traced, most - allowed)
         if seconds > SECONDS:
             raise Hang(f"{seconds:.2f} s")
-        if grown > allowed + RESIDENT or peak > allowed + TRACED:
-            raise Blowup(f"{grown} bytes resident, {peak} traced; {allowed} allowed and a constant")
+        if grown > allowed + RESIDENT or most > allowed + TRACED:
+            raise Blowup(f"{grown} bytes resident, {most} traced; {allowed} allowed and a constant")
         if self.count % 10_000 == 0:
             self.report()
 
@@ -151,7 +151,7 @@ class Watched:
         )
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Forget the largest resident size so far; the present one in bytes. Linux only."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
@@ -159,7 +159,8 @@ def _reset_peak() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _peak() -> int:
+def peak() -> int:
+    """The largest resident size since then, in bytes."""
     with open("/proc/self/status", "rb") as file:
         at = file.read().split(b"VmHWM:")[1]
     return int(at.split()[0]) * 1024

@@ -478,8 +478,9 @@ class TestLocalFolder:
     def test_what_is_put_by_url_is_the_local_stores_too_and_private(self, tmp_path: Path) -> None:
         card = make_card()
         root = tmp_path / "store"
-        RemoteStore(f"file://{root}/{NOBODY}").put(card)
-        for path in [root, *root.rglob("*")]:
+        place = root / NOBODY
+        RemoteStore(f"file://{place}").put(card)
+        for path in [place, *place.rglob("*")]:
             assert path.stat().st_mode & 0o077 == 0, path
         assert same(Store(root).get(card.digest), card)
 

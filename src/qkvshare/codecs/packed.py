@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from threading import Lock
 
 import numpy as np
@@ -163,7 +163,7 @@ def _read_mean(data: Bytes, shape: Shape) -> Floats:
     return codes * step[:, None]
 
 
-@cache
+@lru_cache(maxsize=16)  # a process sees few geometries, and cards must not fill its memory
 def _nothing(heads: int, dim: int) -> Floats:
     return np.zeros((heads, dim), np.float32)
 
