@@ -21,7 +21,7 @@ import torch
 
 from qkvshare.card import CacheCard
 from qkvshare.card.container import MAGIC, blob_name, ids_name
-from qkvshare.card.digest import EMPTY_CHAIN, Bytes, digest_bytes, extend_chain
+from qkvshare.card.digest import Bytes, digest_bytes, empty_chain, extend_chain, is_digest
 from qkvshare.card.errors import QKVShareError
 from qkvshare.cli import inspect
 from qkvshare.codecs import (
@@ -97,7 +97,7 @@ class Target:
         with suppress(QKVShareError):
             inspect._sizes(card)
             inspect.mean_bits(card)
-            msgspec.json.encode([at.digest for at in card.manifest.segments])
+            msgspec.json.encode(card.manifest.names)
             _ = card.digest, card.bits_per_value, card.thin
         if shown:  # a table takes longer than all the rest
             with redirect_stdout(io.StringIO()), suppress(QKVShareError):
@@ -250,18 +250,21 @@ def forge(content: bytes) -> bytes:
         manifest = envelope["manifest"]
     except (*MALFORMED, RecursionError):
         return content
+    salt = manifest.get("salt") if isinstance(manifest, dict) else None
+    if not (isinstance(salt, str) and is_digest(salt)):
+        salt = None
     with suppress(*MALFORMED):
-        chain = EMPTY_CHAIN
+        chain = empty_chain(salt)
         for index, segment in enumerate(manifest["segments"]):
             ids = _data(header, data, ids_name(index))
             segment["prefix"] = chain
-            segment["chain"] = chain = extend_chain(chain, np.frombuffer(ids, "<i4"))
+            segment["chain"] = chain = extend_chain(chain, np.frombuffer(ids, "<i4"), salt)
             for at in range(len(segment["blobs"])):
                 with suppress(*MALFORMED):
-                    found = digest_bytes(_data(header, data, blob_name(at, index)))
+                    found = digest_bytes(_data(header, data, blob_name(at, index)), salt)
                     segment["blobs"][at] = found
     with suppress(*MALFORMED):
-        envelope["digest"] = digest_bytes(json.dumps(manifest).encode())
+        envelope["digest"] = digest_bytes(json.dumps(manifest).encode(), salt)
         header["__metadata__"][MAGIC] = json.dumps(envelope)
         return joined(header, data)
     return content

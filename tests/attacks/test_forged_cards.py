@@ -20,7 +20,7 @@ import torch
 
 from qkvshare import CacheCard, Uniform
 from qkvshare.card import Hop, Layer, Manifest, Part, Segment
-from qkvshare.card.digest import EMPTY_CHAIN
+from qkvshare.card.digest import empty_chain
 from qkvshare.card.errors import CardFormatError, CodecError
 from qkvshare.card.opening import decode_manifest
 from qkvshare.cli import inspect
@@ -136,11 +136,11 @@ def test_many_parts_of_many_layers() -> None:
             Segment(
                 start=0,
                 end=parts,
-                prefix=EMPTY_CHAIN,
-                chain=EMPTY_CHAIN,
+                prefix=empty_chain(None),
+                chain=empty_chain(None),
                 codec=codec,
                 allocation=allocation,
-                blobs=[EMPTY_CHAIN] * len(layers),
+                blobs=[empty_chain(None)] * len(layers),
                 parts=[Part(n + 1, codec, allocation, sizes) for n in range(parts)],
             )
         ],
