@@ -142,8 +142,8 @@ def block_units(
         one = unit_levels(codes, levels, tier, count, 2 * run, G, WIDE, BLOCK)
         two = unit_levels(codes, levels, tier, count, 2 * run + 1, G, WIDE, BLOCK)
         # Triton knows no starred tuples.
-        sums = sums + (hadamard(one + two, signs, G) * scale,)  # noqa: RUF005
-        sums = sums + (hadamard(one - two, signs, G) * scale,)  # noqa: RUF005
+        sums = sums + (hadamard(one + two, signs, G) * scale,)  # type: ignore  # noqa: RUF005
+        sums = sums + (hadamard(one - two, signs, G) * scale,)  # type: ignore  # noqa: RUF005
     if M == 1:
         return sums
     units = ()
@@ -151,8 +151,40 @@ def block_units(
         total = tl.load(dct + unit // 2) * sums[unit % 2]
         for other in tl.static_range(1, M):
             total += tl.load(dct + other * M + unit // 2) * sums[2 * other + unit % 2]
-        units = units + (total,)  # noqa: RUF005
+        units = units + (total,)  # type: ignore  # noqa: RUF005
     return units
+
+
+@triton.jit
+def block_rows(table, part, rows, block, BLOCK: tl.constexpr):
+    """A block's tier, how many rows it has and where its codes begin; then of each row the scale,
+    head and token, and whether there is one: ``[BLOCK]``."""
+    tier, count = tl.load(block).to(tl.int32), tl.load(block + 1).to(tl.int32)
+    here, tokens = tl.arange(0, BLOCK) < count, size(table, part, TOKENS)
+    row = tl.load(rows + tl.load(block + 2) + tl.arange(0, BLOCK), here, 0)
+    byte = tl.load(address(table, part, INFO, tl.uint8) + row, here, 0)
+    scale = tl.load(address(table, part, SCALES, tl.float32) + (byte >> 3))
+    codes = address(table, part, CODES, tl.uint8) + tl.load(block + 3)
+    return tier, count, codes, scale, row // tokens, row % tokens, here
+
+
+@triton.jit
+def shift_and_turn(
+    table, part, one, two, at, head, token, here,
+    DIM: tl.constexpr, TURNED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Columns ``at`` and ``at + DIM / 2`` of rows: mean added, brought to their positions."""
+    if SHIFTED:
+        mean = tl.multiple_of(address(table, part, MEAN, tl.float32), ALIGNED) + head * DIM + at
+        one += tl.load(mean, here, 0)
+        two += tl.load(mean + DIM // 2, here, 0)
+    if TURNED:
+        angle = token * (DIM // 2) + at
+        cos = tl.multiple_of(address(table, part, COS, tl.float32), ALIGNED) + angle
+        sin = tl.multiple_of(address(table, part, SIN, tl.float32), ALIGNED) + angle
+        cos, sin = tl.load(cos, here, 0), tl.load(sin, here, 0)
+        one, two = one * cos - two * sin, two * cos + one * sin
+    return one, two
 
 
 @triton.jit
@@ -162,37 +194,23 @@ def _decode(
     TURNED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1).to(tl.int64)
-    codes, info = address(table, part, CODES, tl.uint8), address(table, part, INFO, tl.uint8)
-    out, scales = address(table, part, OUT, NUMBER), address(table, part, SCALES, tl.float32)
-    tokens, apart = size(table, part, TOKENS), tl.load(table + part * COLUMNS + APART)
-    out, apart = tl.multiple_of(out, ALIGNED), tl.multiple_of(apart, ALIGNED)
+    out = tl.multiple_of(address(table, part, OUT, NUMBER), ALIGNED)
+    apart = tl.multiple_of(tl.load(table + part * COLUMNS + APART), ALIGNED)
     rows += part * most_rows
     blocks += part * most_blocks * BLOCK_AT
     signs, column = sign_matrix(G), tl.arange(0, G)[None, :]
     for number in range(tl.program_id(0), tl.load(counts + part), tl.num_programs(0)):
-        block = blocks + number * BLOCK_AT
-        tier, count = tl.load(block).to(tl.int32), tl.load(block + 1).to(tl.int32)
-        here = tl.arange(0, BLOCK) < count
-        row = tl.load(rows + tl.load(block + 2) + tl.arange(0, BLOCK), here, 0)
-        scale = tl.load(scales + (tl.load(info + row, here, 0) >> 3))[:, None]
-        head, token, here = (row // tokens)[:, None], (row % tokens)[:, None], here[:, None]
-        units = block_units(
-            codes + tl.load(block + 3), levels, signs, dct, scale, tier, count, M, G, WIDE, BLOCK
+        tier, count, codes, scale, head, token, here = block_rows(
+            table, part, rows, blocks + number * BLOCK_AT, BLOCK
         )
+        scale, head, token, here = scale[:, None], head[:, None], token[:, None], here[:, None]
+        units = block_units(codes, levels, signs, dct, scale, tier, count, M, G, WIDE, BLOCK)
         to = out + head * apart + token.to(tl.int64) * DIM
         for unit in tl.static_range(M):
             at = unit * G + column
-            one, two = units[unit], units[unit + M]
-            if SHIFTED:
-                mean = tl.multiple_of(address(table, part, MEAN, tl.float32), ALIGNED)
-                mean += head * DIM + at
-                one += tl.load(mean, here, 0)
-                two += tl.load(mean + DIM // 2, here, 0)
-            if TURNED:
-                angle = token * (DIM // 2) + at
-                cos = tl.multiple_of(address(table, part, COS, tl.float32), ALIGNED) + angle
-                sin = tl.multiple_of(address(table, part, SIN, tl.float32), ALIGNED) + angle
-                cos, sin = tl.load(cos, here, 0), tl.load(sin, here, 0)
-                one, two = one * cos - two * sin, two * cos + one * sin
+            one, two = shift_and_turn(
+                table, part, units[unit], units[unit + M], at, head, token, here,
+                DIM, TURNED, SHIFTED, ALIGNED,
+            )  # fmt: skip
             tl.store(to + at, one.to(NUMBER), here)
             tl.store(to + DIM // 2 + at, two.to(NUMBER), here)
