@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,19 +58,27 @@ def test_kernels_equal_the_reference(dim: int, tier: int | None, heads: int, tok
 
 
 def compare(
-    dim: int, tier: int | None, heads: int, tokens: int, dtypes: Sequence[torch.dtype]
+    dim: int,
+    tier: int | None,
+    heads: int,
+    tokens: int,
+    dtypes: Sequence[torch.dtype],
+    encode: Callable[..., Tensor] = encode_rows,
+    decode: Callable[..., None] = decode_rows,
+    rounded: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to,
 ) -> None:
+    """An implementation against the reference: codes and numbers to the last bit, and no more."""
     rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, dim, tier)
     expected = reference.encode_rows(rows, info, inverse)
-    codes = encode_rows(rows, info, inverse, size_of(info, dim))
+    codes = encode(rows, info, inverse, size_of(info, dim))
     assert torch.equal(codes, expected)
     back = reference.decode_rows(codes, info, scales, mean, dim)
     for dtype in dtypes:
         for before, behind in ((0, 0), (2, 5)):
             room = torch.full((heads, before + tokens + behind, dim), 7.0, dtype=dtype)
             out = room[:, before : before + tokens]
-            decode_rows(codes, info, scales, mean, out)
-            assert torch.equal(out.flatten(0, 1), back.to(dtype))
+            decode(codes, info, scales, mean, out)
+            assert torch.equal(out.flatten(0, 1), rounded(back, dtype))
             assert (room[:, :before] == 7).all()
             assert (room[:, before + tokens :] == 7).all()
 

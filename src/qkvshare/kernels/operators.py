@@ -1,4 +1,4 @@
-"""The row kernels as operators of torch: on a processor Numba, elsewhere the reference.
+"""The row kernels as operators of torch: on a processor Numba, on a GPU Triton, else the reference.
 
 See `reference` for what they do; they check nothing, callers do. They are defined the short way,
 since a call must cost little beside a small layer, and one of a ``custom_op`` does not.
@@ -90,6 +90,18 @@ def decode_arrays(codes: Any, info: Any, scales: Any, mean: Any, out: Tensor) ->
         out.copy_(into)
 
 
+def _encode_on_cuda(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
+    from .cuda import encode
+
+    return encode(rows, info, scales, nbytes)
+
+
+def _decode_on_cuda(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
+    from .cuda import decode
+
+    decode(codes, info, scales, mean, out)
+
+
 def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
@@ -100,5 +112,7 @@ def _matrix(dim: int) -> Any:
 
 _library.impl("encode_rows", _encode_on_cpu, "CPU")
 _library.impl("decode_rows", _decode_on_cpu, "CPU")
+_library.impl("encode_rows", _encode_on_cuda, "CUDA")
+_library.impl("decode_rows", _decode_on_cuda, "CUDA")
 _library.impl("encode_rows", _encode_anywhere, "CompositeExplicitAutograd")
 _library.impl("decode_rows", _decode_anywhere, "CompositeExplicitAutograd")

@@ -1,0 +1,218 @@
+"""The Triton kernels: in Triton's interpreter, the bits of the reference; for GPUs, they compile.
+
+Triton decides when it is imported whether it interprets, so these tests are run by a process of
+their own: the first test starts it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qkvshare.kernels import cuda, reference
+from qkvshare.kernels.reference import eights
+from qkvshare.kernels.rotation import power_of_two
+from tests.kernels.test_rows import DIMS, DTYPES, compare, random_rows
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+pytestmark = pytest.mark.skipif(not cuda.has_triton(), reason="triton is not installed")
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by the test of the interpreter")
+compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+
+
+@compiled
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_kernels_in_tritons_interpreter(chosen: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-m", chosen, "-p", "no:cacheprovider", "-v"]
+    done = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
+def cut(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the interpreter makes a number format of float32: bfloat16 is cut off, where a GPU rounds
+    to nearest."""
+    if dtype != torch.bfloat16:
+        return numbers.to(dtype)
+    return (numbers.view(torch.int32) & -65536).view(torch.float32).to(dtype)
+
+
+FAST: list[Any] = [
+    (64, None, 2, 45, [torch.float32]),
+    (128, None, 1, 10, [torch.bfloat16]),
+    (80, 5, 1, 33, [torch.float16]),
+    (64, 4, 1, 70, [torch.bfloat16]),
+    (8, None, 2, 0, [torch.float32]),
+]
+SLOW: list[Any] = [
+    *((dim, None, 2, 45, [torch.float32]) for dim in DIMS),
+    *((64, tier, 1, 40, [torch.bfloat16]) for tier in range(8)),
+    (80, 3, 1, 1, DTYPES),
+    (96, 6, 1, 40, DTYPES),
+    (8, None, 2, 600, [torch.float32]),  # more than a chunk of rows
+]
+CASES = FAST + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+
+
+@interpreted
+@pytest.mark.parametrize(("dim", "tier", "heads", "tokens", "dtypes"), CASES)
+def test_kernels_equal_the_reference(
+    dim: int, tier: int | None, heads: int, tokens: int, dtypes: list[torch.dtype]
+) -> None:
+    assert cuda.fits(dim)
+    compare(dim, tier, heads, tokens, dtypes, cuda.encode, cuda.decode, cut)
+
+
+def make_part(heads: int, tokens: int, dim: int, seed: int, keys: bool, dtype: torch.dtype) -> Any:
+    """Of random rows; keys have a mean and are turned."""
+    from qkvshare.kernels.cuda_order import Part
+
+    rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, seed)
+    codes, numbers = reference.encode_rows(rows, info, inverse), torch.empty(heads, tokens, dim)
+    if not keys:
+        return Part(codes, info, scales, numbers.to(dtype))
+    angles = torch.randn(tokens, dim // 2, generator=torch.Generator().manual_seed(seed))
+    return Part(codes, info, scales, numbers.to(dtype), mean, (angles.cos(), angles.sin()))
+
+
+def decoded(part: Any) -> Tensor:
+    """By the reference, in float32: ``[heads, tokens, dim]``."""
+    heads, _, dim = part.numbers.shape
+    mean = torch.zeros(heads, dim) if part.mean is None else part.mean
+    rows = reference.decode_rows(part.codes, part.info, part.scales, mean, dim)
+    one, two = rows.view(part.numbers.shape).chunk(2, -1)
+    if part.angles is None:
+        return torch.cat([one, two], -1)
+    cos, sin = part.angles
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+
+@interpreted
+def test_parts_of_several_layers_at_once() -> None:
+    """Of different length, kind and format, as a model with sliding layers has them."""
+    from qkvshare.kernels.cuda_decode import decode_parts
+
+    parts = [
+        make_part(2, 20, 64, 1, True, torch.float32),
+        make_part(2, 20, 64, 2, False, torch.float32),
+        make_part(2, 5, 64, 3, True, torch.float32),
+        make_part(2, 5, 80, 4, True, torch.float16),
+        make_part(2, 0, 64, 5, False, torch.float32),
+    ]
+    decode_parts(parts)
+    for part in parts:
+        assert torch.equal(part.numbers, decoded(part).to(part.numbers.dtype))
+    decode_parts([])
+
+
+@interpreted
+@pytest.mark.parametrize("dim", [64, pytest.param(80, marks=pytest.mark.slow)])
+def test_attention_on_codes(dim: int) -> None:
+    """Sums in another order, of numbers that are the same: to 1e-5 of the largest."""
+    from qkvshare.kernels.cuda_attention import CodedPair, attend
+
+    keys = make_part(2, 40, dim, 1, True, torch.float32)
+    values = make_part(2, 40, dim, 2, False, torch.float32)
+    query = torch.randn(6, dim, generator=torch.Generator().manual_seed(0))
+    found = attend(query, CodedPair.of(keys, values))
+    whole = (decoded(part).repeat_interleave(3, 0) for part in (keys, values))
+    expected = torch.nn.functional.scaled_dot_product_attention(query[:, None], *whole)[:, 0]
+    assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+    assert not torch.allclose(found, decoded(values).mean(1).repeat_interleave(3, 0), atol=0.1)
+
+
+KINDS = {"i64": "*i64", "i32": "*i32", "f32": "*fp32", "f16": "*fp16", "u8": "*u8", "n": "i32"}
+
+
+def compile_for(arch: int, function: Any, pointers: str, **constants: Any) -> str:
+    """The machine code's PTX of a kernel; ``pointers`` are the kinds of its first arguments."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = function.arg_names
+    given = pointers.split()
+    assert names[len(given) :] == list(constants)
+    signature = dict(zip(names, (KINDS[kind] for kind in given), strict=False))
+    signature |= dict.fromkeys(constants, "constexpr")
+    indices = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=function, signature=signature, constexprs=indices)
+    options = {"enable_fp_fusion": False}
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    assert made.asm["cubin"]
+    return str(made.asm["ptx"])
+
+
+@compiled
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dim", [pytest.param(64, marks=pytest.mark.slow), 128])
+def test_decoding_compiles_without_a_gpu(dim: int, arch: int) -> None:
+    """What the interpreter accepts the compiler may not. Sums are exact only without fused ones."""
+    import triton.language as tl
+
+    from qkvshare.kernels import cuda_decode
+
+    ptx = compile_for(
+        arch, cuda_decode._decode, "i64 i32 i64 i32 f16 f32 n n", NUMBER=tl.bfloat16, DIM=dim, M=1,
+        G=dim // 2, WIDE=dim, TURNED=True, SHIFTED=True, ALIGNED=16, BLOCK=reference.BLOCK,
+    )  # fmt: skip
+    assert "mma" in ptx
+    assert "st.global.v4" in ptx
+    assert "fma.rn" not in ptx
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+def test_all_kernels_compile_without_a_gpu(dim: int) -> None:
+    import triton.language as tl
+
+    from qkvshare.kernels import cuda_attention, cuda_decode, cuda_encode, cuda_order
+
+    h, block = power_of_two(dim), reference.BLOCK
+    unit = {"G": h // 2, "WIDE": eights(dim)}
+    rows = {"DIM": dim, "M": dim // h, **unit, "TURNED": True, "SHIFTED": True, "ALIGNED": 16}
+    compile_for(90, cuda_order._count, "i64 i32", CHUNK=1024)
+    compile_for(90, cuda_order._order, "i64 i32 i32 i64 i32 n n", CHUNK=1024, BLOCK=block)
+    for number in (tl.float32, tl.float16):
+        compile_for(
+            90, cuda_decode._decode, "i64 i32 i64 i32 f16 f32 n n", NUMBER=number, **rows,
+            BLOCK=block,
+        )  # fmt: skip
+    compile_for(
+        90, cuda_encode._encode, "i64 i32 i64 i32 f32 f32 u8", DIM=dim, M=dim // h, H=h,
+        STAGES=h.bit_length() - 1, WIDE=eights(dim), BLOCK=block,
+    )  # fmt: skip
+    compile_for(90, cuda_encode._pack, "u8 i64 i32 u8", WIDE=eights(dim))
+    compile_for(
+        90, cuda_attention._scores, "i64 i32 i64 i32 f16 f32 f32 f32", GROUP=4, **rows, BLOCK=block
+    )
+    compile_for(
+        90, cuda_attention._weigh, "i64 i32 i64 i32 f16 f32 f32 n", GROUP=4, HEADS=32, DIM=dim,
+        **unit, BLOCK=block,
+    )  # fmt: skip
+
+
+def test_the_package_does_not_import_triton() -> None:
+    """Nor the compiler of torch that would: it takes seconds, and is needed on a GPU only."""
+    script = (
+        "import sys, torch, qkvshare\n"
+        "from qkvshare.kernels.operators import encode_rows\n"
+        "one = torch.ones(1, 8), torch.tensor([1], dtype=torch.uint8), torch.ones(32), 1\n"
+        "encode_rows(*one)\n"
+        "assert not {'triton', 'torch._inductor'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_without_triton_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "has_triton", lambda: False)
+    compare(64, None, 2, 45, DTYPES, cuda.encode, cuda.decode)
