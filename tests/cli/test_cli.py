@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from qkvshare import CacheCard
+from qkvshare import CacheCard, Uniform
 from qkvshare.card import Key, Signer
 from qkvshare.cli import main
 
@@ -128,6 +129,32 @@ def test_inspect(run: Any, card: Path, tmp_path: Path) -> None:
     )
     code, out, _ = run("inspect", card, "--json", "-")
     assert json.loads(out) == content | {"bytes": sizes | {"total": card.stat().st_size}}
+
+
+def test_an_error_does_nothing_to_the_terminal(run: Any) -> None:
+    code, _, err = run("inspect", "no\x1b[2J\n")
+    assert code == 1
+    assert "\x1b" not in err
+    assert "no\\x1b[2J\\n" in err
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_mean_bits_of_tokens_and_layers(compact: bool) -> None:
+    from qkvshare.cli.inspect import mean_bits
+
+    card = make_card(Uniform(4), (6, 3))
+    card = card.compact() if compact else card
+    grid = np.zeros((2, 9))
+    for number, layer in enumerate(card.manifest.layers):
+        for run in card.manifest.runs:
+            blob = card.blob(number, run.segment)
+            held = run.held(number)
+            nbytes = len(blob if run.spans is None else blob[run.spans[number]])
+            width = layer.kv_heads * (layer.head_dim + layer.v_head_dim)
+            grid[number, run.end - held : run.end] = 8 * nbytes / (held * width)
+    of_token, of_layer = mean_bits(card)
+    assert of_token == pytest.approx(grid.mean(axis=0))
+    assert of_layer == pytest.approx(grid.mean(axis=1))
 
 
 def test_inspect_and_verify_of_a_card_with_windows(run: Any, tmp_path: Path) -> None:

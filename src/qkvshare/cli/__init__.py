@@ -7,6 +7,11 @@ import sys
 from ..card.errors import QKVShareError
 
 
+def plain(text: str) -> str:
+    """What a card says is shown, never obeyed by the terminal: control characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def main() -> None:
     """Entry point of ``qkvshare``."""
     try:
@@ -18,7 +23,7 @@ def main() -> None:
     try:
         app()
     except QKVShareError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {plain(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..card import CacheCard, Run
 from ..card.errors import CardWriteError
+from . import plain
 from .options import Card, Json, KeyFile, key_of, out
 
 
@@ -67,7 +68,7 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     table.add_column(overflow="fold")
 
     def row(name: str, value: str) -> None:
-        table.add_row(name, _plain(value))
+        table.add_row(name, Text(plain(value)))  # a Text has no markup
 
     row("card", card.digest)
     row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
@@ -97,11 +98,6 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
         whence = "read from scratch" if hop.parent is None else f"from {hop.parent[:12]}…"
         row(f"hop {hop.hop}", f"{hop.agent or '—'}: {hop.tokens_added} tokens, {whence}")
     out.print(table)
-
-
-def _plain(text: str) -> Text:
-    """What a card says is shown, never obeyed: neither as markup nor by the terminal."""
-    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
