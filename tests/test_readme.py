@@ -25,16 +25,12 @@ def test_python_example(
 
 
 def test_every_verb_is_shown() -> None:
-    shown = set(re.findall(r"^qkvshare (eval \w+|bench \w+|\w+)", README.read_text(), re.M))
+    shown = set(
+        re.findall(r"^qkvshare ((?:eval|bench|store|key) \w+|\w+)", README.read_text(), re.M)
+    )
     assert shown == {
-        *("capture", "inspect", "verify", "resume", "calibrate", "eval fidelity", "eval recall"),
-        *(
-            "eval relay",
-            "eval gsm8k",
-            "trim",
-            "bench capture",
-            "bench codecs",
-            "bench kernels",
-            "bench ttft",
-        ),
+        *("capture", "inspect", "verify", "resume", "calibrate", "trim"),
+        *("eval fidelity", "eval recall", "eval relay", "eval gsm8k"),
+        *("bench capture", "bench codecs", "bench kernels", "bench ttft"),
+        *("store put", "store ls", "key new"),
     }
