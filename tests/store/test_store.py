@@ -7,22 +7,26 @@ import stat
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from qkvshare.card import CacheCard
+from qkvshare.card import CacheCard, Key
 from qkvshare.card.errors import (
     CardDigestError,
+    CardKeyError,
     CardNotFoundError,
     CardThinError,
     StoreError,
     StoreFullError,
 )
 from qkvshare.store import Store
+from qkvshare.store.folder import Folder
 from tests.cards import IDENTITY, make_card
 
 
@@ -202,6 +206,19 @@ FIELDS = ("weights", "config", "adapter", "rope", "dtype", "tokenizer", "chat_te
 
 
 class TestTime:
+    def test_a_card_that_expires_by_itself_is_no_match(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        card = make_card()
+        soon = datetime.now(UTC) + timedelta(seconds=50)
+        card = CacheCard(replace(card.manifest, expires=soon), card.tensors)
+        digest = store.put(card, ttl=1000)
+        assert store.match(card.token_ids, IDENTITY) is not None
+        later(monkeypatch, 51)
+        assert store.match(card.token_ids, IDENTITY) is None
+        with pytest.raises(CardNotFoundError):
+            store.get(digest)
+
     def test_an_expired_card_is_gone_and_gc_frees_its_room(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -328,10 +345,66 @@ class TestFilesAndIndex:
         for path in store.folder.root.glob("index.sqlite*"):
             path.unlink()
         again = Store(store.root)
-        assert "had no index" in caplog.text
+        assert "lacked the card" in caplog.text
         assert {entry.digest for entry in again.ls()} == digests
         assert again.audit().ok
         assert again.match(card.token_ids, IDENTITY) is not None
+
+    def test_a_rebuilding_that_was_killed_is_done_again(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else `gc` would take what is not in the index yet for nobody's."""
+        digests = {store.put(make_card(seed=seed)) for seed in range(3)}
+        store.close()
+        for path in store.folder.root.glob("index.sqlite*"):
+            path.unlink()
+        opened: list[str] = []
+        genuine = Folder.open_card
+
+        def killed(self: Folder, digest: str) -> CacheCard:
+            opened.append(digest)
+            if len(opened) == 2:
+                raise KeyboardInterrupt
+            return genuine(self, digest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "open_card", killed)
+            with pytest.raises(KeyboardInterrupt):
+                Store(store.root)
+        again = Store(store.root)
+        again.gc(abandoned=-1)
+        assert {entry.digest for entry in again.ls()} == digests
+        assert again.audit().ok
+
+    def test_another_key_does_not_lose_the_cards(self, tmp_path: Path) -> None:
+        key = Key(b"k" * 32)
+        store = Store(tmp_path, key=key)
+        digest = store.put(make_card().salted(key.salt()))
+        store.close()
+        for path in store.folder.root.glob("index.sqlite*"):
+            path.unlink()
+        for other in (None, Key(b"o" * 32)):
+            with pytest.raises(CardKeyError):
+                Store(tmp_path, key=other)
+        again = Store(tmp_path, key=key)
+        again.gc(abandoned=-1)
+        again.get(digest).verify()
+
+    def test_a_full_disk_is_a_typed_error_and_loses_nothing(self, store: Store) -> None:
+        digest = store.put(make_card())
+        (pages,) = store.index.rows("PRAGMA page_count")
+        store.index.rows(f"PRAGMA max_page_count = {pages[0]}")
+
+        def fill() -> None:
+            for seed in range(1, 400):
+                store.put(make_card(seed=seed))
+
+        with pytest.raises(StoreError, match="full"):
+            fill()
+        store.index.rows("PRAGMA max_page_count = 1000000")
+        store.get(digest).verify()
+        store.put(make_card(seed=999))
+        assert store.audit().ok
 
     def test_an_index_that_is_none_is_refused(self, store: Store) -> None:
         store.close()

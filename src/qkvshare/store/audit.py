@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from ..card.errors import CardError, CardNotFoundError
+from ..card.errors import CardError, CardKeyError, CardNotFoundError
 from . import eviction
+from .entering import enter
 from .folder import Folder
 from .index import Index
 
-if TYPE_CHECKING:
-    from .store import Store
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,25 @@ def sweep(folder: Folder, index: Index, abandoned: float) -> None:
                     eviction.drop(index, folder, row["digest"])
 
 
-def rebuild(store: Store) -> list[str]:
-    """Put every card that has all its files into the index; returns the digests of those without.
+def rebuild(folder: Folder, index: Index) -> None:
+    """Enter every card of the folder that can be opened, then call the index complete.
 
-    What only the index knew is lost: times to live, leases, uses.
+    Killed in between, it is done again when the store is opened: until then what is not in the
+    index would be taken for nobody's. What only the index knew is lost: times to live, leases,
+    uses. Raises `CardKeyError` rather than leave out what another key opens.
     """
-    incomplete = []
-    for digest in sorted(store.folder.cards()):
+    for digest in sorted(folder.cards()):
         try:
-            card = store.folder.open_card(digest)
-        except CardError:
-            incomplete.append(digest)
+            card = folder.open_card(digest)
+        except CardKeyError:
+            raise
+        except CardError as error:
+            log.warning("left out of the store's new index: %s", error)
             continue
-        store.adopt(card)
-    return incomplete
+        log.warning("the store's index lacked the card %s; it is entered again", digest)
+        with index.writing():
+            enter(index, folder, card)
+    index.mark_complete()
 
 
 def _orphans(folder: Folder, index: Index) -> Iterator[tuple[str, str]]:

@@ -76,8 +76,8 @@ class Folder:
         header = container.header_bytes(blobs, {SEGMENT: "0" * 64})
         return header + sum(blob.nbytes for blob in blobs.values())
 
-    def open_card(self, digest: str) -> CacheCard:
-        """A whole card of what is in the folder; bytes are read and verified on demand.
+    def open_card(self, digest: str, tokens: int | None = None) -> CacheCard:
+        """A card, or its first ``tokens`` tokens; bytes are read and verified on demand.
 
         Its files are open from here on, so it stays readable when somebody removes them. Raises
         the `CardError` family.
@@ -88,8 +88,9 @@ class Folder:
                 f"{self.card_path(digest)} holds the card {card.digest[:12]}…; "
                 "expected the one that it is named after. Somebody moved files by hand."
             )
-        names = card.manifest.names
-        segments = card.manifest.segments
+        if tokens not in (None, card.tokens):
+            card = card.head(tokens)  # only ids are here yet, so nothing is read for it
+        names, segments = card.manifest.names, card.manifest.segments
         opened = [self._open_segment(*pair) for pair in zip(names, segments, strict=True)]
         return CacheCard(card.manifest, Assembled(card.tensors, opened), card.signature)
 

@@ -49,8 +49,8 @@ CREATE TABLE waited (
     bytes INTEGER NOT NULL);
 CREATE INDEX waited_tool ON waited (tool, began);
 CREATE TABLE total (id INTEGER PRIMARY KEY CHECK (id = 0), bytes INTEGER NOT NULL,
-    clock REAL NOT NULL);
-INSERT INTO total VALUES (0, 0, 0);
+    clock REAL NOT NULL, complete INTEGER NOT NULL);
+INSERT INTO total VALUES (0, 0, 0, 0);
 CREATE TRIGGER card_in AFTER INSERT ON card
     BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
 CREATE TRIGGER card_out AFTER DELETE ON card
@@ -102,32 +102,50 @@ class Index:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the write lock, across processes; all of it happens or nothing."""
-        with self._turn:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                raise StoreError(
-                    f"the index {self.path} is busy or read-only: {error}. Waited "
-                    f"{_BUSY_SECONDS:.0f} s; try again, or find the process that holds it."
-                ) from error
+        """Hold the write lock, across processes; all of it happens or nothing.
+
+        Raises `StoreError`, also where the disk is full.
+        """
+        with self._turn, self._asking():
+            self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite ends it by itself after some errors
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        """All rows of a query."""
-        with self._turn:
+        """All rows of a query. Raises `StoreError`."""
+        with self._turn, self._asking():
             return self._db.execute(query, values).fetchall()
 
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
-        """The first row of a query, None if there is none."""
-        with self._turn:
-            row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
-            return row
+        """The first row of a query, None if there is none. Raises `StoreError`."""
+        return next(iter(self.rows(query, *values)), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all cards in the folder were entered once; False in a new index."""
+        return bool(self.rows("SELECT complete FROM total")[0]["complete"])
+
+    def mark_complete(self) -> None:
+        """Say so."""
+        with self.writing():
+            self.run("UPDATE total SET complete = 1")
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the index {self.path} does not answer: {error}. If the disk is full, make room; "
+                f"if others use the store, try again (waited {_BUSY_SECONDS:.0f} s for them); if "
+                "the index is damaged, remove it: it is made again from the files when the store "
+                "is opened."
+            ) from error
 
     def run(self, statement: str, *values: Any) -> int:
         """Execute a statement within `writing`; returns the number of rows changed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,13 +15,12 @@ from ..card.errors import CardNotFoundError, CardThinError, StoreError, StoreFul
 from . import catalog, eviction, waiting
 from .audit import ABANDONED_SECONDS, Audit, audit, rebuild, sweep
 from .catalog import Entry, Match
+from .entering import enter
 from .folder import Blobs, Folder
 from .index import Index
 from .prefixes import Prefixes
 from .tenant import Tenant
 from .ttl import State
-
-log = logging.getLogger(__name__)
 
 # Before that nobody can tell whether a card that was put will be used.
 GRACE_SECONDS = 60.0
@@ -51,20 +49,17 @@ class Store:
             key: seals all files; a named tenant's own key is derived from it.
             limit: bytes that all files of the tenant together may take; `put` makes room.
 
-        Raises `StoreError`.
+        Raises `StoreError`, or `CardKeyError` where the index is made again from files that the key
+        does not open.
         """
         self.root, self.limit = Path(root), limit
         who = Tenant.of(self.root, tenant, key)
         self.salt = who.salt
         self.folder = Folder(who.folder, who.key)
         self.folder.prepare()
-        path = who.folder / "index.sqlite"
-        known = path.exists()
-        self.index = Index(path)
-        if not known and next(self.folder.cards(), None) is not None:
-            log.warning("the store %s had no index; making it again from the files", who.folder)
-            for digest in rebuild(self):
-                log.warning("the card %s cannot be read whole and was left out", digest)
+        self.index = Index(who.folder / "index.sqlite")
+        if not self.index.complete:
+            rebuild(self.folder, self.index)
 
     def close(self) -> None:
         """Close the index."""
@@ -76,7 +71,8 @@ class Store:
         """Store a card and return its digest, once everything is on the disk.
 
         A thin card is completed by the segments that are here. ``ttl``: seconds after which the
-        card may go; ``saved_ms``: what reading its text takes longer, where that was measured.
+        card goes, if it does not expire before; ``saved_ms``: what reading its text takes longer,
+        where that was measured.
         Raises `StoreFullError`, `CardThinError`, `CardWriteError`, `CardDigestError` for a damaged
         card, and `StoreError` for one whose digests have another salt than `salt`.
         """
@@ -104,51 +100,29 @@ class Store:
                     self.folder.write_segment(name, mine)
             if not self.folder.card_path(card.digest).exists():
                 self.folder.write_card(card)
-            if self.adopt(card, ttl=ttl, saved_ms=saved_ms):
+            if self._enter(card, ttl, saved_ms):
                 return card.digest
             # Somebody removed a file in between: write it again.
 
-    def adopt(
-        self, card: CacheCard, *, ttl: float | None = None, saved_ms: float | None = None
-    ) -> bool:
-        """Enter a card whose files are written; False where one of them is not there any more.
+    def _enter(self, card: CacheCard, ttl: float | None, saved_ms: float | None) -> bool:
+        """Make the card visible; False where one of its files is not there any more.
 
-        A card that is known keeps its history. Raises `StoreFullError`.
+        Raises `StoreFullError`.
         """
-        index, folder, digest = self.index, self.folder, card.digest
-        names = card.manifest.names
-        paths = [folder.card_path(digest), *map(folder.segment_path, names)]
-        with index.writing():
-            if not all(path.exists() for path in paths):
+        limit = self.limit
+        with self.index.writing():
+            if not enter(self.index, self.folder, card, ttl, saved_ms):
                 return False
-            now = time.time()
-            expires = None if ttl is None else now + ttl
-            cost = eviction.reading_ms(card.tokens) if saved_ms is None else saved_ms
-            row = digest, card.manifest.lineage[-1].agent, card.tokens, paths[0].stat().st_size
-            index.run(
-                "INSERT INTO card (digest, agent, tokens, bytes, put_at, used_at, expires_at, "
-                "saved_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
-                "put_at = excluded.put_at, expires_at = excluded.expires_at, "
-                "saved_ms = excluded.saved_ms",
-                *(*row, now, now, expires, cost),
-            )
-            for number, (name, path) in enumerate(zip(names, paths[1:], strict=True)):
-                size = path.stat().st_size
-                index.run("INSERT OR IGNORE INTO segment VALUES (?, ?)", name, size)
-                index.run("INSERT OR IGNORE INTO part VALUES (?, ?, ?)", digest, number, name)
-            prefixes = Prefixes.of(card.token_ids, card.manifest.identity, self.salt)
-            for segment in card.manifest.segments:
-                place = prefixes.name(segment.end), digest, prefixes.block(segment.end), segment.end
-                index.run("INSERT OR IGNORE INTO prefix VALUES (?, ?, ?, ?)", *place)
-            eviction.touch(index, digest)
-            if self.limit is not None:
-                # Several writers may each have made room for itself alone.
-                eviction.make_room(index, folder, self.limit, keep=digest, grace=GRACE_SECONDS)
-                stored = eviction.stored_bytes(index)
-                if stored > self.limit:
-                    eviction.drop(index, folder, digest)
-        if self.limit is not None and stored > self.limit:
-            raise _full(self.limit, stored)
+            if limit is None:
+                return True
+            # Several writers may each have made room for itself alone.
+            own = card.digest
+            eviction.make_room(self.index, self.folder, limit, keep=own, grace=GRACE_SECONDS)
+            stored = eviction.stored_bytes(self.index)
+            if stored > limit:
+                eviction.drop(self.index, self.folder, own)
+        if stored > limit:
+            raise _full(limit, stored)
         return True
 
     def get(self, digest: str, tokens: int | None = None) -> CacheCard:
@@ -163,7 +137,7 @@ class Store:
                 waiting.come_back(self.index, digest)  # late or not: what it waited is known now
         self._require(digest)
         try:
-            card = self.folder.open_card(digest)
+            card = self.folder.open_card(digest, tokens)
         except CardNotFoundError:
             self._clear(digest)  # is it being removed just now, or is something lost?
             self._require(digest)
@@ -173,7 +147,7 @@ class Store:
                 "UPDATE card SET hits = hits + 1, used_at = ? WHERE digest = ?", time.time(), digest
             )
             eviction.touch(self.index, digest)
-        return card if tokens in (None, card.tokens) else card.head(tokens)
+        return card
 
     def match(self, ids: Sequence[int] | TokenIds, identity: Identity) -> Match | None:
         """The longest prefix of a prompt's ``ids``, ``[tokens]``, that a card of this model has.

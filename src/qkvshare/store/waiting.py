@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import groupby
+from operator import itemgetter
 
 from . import eviction
 from .index import Index
@@ -19,15 +21,11 @@ GONE_SECONDS = 24 * 3600.0
 
 def learnt(index: Index, limit: int | None) -> Ttl:
     """The policy after all waits in the index; room costs nothing where there is no ``limit``."""
-    policy = Ttl()
-    rows = index.rows(
-        "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY tool ORDER BY began DESC) AS age "
-        "FROM waited) WHERE age <= ? ORDER BY began",
-        policy.last,
-    )
-    for row in rows:
-        wait = Wait(row["began"], row["seconds"], row["saved_ms"], row["bytes"])
-        policy = policy.observed(row["tool"], wait)
+    rows = index.rows("SELECT * FROM waited ORDER BY began")
+    waits: dict[str, tuple[Wait, ...]] = {}
+    for tool, own in groupby(sorted(rows, key=itemgetter("tool")), itemgetter("tool")):
+        waits[tool] = tuple(Wait(r["began"], r["seconds"], r["saved_ms"], r["bytes"]) for r in own)
+    policy = Ttl(waits)
     return policy if limit is None else policy.priced(limit, time.time())
 
 
@@ -65,14 +63,14 @@ def give_up(index: Index) -> None:
 
 
 def _learn(index: Index, digest: str, seconds: float) -> None:
+    """Move a wait to those that are over, of which the last ones of each tool are kept."""
     index.run(
         "INSERT INTO waited SELECT tool, began, ?, saved_ms, bytes FROM waiting WHERE card = ?",
         *(max(seconds, 0.0), digest),
     )
-    index.run("DELETE FROM waiting WHERE card = ?", digest)
     index.run(
-        "DELETE FROM waited WHERE rowid IN (SELECT rowid FROM waited WHERE tool = "
-        "(SELECT tool FROM waited ORDER BY rowid DESC LIMIT 1) ORDER BY began DESC LIMIT -1 "
-        "OFFSET ?)",
-        Ttl().last,
+        "DELETE FROM waited WHERE rowid IN (SELECT w.rowid FROM waited w JOIN waiting n ON "
+        "n.card = ? AND w.tool = n.tool ORDER BY w.began DESC LIMIT -1 OFFSET ?)",
+        *(digest, Ttl().last),
     )
+    index.run("DELETE FROM waiting WHERE card = ?", digest)
