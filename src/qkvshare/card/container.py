@@ -76,6 +76,8 @@ class FileTensors(StoredTensors):
             self.metadata = self._file.metadata() or {}
             names = self._file.keys()
             self._slices = {name: self._file.get_slice(name) for name in names}
+        except FileNotFoundError as error:
+            raise CardNotFoundError(f"{path} was removed while it was being opened.") from error
         except (SafetensorError, OSError) as error:
             raise CardFormatError(
                 f"{path} is not a safetensors file: {error}. Expected a card; "
