@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from qkvshare.codecs import LayerKV, Packed
 from qkvshare.kernels import cuda, reference
 from qkvshare.kernels.reference import eights
 from qkvshare.kernels.rotation import power_of_two
+from tests.cards import every_width
 from tests.kernels.test_rows import DIMS, DTYPES, compare, random_rows
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -113,6 +116,43 @@ def test_parts_of_several_layers_at_once() -> None:
     decode_parts([])
 
 
+@dataclass(frozen=True)
+class Turned(LayerKV):
+    """Keys to be turned on the way."""
+
+    by: tuple[Tensor, Tensor] | None
+
+    @property
+    def angles(self) -> tuple[Tensor, Tensor] | None:
+        return self.by
+
+
+@interpreted
+@pytest.mark.parametrize("tokens", [5, 20])  # without a mean, and with
+def test_layers_of_packed(tokens: int) -> None:
+    """As the decoder for processors, keys turned on the way."""
+    from qkvshare.codecs.packed_cuda import decode_job
+    from qkvshare.kernels.cuda_copy import Copies, pinned
+
+    generator, codec = torch.Generator().manual_seed(0), Packed()
+    layers = [LayerKV(*torch.randn(2, 2, tokens, 64, generator=generator).add(3)) for _ in range(2)]
+    angle = torch.randn(tokens, 32, generator=generator)
+    cos, sin = angle.cos(), angle.sin()
+    job, expected = [], []
+    for blob in codec.encode(layers, every_width(codec, layers)):
+        to = LayerKV(*torch.empty(2, 2, tokens, 64))
+        codec.decode_layer(blob, to)
+        one, two = to.keys.chunk(2, -1)
+        keys = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+        expected.append(LayerKV(keys, to.values))
+        there = Turned(*torch.empty(2, 2, tokens, 64), (cos, sin))
+        job.append((codec.open(blob, there.shape), pinned(blob), there))
+    decode_job(job, Copies(torch.device("cpu")))
+    for (_, _, found), at in zip(job, expected, strict=True):
+        assert torch.equal(found.keys, at.keys)
+        assert torch.equal(found.values, at.values)
+
+
 @interpreted
 @pytest.mark.parametrize("dim", [64, pytest.param(80, marks=pytest.mark.slow)])
 def test_attention_on_codes(dim: int) -> None:
@@ -201,6 +241,7 @@ def test_all_kernels_compile_without_a_gpu(dim: int) -> None:
     )  # fmt: skip
 
 
+@compiled
 def test_the_package_does_not_import_triton() -> None:
     """Nor the compiler of torch that would: it takes seconds, and is needed on a GPU only."""
     script = (
@@ -213,6 +254,7 @@ def test_the_package_does_not_import_triton() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@compiled
 def test_without_triton_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "has_triton", lambda: False)
     compare(64, None, 2, 45, DTYPES, cuda.encode, cuda.decode)
