@@ -10,17 +10,23 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from qkvshare import inject
+from qkvshare.bench.staged import CardStaged
 from qkvshare.codecs import LayerKV, Packed
+from qkvshare.evals.handoff import Setting, read_context
 from qkvshare.kernels import cuda, reference
 from qkvshare.kernels.reference import eights
 from qkvshare.kernels.rotation import power_of_two
 from tests.cards import every_width
+from tests.conftest import greedy, some_ids
 from tests.kernels.test_rows import DIMS, DTYPES, compare, random_rows
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -151,6 +157,24 @@ def test_layers_of_packed(tokens: int) -> None:
     for (_, _, found), at in zip(job, expected, strict=True):
         assert torch.equal(found.keys, at.keys)
         assert torch.equal(found.values, at.values)
+
+
+@interpreted
+def test_a_card_whose_codes_are_on_the_gpu(tmp_path: Path, llama: Any) -> None:
+    """The numbers that `inject` makes, and so the same tokens."""
+    ids, new = some_ids(20).tolist(), some_ids(3, seed=1).tolist()
+    route = CardStaged(llama, np.array(ids, np.int32), new, tmp_path, Setting(Packed(), 4.0))
+    state = read_context(llama, ids, [route.setting])
+    route.prepare(state)
+    route.ready(state)
+    staged = route.arguments()
+    expected = inject(llama, route.card, new)
+    for mine, theirs in zip(
+        staged["past_key_values"].layers, expected["past_key_values"].layers, strict=True
+    ):
+        assert torch.equal(mine.keys, theirs.keys)
+        assert torch.equal(mine.values, theirs.values)
+    assert greedy(llama, **staged) == greedy(llama, **expected)
 
 
 @interpreted
