@@ -162,8 +162,8 @@ def test_layers_of_packed(tokens: int) -> None:
 @interpreted
 def test_a_card_whose_codes_are_on_the_gpu(tmp_path: Path, llama: Any) -> None:
     """The numbers that `inject` makes, and so the same tokens."""
-    ids, new = some_ids(20).tolist(), some_ids(3, seed=1).tolist()
-    route = CardStaged(llama, np.array(ids, np.int32), new, tmp_path, Setting(Packed(), 4.0))
+    ids, new = some_ids(20), some_ids(3, seed=1)
+    route = CardStaged(llama, np.array(ids, np.int32), new, tmp_path, Setting(Packed(), 12.0))
     state = read_context(llama, ids, [route.setting])
     route.prepare(state)
     route.ready(state)
