@@ -246,10 +246,10 @@ def test_all_kernels_compile_without_a_gpu(dim: int) -> None:
     rows = {"DIM": dim, "M": dim // h, **unit, "TURNED": True, "SHIFTED": True, "ALIGNED": 16}
     compile_for(90, cuda_order._count, "i64 i32", CHUNK=1024)
     compile_for(90, cuda_order._order, "i64 i32 i32 i64 i32 n n", CHUNK=1024, BLOCK=block)
-    for number in (tl.float32, tl.float16):
+    for number, aligned in ((tl.float32, 16), (tl.float16, 1)):
         compile_for(
-            90, cuda_decode._decode, "i64 i32 i64 i32 f16 f32 n n", NUMBER=number, **rows,
-            BLOCK=block,
+            90, cuda_decode._decode, "i64 i32 i64 i32 f16 f32 n n", NUMBER=number,
+            **rows | {"ALIGNED": aligned}, BLOCK=block,
         )  # fmt: skip
     compile_for(
         90, cuda_encode._encode, "i64 i32 i64 i32 f32 f32 u8", DIM=dim, M=dim // h, H=h,
