@@ -9,15 +9,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from qkvshare import inject
+from qkvshare.bench.staged import CardStaged
+from qkvshare.codecs import LayerKV, Packed
+from qkvshare.evals.handoff import Setting, read_context
 from qkvshare.kernels import cuda, reference
 from qkvshare.kernels.reference import eights
 from qkvshare.kernels.rotation import power_of_two
+from tests.cards import every_width
+from tests.conftest import greedy, some_ids
 from tests.kernels.test_rows import DIMS, DTYPES, compare, random_rows
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -113,6 +122,61 @@ def test_parts_of_several_layers_at_once() -> None:
     decode_parts([])
 
 
+@dataclass(frozen=True)
+class Turned(LayerKV):
+    """Keys to be turned on the way."""
+
+    by: tuple[Tensor, Tensor] | None
+
+    @property
+    def angles(self) -> tuple[Tensor, Tensor] | None:
+        return self.by
+
+
+@interpreted
+@pytest.mark.parametrize("tokens", [5, 20])  # without a mean, and with
+def test_layers_of_packed(tokens: int) -> None:
+    """As the decoder for processors, keys turned on the way."""
+    from qkvshare.codecs.packed_cuda import decode_job
+    from qkvshare.kernels.cuda_copy import Copies, pinned
+
+    generator, codec = torch.Generator().manual_seed(0), Packed()
+    layers = [LayerKV(*torch.randn(2, 2, tokens, 64, generator=generator).add(3)) for _ in range(2)]
+    angle = torch.randn(tokens, 32, generator=generator)
+    cos, sin = angle.cos(), angle.sin()
+    job, expected = [], []
+    for blob in codec.encode(layers, every_width(codec, layers)):
+        to = LayerKV(*torch.empty(2, 2, tokens, 64))
+        codec.decode_layer(blob, to)
+        one, two = to.keys.chunk(2, -1)
+        keys = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+        expected.append(LayerKV(keys, to.values))
+        there = Turned(*torch.empty(2, 2, tokens, 64), (cos, sin))
+        job.append((codec.open(blob, there.shape), pinned(blob), there))
+    decode_job(job, Copies(torch.device("cpu")))
+    for (_, _, found), at in zip(job, expected, strict=True):
+        assert torch.equal(found.keys, at.keys)
+        assert torch.equal(found.values, at.values)
+
+
+@interpreted
+def test_a_card_whose_codes_are_on_the_gpu(tmp_path: Path, llama: Any) -> None:
+    """The numbers that `inject` makes, and so the same tokens."""
+    ids, new = some_ids(20), some_ids(3, seed=1)
+    route = CardStaged(llama, np.array(ids, np.int32), new, tmp_path, Setting(Packed(), 12.0))
+    state = read_context(llama, ids, [route.setting])
+    route.prepare(state)
+    route.ready(state)
+    staged = route.arguments()
+    expected = inject(llama, route.card, new)
+    for mine, theirs in zip(
+        staged["past_key_values"].layers, expected["past_key_values"].layers, strict=True
+    ):
+        assert torch.equal(mine.keys, theirs.keys)
+        assert torch.equal(mine.values, theirs.values)
+    assert greedy(llama, **staged) == greedy(llama, **expected)
+
+
 @interpreted
 @pytest.mark.parametrize("dim", [64, pytest.param(80, marks=pytest.mark.slow)])
 def test_attention_on_codes(dim: int) -> None:
@@ -182,10 +246,10 @@ def test_all_kernels_compile_without_a_gpu(dim: int) -> None:
     rows = {"DIM": dim, "M": dim // h, **unit, "TURNED": True, "SHIFTED": True, "ALIGNED": 16}
     compile_for(90, cuda_order._count, "i64 i32", CHUNK=1024)
     compile_for(90, cuda_order._order, "i64 i32 i32 i64 i32 n n", CHUNK=1024, BLOCK=block)
-    for number in (tl.float32, tl.float16):
+    for number, aligned in ((tl.float32, 16), (tl.float16, 1)):
         compile_for(
-            90, cuda_decode._decode, "i64 i32 i64 i32 f16 f32 n n", NUMBER=number, **rows,
-            BLOCK=block,
+            90, cuda_decode._decode, "i64 i32 i64 i32 f16 f32 n n", NUMBER=number,
+            **rows | {"ALIGNED": aligned}, BLOCK=block,
         )  # fmt: skip
     compile_for(
         90, cuda_encode._encode, "i64 i32 i64 i32 f32 f32 u8", DIM=dim, M=dim // h, H=h,
@@ -201,6 +265,7 @@ def test_all_kernels_compile_without_a_gpu(dim: int) -> None:
     )  # fmt: skip
 
 
+@compiled
 def test_the_package_does_not_import_triton() -> None:
     """Nor the compiler of torch that would: it takes seconds, and is needed on a GPU only."""
     script = (
@@ -213,6 +278,7 @@ def test_the_package_does_not_import_triton() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@compiled
 def test_without_triton_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "has_triton", lambda: False)
     compare(64, None, 2, 45, DTYPES, cuda.encode, cuda.decode)

@@ -11,7 +11,7 @@ import torch
 
 from ..card import CacheCard
 from ..card.digest import Bytes, digest_bytes
-from ..codecs import LayerKV, decode_runs, dtype_of, shapes_of
+from ..codecs import LayerKV, decode_runs, dtype_of, find_codec, shapes_of
 from ..hf.attention import NAME
 from ..hf.cache import rooms
 from ..hf.capture import make_card
@@ -52,10 +52,12 @@ class CardFile(Route):
         (run,) = card.manifest.runs
         data: list[Bytes] = [card.tensors[name] for name in card.tensors]
         kept = CacheCard(card.manifest, card.verify())
-        devices = [torch.device("cpu")] * len(card.manifest.layers)
+        shapes, device = shapes_of(card, run), self.model.device
+        if not all(find_codec(run.codec.name).decodes_on(device, shape) for shape in shapes):
+            device = torch.device("cpu")
 
         def decode() -> list[LayerKV]:
-            places = rooms(shapes_of(card, run), devices, dtype_of(card))
+            places = rooms(shapes, [device] * len(shapes), dtype_of(card))
             return list(decode_runs(kept, lambda _: places)[0])
 
         return {

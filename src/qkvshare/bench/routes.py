@@ -113,10 +113,10 @@ class Route:
         return self.folder / self.file
 
     def _with(self, cache: Any, ids: list[int]) -> dict[str, Any]:
-        total = len(self.ids) + len(self.new)
+        total, device = len(self.ids) + len(self.new), self.model.device
         return {
-            "input_ids": torch.tensor([ids], device=self.model.device),
-            "attention_mask": torch.ones(1, total, dtype=torch.long),
+            "input_ids": torch.tensor([ids], device=device),
+            "attention_mask": torch.ones(1, total, dtype=torch.long, device=device),
             "past_key_values": cache,
         }
 
@@ -180,7 +180,7 @@ class FullPrecisionFile(Route):
 
     def open(self) -> None:
         """Read it."""
-        self._tensors = load_file(self.path)
+        self._tensors = load_file(self.path, device=str(self.model.device))
 
     def arguments(self) -> dict[str, Any]:
         """Put in place."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 
 from ..evals.handoff import Setting, read_context
 from .cards import CardCodes, CardFile
+from .clock import Clock
 from .link import cross
 from .peak import peak_extra_bytes
 from .routes import Route
@@ -122,25 +122,31 @@ def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Pla
 
 
 def _once(timing: Timing, link: float | None) -> None:
-    route, stages = timing.route, timing.stages
+    route, clock = timing.route, Clock(timing.route.model.device)
+    clock.settle()
     if link is not None:
         sent = route.folder / "sent"
         route.path.rename(sent)
-        _time("link", stages, lambda: cross(sent, route.path, link))
-    for stage in (route.open, route.inject, route.forward, route.sample):
-        _time(stage.__name__, stages, stage)
+        _time("link", timing.stages, lambda: cross(sent, route.path, link), clock)
+    stages = route.open, route.inject, route.forward, route.sample
+    moments = [clock.now()]
+    for stage in stages:
+        stage()
+        moments.append(clock.now())
+    for stage, start, end in zip(stages, moments[:-1], moments[1:], strict=True):
+        timing.stages[stage.__name__].append(clock.between(start, end))
     timing.cache_bytes = route.cache_bytes
-    start = time.perf_counter()
+    start = clock.now()
     for _ in range(_AFTER):
         route.follow()
-    timing.decode.append(1000 * (time.perf_counter() - start) / _AFTER)
+    timing.decode.append(clock.between(start, clock.now()) / _AFTER)
     route.drop()
     for name, part in route.alone().items():
-        _time(name, timing.alone, part)
+        _time(name, timing.alone, part, clock)
 
 
-def _time(name: str, times: Times, part: Callable[[], object]) -> None:
-    start = time.perf_counter()
+def _time(name: str, times: Times, part: Callable[[], object], clock: Clock) -> None:
+    start = clock.now()
     made = part()
-    times[name].append(1000 * (time.perf_counter() - start))
+    times[name].append(clock.between(start, clock.now()))
     del made

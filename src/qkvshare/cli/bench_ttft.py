@@ -65,7 +65,7 @@ def ttft(
     with Progress(console=progress, transient=True) as bar:
         timings = measure_ttft(loaded, ids, lengths, new_tokens, plan)
         tracked = bar.track(timings, total=len(lengths), description="lengths")
-        rows = [_row(model, new_tokens, bandwidth, at) for found in tracked for at in found]
+        rows = [row_of(model, new_tokens, bandwidth, at) for found in tracked for at in found]
     if json != "-":
         _print(rows)
     if json is not None:
@@ -86,7 +86,8 @@ def _routes(names: list[str] | None) -> list[type[Route]]:
     return found
 
 
-def _row(model: str, new_tokens: int, link: float | None, timing: Timing) -> dict[str, Any]:
+def row_of(model: str, new_tokens: int, link: float | None, timing: Timing) -> dict[str, Any]:
+    """As `write_rows` takes it."""
     from ..evals.results import spread
 
     return {

@@ -51,6 +51,12 @@ class LayerKV:
     values: Tensor
 
     @property
+    def angles(self) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines ``[tokens, head_dim / 2]`` by which a decoder on a GPU turns keys on
+        the way; None where it leaves them as they are."""
+        return None
+
+    @property
     def shape(self) -> Shape:
         """Its geometry."""
         heads, tokens, dim = self.keys.shape
@@ -93,13 +99,18 @@ class Codec(ABC):
     def decode(
         self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
     ) -> Iterator[Into]:
-        """Decode layer after layer into ``into``, on the CPU, and yield it. Raises `CardError`.
+        """Decode layer after layer into ``into`` and yield it. Raises `CardError`.
 
         ``into`` has a layer's shape and number format; its tokens' rows may lie anywhere, such as
         in the middle of a longer cache, as long as a row's numbers and a head's rows are one behind
         the other. It is taken a few layers ahead. ``then`` is called with each layer once it is
         decoded, on the thread that did so, and several may be at work.
         """
+
+    @classmethod
+    def decodes_on(cls, device: torch.device, shape: Shape) -> bool:
+        """Whether ``into`` may be on ``device``; it may always be on the CPU."""
+        return device.type == "cpu"
 
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
         """Decode one layer into ``layer``, where layers are `independent`. Raises `CardError`."""

@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from torch import Tensor
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CodecError, QKVShareError
 from ..kernels.ahead import ahead
+from ..kernels.cuda import fits
 from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
 from ..kernels.operators import decode_arrays, encode_rows
 from ..kernels.reference import eights
@@ -50,6 +52,7 @@ LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
 MOST_DIM, MOST_ODD = 4096, 255
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,28 +99,55 @@ class Packed(Codec):
     ) -> Iterator[Into]:
         """Level times scale, rotated back, plus mean: all in float32, then as asked for."""
 
+        pairs: Iterator[tuple[Bytes, Into]] = zip(blobs, into, strict=True)
+        first = next(pairs, None)
+        if first is None:
+            return
+        on_cpu, pairs = first[1].keys.device.type == "cpu", _again(first, pairs)
+        del first  # nothing is held that the caller has let go
+        if not on_cpu:
+            from .packed_cuda import decode
+
+            yield from decode(self, pairs, then)
+            return
+
         def work(job: list[tuple[Bytes, Into]]) -> list[Into]:
             for blob, layer in job:
                 self.decode_layer(blob, layer)
                 then(layer)
             return [layer for _, layer in job]
 
-        for done in ahead(work, _together(zip(blobs, into, strict=True))):
+        for done in ahead(work, _together(pairs, _WORTH_A_JOB)):
             while done:  # nothing is held that the caller has let go
                 yield done.pop(0)
 
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
         """One layer, on the caller's thread."""
-        shape = layer.shape
+        if layer.keys.device.type != "cpu":
+            from .packed_cuda import decode
+
+            list(decode(self, [(blob, layer)], leave))
+            return
+        found = self.open(blob, layer.shape)
+        found.keys.decode(found.mean, layer.keys)
+        found.values.decode(_nothing(layer.shape.kv_heads, layer.shape.v_head_dim), layer.values)
+
+    def open(self, blob: Bytes, shape: Shape) -> Layout:
+        """Where all lies in ``blob``. Raises `CardFormatError`."""
         _require_dims(shape, CardFormatError)
         at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):
             require_bytes(blob, self.overhead(shape), self)
-        key_rows, end = _find_rows(blob, at, shape.keys)
-        value_rows, end = _find_rows(blob, end, shape.values)
+        keys, end = _find_rows(blob, at, shape.keys)
+        values, end = _find_rows(blob, end, shape.values)
         require_bytes(blob, end, self)
-        key_rows.decode(_read_mean(blob[:at], shape), layer.keys)
-        value_rows.decode(_nothing(shape.kv_heads, shape.v_head_dim), layer.values)
+        return Layout(at, _read_mean(blob[:at], shape), keys, values)
+
+    @classmethod
+    def decodes_on(cls, device: torch.device, shape: Shape) -> bool:
+        """On a GPU where there are kernels."""
+        there = device.type == "cuda" and fits(shape.head_dim) and fits(shape.v_head_dim)
+        return device.type == "cpu" or there
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Of a row's byte three bits are map, five are scale."""
@@ -227,6 +257,16 @@ class _Rows:
         decode_arrays(self.codes, self.info, _scales(self.top, out.shape[2]), mean, out)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A layer's bytes: mean ``[kv_heads, head_dim]``, from ``start`` on rows of keys, of values."""
+
+    start: int
+    mean: Floats
+    keys: _Rows
+    values: _Rows
+
+
 def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[_Rows, int]:
     """Cut one part out of a layer's bytes; also where it ends. Raises `CardFormatError`."""
     heads, tokens, dim = shape
@@ -248,13 +288,22 @@ def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[_Rows
     return _Rows(top, info, data[at:end]), end
 
 
-def _together(layers: Iterable[tuple[Bytes, Into]]) -> Iterator[list[tuple[Bytes, Into]]]:
-    """Layers in jobs that are worth a thread's while."""
+def _again(first: T, others: Iterator[T]) -> Iterator[T]:
+    """All of an iterator whose ``first`` was taken; unlike `itertools.chain` it holds nothing."""
+    yield first
+    del first
+    yield from others
+
+
+def _together(
+    layers: Iterable[tuple[Bytes, Into]], worth: int
+) -> Iterator[list[tuple[Bytes, Into]]]:
+    """Layers in jobs of at least ``worth`` numbers, but for the last."""
     job, size = list[tuple[Bytes, Into]](), 0
     for blob, layer in layers:
         job.append((blob, layer))
         size += layer.keys.numel() + layer.values.numel()
-        if size >= _WORTH_A_JOB:
+        if size >= worth:
             yield job
             job, size = [], 0
     if job:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..card import CacheCard
-from ..codecs import LayerKV, Shape, empty
+from ..codecs import Codec, LayerKV, Shape, empty
 from ..kernels.pages import LARGE, pages
 from .room import growing
 
@@ -59,12 +59,18 @@ class Place(LayerKV):
         shape: Shape,
         dtype: torch.dtype,
         turn: Callable[[Tensor], Tensor] | None,
+        codec: type[Codec],
     ) -> Place:
-        """There, if codecs can decode there. Raises `CardFormatError` for too much memory."""
+        """There, if ``codec`` decodes there. Raises `CardFormatError` for too much memory."""
         here = stays
-        if here is None or here.keys.device.type != "cpu":
+        if here is None or not codec.decodes_on(here.keys.device, shape):
             (here,) = empty([shape], dtype)
         return cls(here.keys, here.values, stays, turn)
+
+    @property
+    def angles(self) -> tuple[Tensor, Tensor] | None:
+        """Of its turn, where a GPU decodes; on a processor one pass more is cheap."""
+        return None if self.keys.device.type == "cpu" else getattr(self.turn, "angles", None)
 
     def settle(self) -> None:
         """Bring it to where it stays, and its keys to their positions."""
@@ -73,7 +79,7 @@ class Place(LayerKV):
         if self.stays.keys.device != self.keys.device:
             self.stays.keys.copy_(self.keys)
             self.stays.values.copy_(self.values)
-        if self.turn is not None:
+        if self.turn is not None and self.angles is None:
             self.turn(self.stays.keys)
 
 

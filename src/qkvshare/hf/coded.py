@@ -36,7 +36,7 @@ class Coded:
         """To the first sequence of ``room [batch, kv_heads, tokens, dim]``."""
         at = slice(self.start, self.start + self.shape.tokens)
         there = LayerKV(room.keys[0, :, at], room.values[0, :, at])
-        place = Place.of(there, self.shape, there.keys.dtype, self.turn)
+        place = Place.of(there, self.shape, there.keys.dtype, self.turn, type(self.codec))
         self.codec.decode_layer(self.blob, place)
         place.settle()
 

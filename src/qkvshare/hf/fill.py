@@ -87,12 +87,13 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
     }
 
     def into(run: Run) -> Iterator[Place]:
+        codec = find_codec(run.codec.name)
         for number, shape in enumerate(shapes_of(card, run)):
             end = run.end - plans[number].first
             room, at = places[number], slice(end - run.held(number), end)
             used = at.start >= 0 and not coded[number]
             there = LayerKV(room.keys[:, at], room.values[:, at]) if used else None
-            yield Place.of(there, shape, dtype_of(card), turns[run.start][number])
+            yield Place.of(there, shape, dtype_of(card), turns[run.start][number], codec)
 
     decoded = decode_runs(card, into, Place.settle)
     streams = [

@@ -124,7 +124,7 @@ def _common(scales: list[float]) -> float:
 
 
 def _stamp(tensors: dict[str, Tensor]) -> tuple[object, ...]:
-    places, samples, plain = [], [], torch.device("cpu")
+    places, samples = [], dict[tuple[torch.device, torch.dtype], list[Tensor]]()
     with torch.no_grad():
         for name, tensor in tensors.items():
             version = -1 if tensor.is_inference() else tensor._version
@@ -132,10 +132,10 @@ def _stamp(tensors: dict[str, Tensor]) -> tuple[object, ...]:
             if (size := tensor.numel()) and tensor.is_contiguous():
                 count = min(8, size)
                 sample = tensor.as_strided((count,), (size // count,))
-                if tensor.dtype != torch.float32 or tensor.device != plain:
-                    sample = sample.to(plain, torch.float32)
-                samples.append(sample)
-        return tuple(places), digest_bytes(torch.cat(samples).numpy())
+                samples.setdefault((tensor.device, tensor.dtype), []).append(sample)
+        # Together, since a GPU is waited for each time.
+        found = [torch.cat(alike).to("cpu", torch.float32) for alike in samples.values()]
+        return tuple(places), digest_bytes(torch.cat(found).numpy())
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> list[object]:

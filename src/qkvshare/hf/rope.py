@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -114,6 +115,15 @@ class _Turn:
     cos: Tensor
     sin: Tensor
     halves: bool
+
+    @cached_property
+    def angles(self) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines ``[tokens, head_dim / 2]``, where both halves have the same."""
+        both = [part[0].chunk(2, -1) for part in (self.cos, self.sin)]
+        if not self.halves or not all(torch.equal(*halves) for halves in both):
+            return None
+        cos, sin = (one.contiguous() for one, _ in both)
+        return cos, sin
 
     def __call__(self, keys: Tensor) -> Tensor:
         """Turn ``keys [kv_heads, tokens, head_dim]`` in place; also returned."""

@@ -60,11 +60,12 @@ def decode_parts(parts: Sequence[Part]) -> None:
     if not parts:
         return
     table, first = table_of(parts), 0
-    whole = order(parts, table)
-    for kind, alike in kinds.items():
-        at = slice(first, first + len(alike))
-        first = at.stop
-        _launch(table[at], Order(whole.rows[at], whole.blocks[at], whole.counts[at]), *kind)
+    with torch.cuda.device_of(table):  # where Triton launches
+        whole = order(parts, table)
+        for kind, alike in kinds.items():
+            at = slice(first, first + len(alike))
+            first = at.stop
+            _launch(table[at], Order(whole.rows[at], whole.blocks[at], whole.counts[at]), *kind)
 
 
 def _launch(

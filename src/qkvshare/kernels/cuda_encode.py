@@ -33,16 +33,18 @@ def encode_part(part: Part, nbytes: int) -> Tensor:
     out = torch.empty(nbytes, dtype=torch.uint8, device=device)
     if nbytes == 0:
         return out
-    table = table_of([part])
-    found = order([part], table)
-    # Codes of a byte each, in their order; those behind a row's end stay zero.
-    codes = torch.zeros(len(part.info), wide, dtype=torch.uint8, device=device)
-    most = found.blocks.shape[1]
-    _encode[(most,)](
-        table, found.rows, found.blocks, found.counts, dct_on(device, dim), thresholds_on(device),
-        codes, dim, dim // h, h, h.bit_length() - 1, wide, BLOCK, enable_fp_fusion=False,
-    )  # fmt: skip
-    _pack[(most,)](codes, found.blocks, found.counts, out, wide)
+    with torch.cuda.device_of(out):  # where Triton launches
+        table = table_of([part])
+        found = order([part], table)
+        # Codes of a byte each, in their order; those behind a row's end stay zero.
+        codes = torch.zeros(len(part.info), wide, dtype=torch.uint8, device=device)
+        most = found.blocks.shape[1]
+        _encode[(most,)](
+            table, found.rows, found.blocks, found.counts, dct_on(device, dim),
+            thresholds_on(device), codes, dim, dim // h, h, h.bit_length() - 1, wide, BLOCK,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+        _pack[(most,)](codes, found.blocks, found.counts, out, wide)
     return out
 
 

@@ -1,0 +1,91 @@
+"""Routes for a GPU: a card whose codes wait in pinned memory, or on the GPU itself.
+
+On a processor they are the same routes without a copy, so that they can be tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..card import CacheCard
+from ..card.container import ids_name
+from ..card.errors import CodecError
+from ..codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
+from ..codecs.packed import Layout
+from ..hf.cache import CardCache, Place, rooms
+from ..hf.room import SPARE
+from ..hf.rope import Rope
+from ..hf.state import State
+from .cards import Card
+
+
+class CardPinned(Card):
+    """A card in memory that the GPU fetches by itself; checked, decoded, injected."""
+
+    name = "card-pinned"
+
+    def ready(self, state: State | None) -> None:
+        """Read it, and put it there."""
+        from ..kernels.cuda_copy import pinned
+
+        super().ready(state)
+        assert self.card is not None
+        ids = {ids_name(number) for number in range(len(self.card.manifest.segments))}
+        tensors = {
+            name: data if name in ids else pinned(data).numpy()
+            for name, data in self.card.tensors.items()
+        }
+        self.card = CacheCard(self.card.manifest, tensors)
+
+
+@dataclass
+class CardStaged(Card):
+    """A card whose codes are on the GPU, checked when they came there; decoded, injected.
+
+    For models with full attention, and cards of `Packed` in one segment.
+    """
+
+    name = "card-gpu"
+    _layers: list[tuple[Layout, Tensor, Tensor]] = field(default_factory=list, init=False)
+
+    def ready(self, state: State | None) -> None:
+        """Read it, check it, put it there. Raises `CodecError` for other cards."""
+        super().ready(state)
+        assert self.card is not None
+        (run,) = self.card.manifest.runs
+        if run.codec.name != Packed.name or any(at.window for at in self.card.manifest.layers):
+            raise CodecError(f"path {self.name!r} takes full attention and 'packed' only.")
+        device, codec = self.model.device, Packed()
+        for shape, blob in zip(shapes_of(self.card, run), self.card.blobs(0), strict=True):
+            layout = codec.open(blob, shape)
+            mean = torch.from_numpy(layout.mean).to(device)
+            self._layers.append((layout, torch.from_numpy(blob).to(device), mean))
+
+    def arguments(self) -> dict[str, Any]:
+        """One launch for a kind of part, and two that find where rows lie."""
+        from ..codecs.packed_cuda import parts_of
+        from ..kernels.cuda_decode import decode_parts
+
+        assert self.card is not None
+        tokens, dtype = self.card.tokens, dtype_of(self.card)
+        known = self.card.manifest.layers
+        cache = CardCache(self.card, tokens, config=self.model.config)
+        shapes = [Shape.of(at, tokens + SPARE) for at in known]
+        places = rooms(shapes, [self.model.device] * len(known), dtype)
+        rope, positions, parts, settled = Rope(self.model), torch.arange(tokens), [], []
+        for number, (room, staged) in enumerate(zip(places, self._layers, strict=True)):
+            layout, blob, mean = staged
+            there = LayerKV(room.keys[:, :tokens], room.values[:, :tokens])
+            turn = rope.turn(number, positions, room.keys)
+            place = Place.of(there, there.shape, dtype, turn, Packed)
+            parts += parts_of(layout, blob, mean if layout.start else None, place)
+            settled.append(place)
+            cache.layers[number].take(room, slice(0, tokens), tokens)
+        decode_parts(parts)
+        for place in settled:
+            place.settle()
+        return self._with(cache, self.new)

@@ -1,0 +1,46 @@
+"""What measures the pages in docs/results runs, where a short run can show it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qkvshare.kernels.cuda import has_triton
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed")
+def test_the_script_for_gpus_runs_on_a_processor(tmp_path: Path) -> None:
+    target = tmp_path / "tiny.json"
+    command = [sys.executable, str(RESULTS / "gpu.py"), "--tiny", "--json", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(target.read_text())["rows"]
+    found = {row["section"] for row in rows}
+    assert found - {"left out"} == {
+        "device", "parity", "ceilings", "bandwidth", "attention", "ttft"
+    }  # fmt: skip
+    parity = [row for row in rows if row["section"] == "parity"]
+    assert all(row["codes_equal"] for row in parity)
+    # The interpreter cuts bfloat16 off where a GPU rounds.
+    assert all(row["numbers_equal"] == 1 for row in parity if row["dtype"] != "bfloat16")
+    (attention,) = (row for row in rows if row["section"] == "attention")
+    assert attention["largest_error"] < 1e-4 * attention["largest"]
+    paths = {row["path"] for row in rows if row["section"] == "ttft"}
+    assert paths >= {
+        "re-prefill", "resident", "full-precision-file", "card-gpu", "card-pinned", "card",
+        "card-file",
+    }  # fmt: skip
+    # The same card, put elsewhere: one size.
+    assert len({row["bytes"] for row in rows if row.get("codec") == "packed"}) == 1
+
+
+def test_the_floors_in_the_page_are_those_of_the_script() -> None:
+    command = [sys.executable, str(RESULTS / "gpu.py"), "--floors"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() in (RESULTS / "gpu.md").read_text()
