@@ -92,6 +92,7 @@ def tiny_tokenizer(template: bool = True) -> PreTrainedTokenizerFast:
     if template:
         tokenizer.chat_template = (
             "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}"
         )
     return tokenizer
 

@@ -6,11 +6,12 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 from ..card import CacheCard, Identity, Key
 from ..card.container import blob_name
-from ..card.digest import TokenIds
+from ..card.digest import TokenIds, digest_json
 from ..card.errors import CardNotFoundError, CardThinError, StoreError, StoreFullError
 from . import catalog, eviction, waiting
 from .audit import ABANDONED_SECONDS, Audit, audit, rebuild, sweep
@@ -64,6 +65,16 @@ class Store:
     def close(self) -> None:
         """Close the index."""
         self.index.close()
+
+    def under(self, name: str) -> Store:
+        """The same store for cards of a salt of their own, which follows from ``name``.
+
+        They are matched by no prompt that is not under the same name; files, index and limit are
+        the store's.
+        """
+        apart = copy(self)
+        apart.salt = digest_json(["under", self.salt, name])
+        return apart
 
     def put(
         self, card: CacheCard, *, ttl: float | None = None, saved_ms: float | None = None

@@ -1,0 +1,74 @@
+"""Chat messages as token ids: a whole conversation, or what follows one that a card holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..card.digest import TokenIds
+from ..card.errors import PromptError
+from .tokens import Message, as_ids
+
+_LAST = "the last words"
+_BEFORE: list[Message] = [
+    {"role": "user", "content": "some words"},
+    {"role": "assistant", "content": _LAST},
+]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer's chat template, which asks the model for the assistant's turn.
+
+    A card of a conversation ends where its last turn ends, so what follows is rendered by itself:
+    what the template writes after a conversation that has been going on. (Ids are handed over,
+    never text, so what an agent said is not tokenized a second time.)
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def whole(self, messages: Sequence[Message]) -> TokenIds:
+        """Ids of a conversation from its start. Raises `PromptError`."""
+        return self._ids(self._render(messages, asks=True))
+
+    def following(self, messages: Sequence[Message]) -> TokenIds:
+        """Ids of turns that come after others. Raises `PromptError`."""
+        before, text = self._before, self._render([*_BEFORE, *messages], asks=True)
+        if not text.startswith(before):
+            raise PromptError(
+                "the tokenizer's chat template renders earlier turns anew when later ones follow, "
+                "so nothing can follow a card. Send the whole conversation."
+            )
+        return self._ids(text[len(before) :])
+
+    @cached_property
+    def closing(self) -> TokenIds:
+        """Ids that end the assistant's turn."""
+        return self._ids(self._before.rpartition(_LAST)[2])
+
+    @cached_property
+    def _before(self) -> str:
+        return self._render(_BEFORE, asks=False)
+
+    def _render(self, messages: Sequence[Message], asks: bool) -> str:
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise PromptError(
+                "the model's tokenizer has no chat template; it cannot take messages."
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=asks
+            )
+        except (TemplateError, TypeError) as error:
+            raise PromptError(
+                f"the chat template does not take these messages: {error}. "
+                "Expected roles and an order that the model was trained with."
+            ) from error
+        return str(text)
+
+    def _ids(self, text: str) -> TokenIds:
+        return as_ids(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,292 @@
+"""One model that stays in memory, and answers from cards, and from text where there is none."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+
+from ..card import CacheCard
+from ..card.digest import TokenIds
+from ..card.errors import CardError, CardNotFoundError, IdentityError
+from ..codecs import Codec
+from ..store import Store
+from .capture import capture
+from .chat import Chat
+from .identity import identify
+from .inject import inject
+from .layers import empty_cache, text_config
+from .saying import Saying, ends_of
+from .tokens import Message, require_length, require_vocabulary, tokenize
+
+# Tokens read at once: between two of these a request can be called off.
+_PIECE = 512
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, and when to end; ``temperature`` 0 is greedy."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How an answered conversation is kept; ``budget`` in bits per value, ``ttl`` in seconds."""
+
+    agent: str = ""
+    budget: float | None = None
+    ttl: float | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """All ``ids`` that the model is to go on from, and the card that has the first of them.
+
+    ``named``: the card was asked for, so that reading its text instead would not do.
+    """
+
+    ids: TokenIds
+    card: CacheCard | None = None
+    named: bool = False
+
+
+@dataclass
+class Answer:
+    """What was said, and what it took.
+
+    Attributes:
+        finish: why it ended.
+        card: digest of the card that was kept, if one was.
+        prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from a card, said.
+        stages_ms: ``inject``, ``read``, ``first`` (both, and the first token), ``say``, ``keep``.
+    """
+
+    text: str
+    finish: Literal["stop", "length", "cancelled"]
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int = 0
+    card: str | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Resident:
+    """A model and its tokenizer, for agents that hand their state on through a store.
+
+    Serves one request at a time; any thread may ask.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        codec: Codec | None = None,
+    ) -> None:
+        """``codec``: how cards are encoded; by default as `capture` does."""
+        self.model, self.tokenizer, self.codec = model, tokenizer, codec
+        self.chat = Chat(tokenizer)
+        self.identity = identify(model, tokenizer)
+        self._ends, self._turn = ends_of(model), Lock()
+
+    @property
+    def context_tokens(self) -> int:
+        """What the model can read at most."""
+        return int(getattr(text_config(self.model), "max_position_embeddings", 2**31))
+
+    def prompt(self, store: Store, messages: Sequence[Message], card: str | None = None) -> Prompt:
+        """Find out what has to be read for ``messages``.
+
+        With ``card``, a digest, they are what follows it, or the whole conversation, if the card's
+        tokens are how that begins. Without one the store's longest card of such a beginning is
+        taken. Raises `CardNotFoundError`, `CardError`, `IdentityError`, `PromptError`.
+        """
+        if card is None:
+            ids = self.chat.whole(messages)
+            return Prompt(ids, self._longest(store, ids))
+        known = store.get(card)
+        if known.manifest.salt != store.salt:
+            raise IdentityError(
+                f"the card {card[:12]}… was kept under another salt. "
+                "Send the cache_salt that it was made with."
+            )
+        known.require_fresh()
+        known.manifest.identity.require(self.identity)
+        ids = self.chat.whole(messages)
+        if not np.array_equal(ids[: known.tokens], known.token_ids):
+            ids = np.concatenate([known.token_ids, self.chat.following(messages)])
+        return Prompt(ids, known, named=True)
+
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        store: Store | None = None,
+        keep: Keep | None = None,
+        said: Callable[[str], None] = lambda piece: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Read what is new in ``prompt``, speak, and keep the state in ``store`` if asked.
+
+        ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each token.
+        Raises what `inject` and `capture` do, and what ``store.put`` does.
+        """
+        require_vocabulary(self.model, prompt.ids, "prompt")
+        require_length(self.model, len(prompt.ids) + sampling.max_tokens)
+        answer = Answer("", "cancelled", len(prompt.ids), 0)
+        with self._turn, torch.no_grad():
+            begun = time.perf_counter()
+            with _timed(answer, "inject"):
+                cache = self._cache(prompt)
+                answer.cached_tokens = cache.get_seq_length()
+            with _timed(answer, "read"):
+                rest = self._read(prompt.ids[answer.cached_tokens :], cache, cancelled)
+            if rest is None:
+                return answer
+            with _timed(answer, "say"):
+                saying = Saying(self.tokenizer, said, sampling.stop)
+                new = self._generate(rest, cache, len(prompt.ids), sampling, saying, cancelled)
+            answer.stages_ms["first"] = 1e3 * (saying.first_at - begun)
+            answer.text, answer.new_tokens = saying.text, len(new)
+            if cancelled():
+                return answer
+            ended = int(new[-1]) in self._ends
+            answer.finish = "stop" if ended or saying.stopped else "length"
+            if keep is not None and store is not None:
+                with _timed(answer, "keep"):
+                    ids = self._close(np.concatenate([prompt.ids, new]), cache)
+                    answer.card = self._keep(ids, cache, store, keep)
+        return answer
+
+    def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
+        """Keep what reading a text, or messages, comes to; nothing is said. Raises as `answer`."""
+        ids = tokenize(self.tokenizer, source)
+        require_length(self.model, len(ids) + 1)
+        answer = Answer("", "stop", len(ids), 0)
+        with self._turn, _timed(answer, "keep"):
+            card = self._card(store, keep, token_ids=ids)
+            answer.card = store.put(card)
+        return answer
+
+    def _longest(self, store: Store, ids: TokenIds) -> CacheCard | None:
+        """The store's card of the longest beginning of ``ids``, if there is one."""
+        found = store.match(ids, self.identity)
+        try:
+            return None if found is None else store.get(found.card, found.tokens)
+        except CardNotFoundError:  # removed meanwhile
+            return None
+
+    def _cache(self, prompt: Prompt) -> Cache:
+        """With the first tokens of the prompt, always without the last one."""
+        if prompt.card is None:
+            return empty_cache(self.model)
+        try:
+            given = inject(self.model, prompt.card, prompt_ids=prompt.ids, tokenizer=self.tokenizer)
+        except CardError as error:
+            if prompt.named:
+                raise
+            warnings.warn(f"the text is read again, its card cannot be used: {error}", stacklevel=2)
+            return empty_cache(self.model)
+        cache: Cache = given["past_key_values"]
+        return cache
+
+    def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> Tensor | None:
+        """Read all ``ids`` but the last, which is returned, ``[1, 1]``; None if called off."""
+        new = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
+        for start in range(0, len(ids) - 1, _PIECE):
+            if cancelled():
+                return None
+            self._forward(new[:, start : min(start + _PIECE, len(ids) - 1)], cache)
+        return None if cancelled() else new[:, -1:]
+
+    def _forward(self, ids: Tensor, cache: Cache) -> None:
+        self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def _generate(
+        self,
+        last: Tensor,
+        cache: Cache,
+        length: int,
+        sampling: Sampling,
+        saying: Saying,
+        cancelled: Callable[[], bool],
+    ) -> TokenIds:
+        """The ids said; the cache then has all of them but the last."""
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        chosen: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            chosen = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        model: Any = self.model
+        output = model.generate(
+            input_ids=last,
+            attention_mask=torch.ones(1, length, dtype=torch.long, device=last.device),
+            past_key_values=cache,
+            max_new_tokens=sampling.max_tokens,
+            streamer=saying,
+            stopping_criteria=[_Until(lambda: saying.stopped or cancelled())],
+            **chosen,
+        )
+        said: TokenIds = output[0, 1:].cpu().numpy().astype(np.int32)
+        return said
+
+    def _close(self, ids: TokenIds, cache: Cache) -> TokenIds:
+        """End the turn as the chat template does, and read what of it is not read yet."""
+        closing, held = self.chat.closing, cache.get_seq_length()
+        if len(ids) > held and int(ids[-1]) in self._ends:
+            ids = ids[:-1]
+        ids = np.concatenate([ids, closing])
+        if len(ids) > held:
+            rest = torch.from_numpy(ids[held:].astype(np.int64))[None].to(self.model.device)
+            self._forward(rest, cache)
+        return ids
+
+    def _keep(self, ids: TokenIds, cache: Cache, store: Store, keep: Keep) -> str:
+        return store.put(self._card(store, keep, token_ids=ids, cache=cache))
+
+    def _card(self, store: Store, keep: Keep, **state: Any) -> CacheCard:
+        return capture(
+            self.model,
+            self.tokenizer,
+            codec=None if getattr(state.get("cache"), "card", None) is not None else self.codec,
+            budget=keep.budget,
+            agent=keep.agent,
+            ttl=keep.ttl,
+            salt=store.salt,
+            **state,
+        )
+
+
+class _Until(StoppingCriteria):
+    def __init__(self, ended: Callable[[], bool]) -> None:
+        self._ended = ended
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self._ended(), device=input_ids.device)
+
+
+@contextmanager
+def _timed(answer: Answer, stage: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    answer.stages_ms[stage] = 1e3 * (time.perf_counter() - begun)
