@@ -237,7 +237,7 @@ def test_sealed_bytes_that_are_not_the_manifests(path: Path) -> None:
     card = make_card(Uniform(4))
     tensors = {name: array.copy() for name, array in card.tensors.items()}
     tensors["kv.0001.0000"][-1] ^= 1
-    sealed, metadata = seal(tensors, card._metadata(), KEY)
+    sealed, metadata = seal(tensors, card.metadata(), KEY)
     save_file(sealed, path, metadata=metadata)
     with pytest.raises(CardDigestError, match="layer 1 of segment 0 is damaged"):
         open_fully(path)

@@ -71,7 +71,7 @@ class CacheCard(Contents):
         Readers see the old file or the whole new one. Raises `CardWriteError`, or
         `CardDigestError` rather than write damaged bytes. Returns the path.
         """
-        target, tensors, metadata = Path(path), self.verify(), self._metadata()
+        target, tensors, metadata = Path(path), self.verify(), self.metadata()
         if key is not None:
             tensors, metadata = seal(tensors, metadata, key)
         container.write(target, tensors, metadata)
@@ -79,7 +79,7 @@ class CacheCard(Contents):
 
     def to_bytes(self) -> bytes:
         """The file that `save` would write. Raises `CardDigestError`."""
-        return container.to_bytes(self.verify(), self._metadata())
+        return container.to_bytes(self.verify(), self.metadata())
 
     def signed(self, signer: Signer) -> CacheCard:
         """The same card with ``signer``'s signature; what is derived from it carries none."""
@@ -205,7 +205,7 @@ class CacheCard(Contents):
         """Bytes of the file that are not its tensors', with all that sealing added."""
         if self.file is not None:
             return self.file.header_bytes
-        return container.header_bytes(self.tensors, self._metadata())
+        return container.header_bytes(self.tensors, self.metadata())
 
     @cached_property
     def blob_bytes(self) -> list[list[int]]:
@@ -244,7 +244,8 @@ class CacheCard(Contents):
             return sizes[layer]
         return container.kind_of(self.tensors, blob_name(layer, segment))[1][0]
 
-    def _metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
+        """The file's metadata: the manifest, in its envelope."""
         # One entry only: safetensors does not keep the order of several, and a card's bytes
         # should depend on nothing but the card.
         raw = msgspec.Raw(self.manifest.encode())

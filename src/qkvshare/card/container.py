@@ -145,17 +145,31 @@ def kind_of(tensors: Mapping[str, Array], name: str) -> tuple[str, list[int]]:
 
 def header_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> int:
     """Bytes that `write` will put before the tensors, known without writing anything."""
+    return len(header(tensors, metadata)[0])
+
+
+def header(
+    tensors: Mapping[str, Array], metadata: dict[str, str]
+) -> tuple[bytes, dict[str, range]]:
+    """What `write` will put before the tensors, and where in the file each of them will be."""
     # Mirrors the safetensors layout: 8 bytes of length, compact JSON, spaces up to 8 bytes.
-    header: dict[str, Any] = {"__metadata__": metadata}
+    entries: dict[str, Any] = {"__metadata__": metadata}
     kinds = {name: kind_of(tensors, name) for name in tensors}
-    offset = 0
+    places, offset = {}, 0
     for name in sorted(kinds, key=lambda name: (-_ITEM_BYTES[kinds[name][0]], name)):
         kind, shape = kinds[name]
-        end = offset + _ITEM_BYTES[kind] * math.prod(shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return 8 + (len(text) + 7) // 8 * 8
+        places[name] = range(offset, offset + _ITEM_BYTES[kind] * math.prod(shape))
+        offset = places[name].stop
+        entries[name] = {
+            "dtype": kind,
+            "shape": shape,
+            "data_offsets": [places[name].start, offset],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    at = {name: range(start + each.start, start + each.stop) for name, each in places.items()}
+    return len(text).to_bytes(8, "little") + text, at
 
 
 def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) -> None:

@@ -92,6 +92,14 @@ class Contents:
             )
         return data
 
+    def tensor(self, name: str) -> Array:
+        """One of `tensors`, verified. Raises as `blob`."""
+        kind, *numbers = name.split(".")
+        if kind == "ids":
+            segment = self.manifest.segments[int(numbers[0])]
+            return self.token_ids[segment.start : segment.end]
+        return self._blob(int(numbers[0]), int(numbers[1]))
+
     def verify(self) -> dict[str, Array]:
         """Read every byte and check it; returns all tensors. Raises `CardDigestError`."""
         checked: dict[str, Array] = {}
