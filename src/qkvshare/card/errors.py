@@ -100,3 +100,15 @@ class ProfileError(QKVShareError):
 
 class ModelNotFoundError(QKVShareError):
     """The model or tokenizer named on the command line cannot be loaded."""
+
+
+class ServeError(QKVShareError):
+    """The server cannot be started so: where it listens, its tokens."""
+
+
+class BusyError(QKVShareError):
+    """Too many requests of one tenant wait for the model."""
+
+
+class OverdueError(QKVShareError):
+    """A request took longer than one may."""

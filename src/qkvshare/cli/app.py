@@ -19,6 +19,7 @@ from .eval_relay import relay
 from .inspect import inspect
 from .key import new, signer
 from .resume import resume
+from .serve import serve
 from .store import store
 from .trim import trim
 from .verify import verify
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, capture, resume, inspect, verify, trim, calibrate):
+for verb in (demo, capture, resume, inspect, verify, trim, calibrate, serve):
     app.command()(verb)
 evaluations = typer.Typer(help="What quality costs, measured on real cards.", no_args_is_help=True)
 evaluations.command()(fidelity)

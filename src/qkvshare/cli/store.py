@@ -128,14 +128,18 @@ def audit(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> 
 def _open(
     root: Path | None, tenant: str | None, key: str | None, limit: str | None = None
 ) -> Store:
-    if root is None:
-        home = Path.home() / ".local" / "share" / "qkvshare" / "store"
-        root = Path(os.environ.get("QKVSHARE_STORE") or home)
-    size = None if limit is None else _bytes(limit)
-    return Store(root, tenant=tenant, key=key_of(key), limit=size)
+    size = None if limit is None else bytes_of(limit)
+    return Store(root_of(root), tenant=tenant, key=key_of(key), limit=size)
 
 
-def _bytes(text: str) -> int:
+def root_of(root: Path | None) -> Path:
+    """The store's folder, by default the user's."""
+    home = Path.home() / ".local" / "share" / "qkvshare" / "store"
+    return root or Path(os.environ.get("QKVSHARE_STORE") or home)
+
+
+def bytes_of(text: str) -> int:
+    """A size such as 500MB or 20GB in bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
     if found is None:
         raise StoreError(f"{text!r} is no size; expected a number and KB, MB, GB or TB.")

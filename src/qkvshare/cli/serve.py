@@ -1,0 +1,79 @@
+"""``qkvshare serve``: the model and its cards over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..card.errors import ServeError
+from .options import CodecName, KeyFile, Model, ProfileFile, key_of, progress
+from .store import Limit, Root, bytes_of, root_of
+
+
+def serve(
+    model: Model,
+    root: Root = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; by default as given here.")
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of lines TOKEN TENANT; needed to listen where others can reach it. The "
+            "tenant 'metrics' may read /metrics and nothing else."
+        ),
+    ] = None,
+    key: KeyFile = None,
+    limit: Limit = None,
+    codec: CodecName = None,
+    profile: ProfileFile = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 1024,
+    max_body: Annotated[str, typer.Option(help="Of a request, cards apart.")] = "4MB",
+    max_card: Annotated[str, typer.Option(help="Of a card that is put.")] = "4GB",
+    waiting: Annotated[int, typer.Option(min=1, help="Requests of a tenant that may wait.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of an answer at most.")] = 600.0,
+) -> None:
+    """Serve one model: OpenAI's chat completions with hand-off, cards, metrics, and a page at /."""
+    try:
+        import uvicorn
+
+        from ..serve.access import Access, Stores, require_host
+        from ..serve.app import create_app
+        from ..serve.limits import Limits
+        from ..serve.service import Service
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
+            raise
+        raise ServeError("the server needs its extra: pip install 'qkvshare[serve]'") from error
+
+    access = Access({}) if tokens is None else Access.load(tokens)
+    require_host(host, access)
+    size = None if limit is None else bytes_of(limit)
+    limits = Limits(bytes_of(max_body), bytes_of(max_card), max_tokens, waiting, seconds)
+    stores = Stores(root_of(root), access, key_of(key), size)
+    stores.all()
+    with progress.status("loading the model …"):
+        from ..codecs import default_codec, make_codec
+        from ..hf.load import load_model
+        from ..hf.resident import Resident
+        from ..profile import Profile
+
+        learned = None if profile is None else Profile.load(profile)
+        loaded, tokenizer = load_model(model)
+        resident = Resident(loaded, tokenizer)
+        if codec is None:
+            resident.codec = default_codec(resident.identity.weights, learned)
+        else:
+            resident.codec = make_codec(codec, learned)
+    called = name or (Path(model).name if Path(model).exists() else model)
+    progress.print(f"{called}, cards by {resident.codec.name!r} in {stores.root}", markup=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    app = create_app(Service(resident, called, stores, limits))
+    uvicorn.run(app, host=host, port=port, access_log=False, log_level="info")

@@ -1,0 +1,44 @@
+"""The application: routes, limits, refusals, the journal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+
+from .. import __version__
+from . import cards, completions, refusals
+from .journal import Journal
+from .limits import BodyLimit
+from .service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """The server of ``service``, for uvicorn or another ASGI server."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.stopping.set()  # what the model says now is cut short
+        service.model_thread.shutdown(cancel_futures=True)
+
+    app = FastAPI(title="QKVShare", version=__version__, lifespan=lifespan)
+    refusals.install(app, service.stores.root)
+    app.include_router(completions.router(service))
+    app.include_router(cards.router(service))
+
+    @app.get("/metrics", response_class=Response)
+    def metrics(request: Request) -> Response:
+        """Counts for Prometheus; where tokens are needed, with one of the tenant `metrics`."""
+        service.tenant(request, metrics=True)
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        """That the server is there."""
+        return {"status": "ok"}
+
+    app.add_middleware(BodyLimit, limits=service.limits)
+    app.add_middleware(Journal, metrics=service.metrics)
+    return app

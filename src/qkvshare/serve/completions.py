@@ -1,0 +1,130 @@
+"""``/v1/chat/completions`` and ``/v1/models``, as OpenAI's clients speak to them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+
+from ..card.errors import QKVShareError
+from ..hf.resident import Answer, Prompt
+from . import refusals
+from .schema import Ask, CachedTokens, Choice, Completion, Kept, Refused, Said, Usage
+from .service import GoneError, Service
+
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refused} for status in (400, 401, 404, 409, 410, 413, 422, 429, 504, 507)
+}
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, for one server."""
+    routes = APIRouter()
+
+    @routes.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        """The one model."""
+        service.tenant(request)
+        data = {"id": service.name, "object": "model", "created": 0, "owned_by": "qkvshare"}
+        return {"object": "list", "data": [data]}
+
+    @routes.post("/v1/chat/completions", response_model=Completion, responses=_REFUSED)
+    async def complete(request: Request, ask: Ask) -> Any:
+        """Answer the messages, from a card if one is named or matches, and keep one if asked."""
+        service.tenant(request)
+        if ask.model != service.name:
+            raise HTTPException(404, f"no model {ask.model!r} here; there is {service.name!r}.")
+        reply = _Reply(service, ask)
+        task = asyncio.create_task(service.answer(request, ask, reply.pieces.put_nowait))
+        service.running.add(task)
+        task.add_done_callback(service.running.discard)
+        task.add_done_callback(lambda _: reply.pieces.put_nowait(None))
+        try:
+            if not ask.stream:
+                return reply.whole(*await task)
+            # An error before the first word is still told by a status.
+            first = await reply.pieces.get()
+            if first is None:
+                task.result()
+        except GoneError:
+            request.state.refused = "client_gone"
+            return Response(status_code=499)
+        events = reply.events(task, first, request)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    return routes
+
+
+class _Reply:
+    """One answer in the forms of the protocol."""
+
+    def __init__(self, service: Service, ask: Ask) -> None:
+        self._model, self._id = service.name, f"chatcmpl-{uuid.uuid4().hex}"
+        self._usage = bool(ask.stream_options and ask.stream_options.include_usage)
+        self._created, self._root = int(time.time()), service.stores.root
+        self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def whole(self, prompt: Prompt, answer: Answer) -> Completion:
+        """The body, all at once."""
+        assert answer.finish != "cancelled"
+        choice = Choice(message=Said(content=answer.text), finish_reason=answer.finish)
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[choice],
+            usage=_usage(answer),
+            kv_transfer_params=None if answer.card is None else Kept(card=answer.card),
+        )
+
+    async def events(
+        self, task: asyncio.Task[tuple[Prompt, Answer]], first: str | None, request: Request
+    ) -> AsyncIterator[str]:
+        """Server-sent events, one for each piece of text; an error is the last one."""
+        yield self._chunk({"role": "assistant", "content": ""})
+        piece = first
+        while piece is not None:
+            yield self._chunk({"content": piece})
+            piece = await self.pieces.get()
+        try:
+            _, answer = await task
+        except GoneError:
+            request.state.refused = "client_gone"
+            return
+        except QKVShareError as error:
+            request.state.refused = code = refusals.code_of(error)
+            yield _event(refusals.content(refusals.message_of(error, self._root), code))
+            return
+        kept = {} if answer.card is None else {"kv_transfer_params": {"card": answer.card}}
+        yield self._chunk({}, answer.finish, **kept)
+        if self._usage:
+            yield self._event_of([], usage=_usage(answer).model_dump())
+        yield "data: [DONE]\n\n"
+
+    def _chunk(self, delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return self._event_of([choice], **more)
+
+    def _event_of(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        common = {"id": self._id, "object": "chat.completion.chunk", "created": self._created}
+        return _event({**common, "model": self._model, "choices": choices, **more})
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
+
+
+def _usage(answer: Answer) -> Usage:
+    return Usage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.new_tokens,
+        total_tokens=answer.prompt_tokens + answer.new_tokens,
+        prompt_tokens_details=CachedTokens(cached_tokens=answer.cached_tokens),
+    )

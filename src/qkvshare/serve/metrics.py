@@ -1,0 +1,84 @@
+"""What is counted, for Prometheus: always with the denominator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from ..hf.resident import Answer, Prompt
+
+_MS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5)
+
+
+class Metrics:
+    """A registry of its own for each server."""
+
+    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
+        """``gauges``: asked at each scrape."""
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "qkvshare_requests", "Requests answered.", ["route", "status"], registry=registry
+        )
+        self.refusals = Counter(
+            "qkvshare_refusals", "Refused requests.", ["reason"], registry=registry
+        )
+        self.prompts = Counter(
+            "qkvshare_prompts",
+            "Prompts, by what they went on from: a card they named, one that matched, or text.",
+            ["origin"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "qkvshare_tokens",
+            "Tokens: requested (all of the prompts), matched (a card had them), injected (and were "
+            "not read), read, said.",
+            ["kind"],
+            registry=registry,
+        )
+        self.bytes = Counter(
+            "qkvshare_card_bytes",
+            "Bytes of cards put, got, and made by `keep`.",
+            ["way"],
+            registry=registry,
+        )
+        self.stages = Histogram(
+            "qkvshare_stage_ms",
+            "Milliseconds: queue, inject, read, first (token, from the turn on), say, keep, and "
+            "overhead (all that is neither waiting nor the model's).",
+            ["stage"],
+            buckets=_MS,
+            registry=registry,
+        )
+        self.registry.register(_Gauges(gauges))
+
+    def count(self, prompt: Prompt, answer: Answer) -> None:
+        """Count an answer."""
+        origin = "text" if prompt.card is None else "named" if prompt.named else "matched"
+        self.prompts.labels(origin).inc()
+        matched = 0 if prompt.card is None else prompt.card.tokens
+        for kind, number in {
+            "requested": answer.prompt_tokens,
+            "matched": matched,
+            "injected": answer.cached_tokens,
+            "read": answer.prompt_tokens - answer.cached_tokens,
+            "said": answer.new_tokens,
+        }.items():
+            self.tokens.labels(kind).inc(number)
+        for stage, ms in answer.stages_ms.items():
+            self.stages.labels(stage).observe(ms)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    def __init__(self, ask: Callable[[], dict[str, float]]) -> None:
+        self._ask = ask
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, value in self._ask().items():
+            yield GaugeMetricFamily(f"qkvshare_{name}", name.replace("_", " "), value)

@@ -1,0 +1,204 @@
+"""What all routes share: the model, whose turn it is, and whose cards these are."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from ..card.errors import OverdueError, PromptError
+from ..hf.resident import Answer, Keep, Prompt, Resident, Sampling
+from ..store import Store
+from .access import METRICS, Access, Stores
+from .limits import Limits
+from .metrics import Metrics
+from .schema import Ask
+from .turns import Turns
+
+_RESUMES = 50  # of each tenant, for the viewer
+
+
+class GoneError(Exception):
+    """The client has disconnected; nobody waits for an answer."""
+
+
+class Service:
+    """One model and the tenants' stores, for the routes of one server."""
+
+    def __init__(self, resident: Resident, name: str, stores: Stores, limits: Limits) -> None:
+        """``name``: what clients call the model."""
+        self.resident, self.name, self.stores, self.limits = resident, name, stores, limits
+        self.turns = Turns(limits.waiting)
+        self.metrics = Metrics(self._gauges)
+        self.stopping = threading.Event()
+        # One thread, so that torch has one set of workers.
+        self.model_thread = ThreadPoolExecutor(1, "model")
+        self._resumes: dict[str | None, deque[dict[str, Any]]] = defaultdict(
+            lambda: deque(maxlen=_RESUMES)
+        )
+        self.running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def access(self) -> Access:
+        """Whose tokens are whose."""
+        return self.stores.access
+
+    def tenant(self, request: Request, *, metrics: bool = False) -> str | None:
+        """Who asks. Raises 401 without a good token where one is needed."""
+        if not self.access.needed:
+            return None
+        found = self.access.tenant(request.headers.get("authorization"))
+        if found is None or (found == METRICS) != metrics:
+            raise HTTPException(
+                401,
+                "no token, or one that is not good here; expected Authorization: Bearer TOKEN.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        request.state.tenant = found
+        return found
+
+    def store(self, request: Request) -> Store:
+        """The store of who asks. Raises 401."""
+        return self.stores.of(self.tenant(request))
+
+    def resumes(self, request: Request) -> list[dict[str, Any]]:
+        """The last answers from cards that the tenant got, the newest first. Raises 401."""
+        return list(self._resumes[self.tenant(request)])
+
+    async def answer(
+        self, request: Request, ask: Ask, said: Callable[[str], None]
+    ) -> tuple[Prompt, Answer]:
+        """Wait for a turn and answer; ``said`` gets the text on the event loop, piece by piece.
+
+        Stops when the client goes, when the time is over, and when the server stops. Raises
+        `BusyError`, `OverdueError`, `GoneError`, and what `Resident.prompt` and `answer` do.
+        """
+        tenant, loop = self.tenant(request), asyncio.get_running_loop()
+        work = self._work(self.stores.of(tenant), ask, said, loop)
+        begun, called_off = time.perf_counter(), threading.Event()
+        gone = asyncio.ensure_future(_gone(request))
+        try:
+            await self._turn(tenant, gone)
+            waited = time.perf_counter() - begun
+            answering = loop.run_in_executor(
+                self.model_thread, work, lambda: called_off.is_set() or self.stopping.is_set()
+            )
+            # However this request ends: the model is free when its thread is.
+            answering.add_done_callback(lambda _: self.turns.give_back())
+            await _first(answering, gone, self.limits.seconds)
+            called_off.set()
+            prompt, answer = await answering
+        finally:
+            called_off.set()
+            gone.cancel()
+        if answer.finish == "cancelled":
+            if gone.done() and not gone.cancelled():
+                raise GoneError
+            limit = f"the answer took longer than {self.limits.seconds:g} seconds, the limit here."
+            raise OverdueError("the server stops." if self.stopping.is_set() else limit)
+        self._count(tenant, prompt, answer, waited, time.perf_counter() - begun)
+        return prompt, answer
+
+    def _work(
+        self, store: Store, ask: Ask, said: Callable[[str], None], loop: asyncio.AbstractEventLoop
+    ) -> Callable[[Callable[[], bool]], tuple[Prompt, Answer]]:
+        """What the model's thread is to do."""
+        transfer, most = ask.kv_transfer_params, self.limits.tokens
+        asked = ask.max_completion_tokens or ask.max_tokens
+        if asked is not None and asked > most:
+            raise PromptError(f"{asked} tokens to say; at most {most} are allowed here.")
+        sampling = Sampling(
+            max_tokens=asked or most,
+            temperature=1.0 if ask.temperature is None else ask.temperature,
+            top_p=ask.top_p or 1.0,
+            seed=None if ask.seed is None else ask.seed % 2**63,
+            stop=ask.stops,
+        )
+        keep = Keep(transfer.agent, transfer.budget, transfer.ttl) if transfer.keep else None
+        under = store if ask.cache_salt is None else store.under(ask.cache_salt)
+        messages = [turn.plain() for turn in ask.messages]
+
+        def hand_on(piece: str) -> None:
+            loop.call_soon_threadsafe(said, piece)
+
+        def work(cancelled: Callable[[], bool]) -> tuple[Prompt, Answer]:
+            prompt = self.resident.prompt(under, messages, transfer.card)
+            room = self.resident.context_tokens - len(prompt.ids)
+            answer = self.resident.answer(
+                prompt,
+                sampling if asked else replace(sampling, max_tokens=max(1, min(most, room))),
+                store=under,
+                keep=keep,
+                said=hand_on,
+                cancelled=cancelled,
+            )
+            return prompt, answer
+
+        return work
+
+    async def _turn(self, tenant: str | None, gone: asyncio.Future[None]) -> None:
+        """Wait for the model. Raises `BusyError`, and `GoneError` if the client goes first."""
+        turn = asyncio.ensure_future(self.turns.take(tenant))
+        try:
+            await _first(turn, gone)
+            if not turn.done():
+                raise GoneError
+            turn.result()
+        except BaseException:
+            turn.cancel()
+            turn.add_done_callback(self._pass_on)
+            raise
+
+    def _pass_on(self, turn: asyncio.Future[None]) -> None:
+        if not turn.cancelled() and turn.exception() is None:
+            self.turns.give_back()
+
+    def _count(
+        self, tenant: str | None, prompt: Prompt, answer: Answer, waited: float, took: float
+    ) -> None:
+        self.metrics.count(prompt, answer)
+        model = sum(ms for name, ms in answer.stages_ms.items() if name != "first")
+        self.metrics.stages.labels("queue").observe(1e3 * waited)
+        self.metrics.stages.labels("overhead").observe(1e3 * (took - waited) - model)
+        if prompt.card is not None:
+            self._resumes[tenant].appendleft(
+                {
+                    "time": time.time(),
+                    "card": prompt.card.digest,
+                    "context_tokens": answer.cached_tokens,
+                    "new_tokens": answer.prompt_tokens - answer.cached_tokens,
+                    "ttft_ms": answer.stages_ms["first"],
+                    "stages_ms": answer.stages_ms,
+                }
+            )
+
+    def _gauges(self) -> dict[str, float]:
+        stats = [store.stats() for store in self.stores.all()]
+        return {
+            "waiting": self.turns.length,
+            "busy": float(self.turns.busy),
+            "stored_cards": sum(each["cards"] for each in stats),
+            "stored_bytes": sum(each["bytes"] for each in stats),
+        }
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has disconnected; the body has been read by then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(
+    work: asyncio.Future[Any], gone: asyncio.Future[None], seconds: float | None = None
+) -> None:
+    """Wait for the work, but no longer than the client does."""
+    waited: set[asyncio.Future[Any]] = {work, gone}
+    await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
