@@ -27,6 +27,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _REFUSED: dict[int | str, dict[str, Any]] = {
     status: {"model": Refused} for status in (400, 401, 404, 408, 409, 413, 416, 422, 507)
 }
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _FILE: dict[str, Any] = {"content": {MEDIA_TYPE: {}}, "description": "The card's file."}
 
 Digest = Annotated[str, InPath(pattern=r"^[0-9a-f]{64}$")]
@@ -52,7 +53,7 @@ def router(service: Service) -> APIRouter:
         "",
         status_code=201,
         response_model=PutCard,
-        openapi_extra={"requestBody": {"required": True, "content": {MEDIA_TYPE: {}}}},
+        openapi_extra={"requestBody": {"required": True, "content": _BYTES}},
     )
     async def put(request: Request, response: Response) -> PutCard:
         """Store a card for this model; the body is its file. It may be here under another digest:

@@ -45,7 +45,7 @@ def router(service: Service) -> APIRouter:
         task = asyncio.create_task(service.answer(request, ask, reply.pieces.put_nowait))
         service.running.add(task)
         task.add_done_callback(service.running.discard)
-        task.add_done_callback(lambda _: reply.pieces.put_nowait(None))
+        task.add_done_callback(reply.end)
         try:
             if not ask.stream:
                 return reply.whole(*await task)
@@ -54,8 +54,7 @@ def router(service: Service) -> APIRouter:
             if first is None:
                 task.result()
         except GoneError:
-            request.state.refused = "client_gone"
-            return Response(status_code=499)
+            return Response(status_code=499)  # which nobody gets
         events = reply.events(task, first, request)
         return StreamingResponse(events, media_type="text/event-stream")
 
@@ -70,6 +69,12 @@ class _Reply:
         self._usage = bool(ask.stream_options and ask.stream_options.include_usage)
         self._created, self._root = int(time.time()), service.stores.root
         self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        """No more pieces come; an error is told to whoever still listens."""
+        self.pieces.put_nowait(None)
+        if not task.cancelled():
+            task.exception()  # nobody may ask for it any more
 
     def whole(self, prompt: Prompt, answer: Answer) -> Completion:
         """The body, all at once."""
@@ -96,7 +101,6 @@ class _Reply:
         try:
             _, answer = await task
         except GoneError:
-            request.state.refused = "client_gone"
             return
         except QKVShareError as error:
             request.state.refused = code = refusals.code_of(error)

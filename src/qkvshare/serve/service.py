@@ -96,16 +96,25 @@ class Service:
             await _first(answering, gone, self.limits.seconds)
             called_off.set()
             prompt, answer = await answering
+            if answer.finish == "cancelled":
+                raise self._called_off(gone)
+        except GoneError:
+            self.metrics.refusals.labels("client_gone").inc()
+            raise
         finally:
             called_off.set()
             gone.cancel()
-        if answer.finish == "cancelled":
-            if gone.done() and not gone.cancelled():
-                raise GoneError
-            limit = f"the answer took longer than {self.limits.seconds:g} seconds, the limit here."
-            raise OverdueError("the server stops." if self.stopping.is_set() else limit)
         self._count(tenant, prompt, answer, waited, time.perf_counter() - begun)
         return prompt, answer
+
+    def _called_off(self, gone: asyncio.Future[None]) -> Exception:
+        """Why."""
+        if gone.done():
+            return GoneError()
+        if self.stopping.is_set():
+            return OverdueError("the server stops; ask again when it is back.")
+        limit = f"{self.limits.seconds:g} seconds, which is the limit here"
+        return OverdueError(f"the answer took longer than {limit}.")
 
     def _work(
         self, store: Store, ask: Ask, said: Callable[[str], None], loop: asyncio.AbstractEventLoop

@@ -1,0 +1,264 @@
+"""Hand-off through OpenAI's own client, unchanged, over a real socket."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from qkvshare import Raw, capture
+from qkvshare.hf.resident import Resident
+from qkvshare.serve.limits import Limits
+from qkvshare.serve.service import Service
+
+from ..conftest import greedy_from_text, tiny_model, tiny_tokenizer
+from .server import NAME, make_service, serving_service, talker
+
+DOCUMENT = [{"role": "user", "content": "The tide is high at noon, and low at six."}]
+QUESTION = [{"role": "user", "content": "When is it low?"}]
+
+
+@pytest.fixture(scope="module")
+def resident() -> Resident:
+    return talker()
+
+
+@pytest.fixture
+def service(tmp_path: Path, resident: Resident) -> Service:
+    return make_service(tmp_path, resident)
+
+
+@pytest.fixture
+def address(service: Service) -> Iterator[str]:
+    with serving_service(service) as address:
+        yield address
+
+
+def client(address: str, token: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=token, max_retries=0)
+
+
+def say(
+    address: str, messages: Any, tokens: int = 12, more: dict[str, Any] | None = None, **kw: Any
+) -> Any:
+    return client(address).chat.completions.create(
+        model=NAME,
+        messages=messages,
+        max_tokens=tokens,
+        temperature=0,
+        extra_body=more,
+        **kw,
+    )
+
+
+def text(answer: Any) -> str:
+    return str(answer.choices[0].message.content)
+
+
+def cached(answer: Any) -> int:
+    return int(answer.usage.prompt_tokens_details.cached_tokens)
+
+
+def reference(resident: Resident, messages: Any, tokens: int = 12) -> str:
+    ids = resident.chat.whole(messages).tolist()
+    return str(resident.tokenizer.decode(greedy_from_text(resident.model, ids, tokens)))
+
+
+def test_agent_b_answers_from_the_card_of_agent_a(address: str, resident: Resident) -> None:
+    first = say(address, DOCUMENT, more={"kv_transfer_params": {"keep": True, "agent": "a"}})
+    assert text(first) == reference(resident, DOCUMENT)
+    assert cached(first) == 0
+    card = first.kv_transfer_params["card"]
+    second = say(address, QUESTION, more={"kv_transfer_params": {"card": card}})
+    whole = [*DOCUMENT, {"role": "assistant", "content": text(first)}, *QUESTION]
+    assert text(second) == reference(resident, whole)
+    assert cached(second) == first.usage.total_tokens + len(resident.chat.closing)
+    assert second.usage.prompt_tokens == len(resident.chat.whole(whole))
+    assert text(second) != reference(resident, QUESTION)
+    assert not hasattr(second, "kv_transfer_params") or second.kv_transfer_params is None
+
+
+def test_a_conversation_that_grows_is_found_without_naming_a_card(
+    address: str, resident: Resident
+) -> None:
+    first = say(address, DOCUMENT, more={"kv_transfer_params": {"keep": True}})
+    whole = [*DOCUMENT, {"role": "assistant", "content": text(first)}, *QUESTION]
+    second = say(address, whole)
+    assert cached(second) > len(resident.chat.whole(DOCUMENT))
+    assert text(second) == reference(resident, whole)
+
+
+def test_cards_under_a_cache_salt_are_found_with_it_only(address: str) -> None:
+    first = say(address, DOCUMENT, more={"kv_transfer_params": {"keep": True}, "cache_salt": "red"})
+    whole = [*DOCUMENT, {"role": "assistant", "content": text(first)}, *QUESTION]
+    assert cached(say(address, whole, more={"cache_salt": "red"})) > 0
+    assert cached(say(address, whole, more={"cache_salt": "blue"})) == 0
+    assert cached(say(address, whole)) == 0
+    card = {"kv_transfer_params": first.kv_transfer_params}
+    with pytest.raises(openai.ConflictError, match="salt"):
+        say(address, QUESTION, more=card)
+    assert cached(say(address, QUESTION, more={**card, "cache_salt": "red"})) > 0
+
+
+def test_streamed_is_the_same(address: str) -> None:
+    whole = say(address, DOCUMENT, more={"kv_transfer_params": {"keep": True}})
+    chunks = list(
+        say(
+            address,
+            DOCUMENT,
+            more={"kv_transfer_params": {"keep": True, "agent": "streamer"}},
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert said == text(whole)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    ends = [c for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert len(ends) == 1
+    assert len(ends[0].kv_transfer_params["card"]) == 64
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_stop_strings_seeds_and_content_parts(address: str, resident: Resident) -> None:
+    expected = reference(resident, DOCUMENT)
+    stop = expected[3:5]
+    cut = say(address, DOCUMENT, stop=stop)
+    assert text(cut) == expected[: expected.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    parts = [{"role": "user", "content": [{"type": "text", "text": DOCUMENT[0]["content"]}]}]
+    assert text(say(address, parts)) == expected
+    warm = [
+        text(
+            client(address).chat.completions.create(
+                model=NAME, messages=DOCUMENT, max_tokens=12, temperature=1.5, seed=seed
+            )
+        )
+        for seed in (1, 1, 2)
+    ]
+    assert warm[0] == warm[1] != warm[2]
+
+
+def test_the_model_is_listed(address: str) -> None:
+    assert [model.id for model in client(address).models.list()] == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ({"kv_transfer_params": {"card": "0" * 64}}, openai.NotFoundError, "not in the store"),
+        ({"kv_transfer_params": {"card": "../x"}}, openai.BadRequestError, "card"),
+        ({"kv_transfer_params": {"crad": "0" * 64}}, openai.BadRequestError, "crad"),
+        ({"kv_transfer_params": {"keep": True, "budget": 0.1}}, openai.BadRequestError, "budget"),
+        ({"cache_salt": "a/b"}, openai.BadRequestError, "cache_salt"),
+        ({"n": 2}, openai.BadRequestError, "n: "),
+        ({"logprobs": True}, openai.BadRequestError, "logprobs"),
+        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "tools"),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
+        ({"max_tokens": 65}, openai.BadRequestError, "at most 64"),
+        ({"model": "gpt-x"}, openai.NotFoundError, "gpt-x"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, openai.BadRequestError, "4096"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_reason(
+    address: str, more: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        say(address, DOCUMENT, more=more)
+    assert "/tmp" not in str(caught.value)
+    # After the first word it is the stream's last event.
+    with pytest.raises(openai.APIError, match=words):
+        list(say(address, DOCUMENT, more=more, stream=True))
+
+
+def test_a_card_of_another_model_is_a_conflict(address: str, service: Service) -> None:
+    other = capture(tiny_model("llama", seed=1), tiny_tokenizer(), "hello", codec=Raw())
+    digest = service.stores.of(None).put(other)
+    with pytest.raises(openai.ConflictError, match="weights"):
+        say(address, QUESTION, more={"kv_transfer_params": {"card": digest}})
+    with pytest.raises(openai.ConflictError, match="weights"):
+        list(say(address, QUESTION, stream=True, more={"kv_transfer_params": {"card": digest}}))
+    put = httpx.post(f"{address}/v1/cards", content=other.to_bytes())
+    assert put.status_code == 409
+    assert "weights" in put.json()["error"]["message"]
+
+
+def ask_and_leave(address: str, body: dict[str, Any], seconds: float = 0.5) -> None:
+    """Send a request, and close the connection while it is being answered."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}"
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b"\r\nContent-Type: application/json\r\n\r\n" + content)
+        time.sleep(seconds)
+
+
+def test_who_disconnects_frees_the_model(tmp_path: Path) -> None:
+    slow = talker(32768)
+    service = make_service(tmp_path, slow, Limits(tokens=20_000))
+    body = {"model": NAME, "messages": DOCUMENT, "temperature": 0, "max_tokens": 20_000}
+    with serving_service(service) as address:
+        for stream in (True, False):
+            ask_and_leave(address, {**body, "stream": stream})
+        answered = say(address, DOCUMENT, 4)
+        assert text(answered) == reference(slow, DOCUMENT, 4)
+        metrics = httpx.get(f"{address}/metrics").text
+    assert 'qkvshare_refusals_total{reason="client_gone"} 2.0' in metrics
+
+
+def test_an_answer_that_takes_too_long_is_called_off(tmp_path: Path) -> None:
+    service = make_service(tmp_path, talker(32768), Limits(tokens=20_000, seconds=0.3))
+    with serving_service(service) as address:
+        with pytest.raises(openai.InternalServerError, match="longer than 0.3") as caught:
+            say(address, DOCUMENT, 20_000)
+        assert caught.value.status_code == 504
+        assert not service.turns.busy
+
+
+def test_a_server_that_stops_ends_what_it_says(tmp_path: Path) -> None:
+    service = make_service(tmp_path, talker(32768), Limits(tokens=20_000))
+    with serving_service(service) as address:
+        body = {"model": NAME, "messages": DOCUMENT, "max_tokens": 20_000, "stream": True}
+        asking = threading.Thread(target=ask_and_leave, args=(address, body, 3.0))
+        asking.start()
+        time.sleep(0.5)
+    asking.join()
+    # serving() has asserted that the server's thread ended.
+
+
+def test_counts_have_denominators_and_logs_no_prompts(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "qkvshare.serve")
+    first = say(address, DOCUMENT, more={"kv_transfer_params": {"keep": True}})
+    say(address, QUESTION, more={"kv_transfer_params": first.kv_transfer_params})
+    with pytest.raises(openai.NotFoundError):
+        say(address, QUESTION, more={"kv_transfer_params": {"card": "0" * 64}})
+    deadline = time.monotonic() + 5  # a request is counted just after it was answered
+    while "card_not_found" not in (metrics := httpx.get(f"{address}/metrics").text):
+        assert time.monotonic() < deadline
+    numbers = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+    requested = float(numbers['qkvshare_tokens_total{kind="requested"}'])
+    injected = float(numbers['qkvshare_tokens_total{kind="injected"}'])
+    read = float(numbers['qkvshare_tokens_total{kind="read"}'])
+    assert requested == injected + read
+    assert injected > 0
+    assert numbers['qkvshare_prompts_total{origin="named"}'] == "1.0"
+    assert numbers['qkvshare_refusals_total{reason="card_not_found"}'] == "1.0"
+    assert numbers['qkvshare_stage_ms_count{stage="overhead"}'] == "2.0"
+    assert numbers["qkvshare_stored_cards"] == "1.0"
+    lines = [json.loads(record.message) for record in caplog.records]
+    assert {"/v1/chat/completions", "/metrics"} <= {line["route"] for line in lines}
+    logged = "\n".join(record.message for record in caplog.records)
+    assert "tide" not in logged
+    assert "low" not in logged
