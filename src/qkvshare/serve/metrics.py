@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from ..hf.resident import Answer, Prompt
 
-_MS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5)
+_MS = tuple(digit * 10.0**power for power in range(-1, 6) for digit in (1, 2, 5))
 
 
 class Metrics:

@@ -1,0 +1,20 @@
+"""The load of `load`, for some seconds; docs/serve.md has the long run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from .load import Load, run, server
+from .server import talker
+
+
+def test_no_answer_is_wrong_among_rude_clients(tmp_path: Path) -> None:
+    resident = talker()
+    with server(tmp_path, resident, "2MB") as (address, pid):
+        load = Load(address, resident, seed=0)
+        asyncio.run(run(load, clients=8, seconds=5, pid=pid))
+    assert load.wrong == []
+    assert load.counts["answers 200"] > 10
+    assert load.counts["too long 413"] + load.counts["too long: closed"] > 0
+    assert load.counts["no token 401"] > 0
