@@ -19,8 +19,8 @@ GIGABIT = 125e6  # bytes a second
 def main() -> None:
     """Print it."""
     print(
-        "| model | weights, 16 bits | tokens | cache in memory, 16 bits | card, 4 bits | card, 1 bit "
-        "| 4-bit card over 1 Gbit/s |"
+        "| model | weights, 16 bits | tokens | cache in memory, 16 bits | card, 4 bits "
+        "| card, 1 bit | 4-bit card over 1 Gbit/s |"
     )
     print("|---|---|---|---|---|---|---|")
     for name, (layers, heads, dim, weights) in MODELS.items():

@@ -255,3 +255,31 @@ def test_stores_are_opened_before_the_first_request(tmp_path: Path, resident: Re
     service = make_service(tmp_path, resident, tokens=tokens_file(tmp_path, UPPER=RED))
     with pytest.raises(StoreError, match="UPPER"):
         service.stores.all()
+
+
+def test_a_card_crosses_from_server_to_server(
+    guarded: TestClient, tmp_path: Path, resident: Resident
+) -> None:
+    """As docs/guide.md has it: another server, another tenant, the same model."""
+    document = {"role": "user", "content": "The tide is high at noon."}
+    question = {"role": "user", "content": "When?"}
+    ask = {"model": "tiny", "max_tokens": 12, "temperature": 0}
+    with TestClient(create_app(make_service(tmp_path / "first", resident))) as first:
+        kept = first.post(
+            "/v1/chat/completions",
+            json={**ask, "messages": [document], "kv_transfer_params": {"keep": True}},
+        ).json()
+        card = kept["kv_transfer_params"]["card"]
+        here = first.post(
+            "/v1/chat/completions",
+            json={**ask, "messages": [question], "kv_transfer_params": {"card": card}},
+        ).json()
+        file = first.get(f"/v1/cards/{card}").content
+    put = guarded.post("/v1/cards", content=file, headers=bearer(RED)).json()
+    there = guarded.post(
+        "/v1/chat/completions",
+        json={**ask, "messages": [question], "kv_transfer_params": {"card": put["card"]}},
+        headers=bearer(RED),
+    ).json()
+    assert there["choices"] == here["choices"]
+    assert there["usage"] == here["usage"]
