@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from qkvshare.card import Allocation, CacheCard, Layer, Manifest, Segment
-from qkvshare.card.container import blob_name, ids_name
-from qkvshare.card.digest import digest_bytes, empty_chain, extend_chain
+from qkvshare.card import CacheCard, Layer
 from qkvshare.codecs import Codec, Kivi, LayerBits, Packed, Raw, Transform, Uniform
 from qkvshare.codecs.spent import bytes_of, token_bits
 
-from ..cards import IDENTITY, make_card
+from ..cards import card_of, make_card
 from ..profiles import DIM, HEADS, made_up_layers, made_up_profile
 
 CODECS = [Raw(), Uniform(4), Kivi(2), Packed()]
@@ -47,25 +45,7 @@ def transform_card(exponents: list[np.ndarray], refinements: int = 0) -> CacheCa
     codec = codec.at(codec.basis.reference - 64)
     blobs = list(codec.encode(made_up_layers(layers, tokens), exponents=exponents))
     ids = np.arange(tokens, dtype=np.int32)
-    segment = Segment(
-        start=0,
-        end=tokens,
-        prefix=empty_chain(None),
-        chain=extend_chain(empty_chain(None), ids, None),
-        codec=codec.record(),
-        allocation=Allocation(),
-        blobs=[digest_bytes(blob, None) for blob in blobs],
-    )
-    one = make_card()
-    manifest = Manifest(
-        created=one.manifest.created,
-        identity=IDENTITY,
-        layers=[Layer("full", HEADS, DIM, DIM)] * layers,
-        segments=[segment],
-        lineage=one.manifest.lineage[:1],
-    )
-    tensors = {blob_name(at, 0): blob for at, blob in enumerate(blobs)}
-    return CacheCard(manifest, {ids_name(0): ids, **tensors})
+    return card_of(ids, blobs, codec, [Layer("full", HEADS, DIM, DIM)] * layers)
 
 
 @pytest.mark.parametrize("shape", ["apart", "joined", "compacted"])

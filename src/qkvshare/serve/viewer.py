@@ -1,0 +1,100 @@
+"""The page at ``/``, and what it asks for: a store's cards and their lineage, and single cards.
+
+The page itself holds nothing secret and needs no token; what it asks for is answered from the store
+of whoever asks. Nothing is loaded from elsewhere, and a policy tells the browser so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from transformers import PreTrainedTokenizerBase
+
+from ..card.errors import CardNotFoundError, QKVShareError
+from ..store import Store
+from .viewing import card_view, overview
+
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+}
+_HEADERS = {
+    # A prompt that breaks out of its text could still run and load nothing.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def router(
+    store_of: Callable[[Request], Store],
+    tokenizer: PreTrainedTokenizerBase,
+    resumes: Callable[[Request], list[dict[str, Any]]],
+) -> APIRouter:
+    """Routes of the page: ``/``, ``/page/…``, ``/v1/view`` and ``/v1/view/{digest}``.
+
+    Args:
+        store_of: the store of who asks; raises the server's own 401 where nobody may.
+        tokenizer: of the resident model.
+        resumes: the last of who asks, the newest first: each with ``time`` (seconds since 1970),
+            ``card`` (digest), ``context_tokens``, ``new_tokens``, ``ttft_ms``, ``stages_ms``.
+    """
+    made = APIRouter(include_in_schema=False)
+    folder = files("qkvshare.serve") / "page"
+    parts = {part.name: part.read_bytes() for part in folder.iterdir() if part.is_file()}
+
+    @made.get("/")
+    def page() -> Response:
+        return _part(parts, "index.html")
+
+    @made.get("/page/{name}")
+    def part(name: str) -> Response:
+        return _part(parts, name)
+
+    @made.get("/v1/view")
+    def view(request: Request) -> Response:
+        store = store_of(request)
+        return _answer(lambda: {**overview(store), "resumes": resumes(request)})
+
+    @made.get("/v1/view/{digest}")
+    def one(request: Request, digest: str) -> Response:
+        store = store_of(request)
+        # `find` and not `get`: to look at a card is no use of it.
+        return _answer(lambda: card_view(store.folder.open_card(store.find(digest)), tokenizer))
+
+    return made
+
+
+def _part(parts: dict[str, bytes], name: str) -> Response:
+    kind = _TYPES.get(name.rpartition(".")[2])
+    if name not in parts or kind is None:
+        return _error(404, "NotFound", f"there is no {name[:80]!r}.")
+    return Response(parts[name], headers=_HEADERS | {"Cache-Control": "no-cache"}, media_type=kind)
+
+
+def _answer(content: Callable[[], dict[str, Any]]) -> Response:
+    try:
+        return _json(200, content())
+    except CardNotFoundError as error:
+        return _error(404, type(error).__name__, str(error))
+    except QKVShareError as error:
+        return _error(422, type(error).__name__, str(error))
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    kind = "invalid_request_error"
+    return _json(status, {"error": {"message": message, "type": kind, "code": code}})
+
+
+def _json(status: int, content: dict[str, Any]) -> Response:
+    headers = _HEADERS | {"Cache-Control": "no-store"}
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
