@@ -205,6 +205,7 @@ def test_everything_works_by_keyboard(page: Any, site: Site) -> None:
     lineage = page.get_by_role("region", name="Lineage")
     table = page.get_by_role("region", name="Cards")
     focused = page.locator(":focus")
+    page.keyboard.press("Tab")
     assert focused.get_attribute("aria-label").startswith("reader")
     page.keyboard.press("ArrowRight")
     assert focused.locator("b").inner_text() == "writer"

@@ -2,7 +2,7 @@
 
 import { bits, count, el, roving, short, svg } from "./dom.js";
 
-const WIDTH = 168, HEIGHT = 46, ACROSS = 52, DOWN = 12;
+const WIDTH = 184, HEIGHT = 46, ACROSS = 64, DOWN = 12;
 const LAST = 1e12; // nobody knows when a card was put that is gone
 
 export function graph({ cards, gone }) {
@@ -50,8 +50,9 @@ const top = (node) => node.row * (HEIGHT + DOWN) + DOWN / 2;
 function edge(node) {
   const x = left(node), y = top(node) + HEIGHT / 2;
   if (!node.above) return node.parent ? [svg("path", { class: "cut", d: `M${x - 24} ${y}H${x}` })] : [];
-  const from = left(node.above) + WIDTH, to = top(node.above) + HEIGHT / 2, middle = from + ACROSS / 2;
-  const d = to === y ? `M${from} ${y}H${x}` : `M${from} ${to}C${middle} ${to} ${middle} ${y} ${x} ${y}`;
+  const from = left(node.above) + WIDTH, to = top(node.above) + HEIGHT / 2, turn = from + 12;
+  const down = `H${turn - 6}Q${turn} ${to} ${turn} ${to + 6}V${y - 6}Q${turn} ${y} ${turn + 6} ${y}`;
+  const d = `M${from} ${to}${to === y ? "" : down}H${x}`;
   return [
     svg("path", { class: node.above.gone ? "cut" : "", d }),
     node.tokens_added ? svg("text", { x: x - 6, y: y - 5, "text-anchor": "end" }, `+${count(node.tokens_added)}`) : null,
@@ -64,7 +65,7 @@ function box(node) {
     ? "not in the store"
     : node.problem
       ? "cannot be read"
-      : `${count(node.tokens)} tok · ${bits(node.bits_per_value)} bits`;
+      : `${count(node.tokens)} tokens · ${bits(node.bits_per_value)} bits`;
   const label = `${node.agent || "unnamed"}, ${what}, hop ${node.hop ?? "?"}, card ${short(node.digest)}`;
   const made = el("a", {
     href: node.gone ? null : `#${node.digest}`,

@@ -8,7 +8,7 @@ export function overviewPage(view) {
   return [
     section("Lineage", graph(view)),
     section("Cards", table(view.cards), more(view.left_out)),
-    section("Last resumes", resumeList(view)),
+    section("Last resumes: time to first token", resumeList(view)),
   ];
 }
 
@@ -18,7 +18,7 @@ function more(left) {
 
 function table(cards) {
   const most = Math.max(...cards.map((card) => card.bits_per_value ?? 0));
-  const heads = ["agent", "card", "tokens", "bits per value", "in store", "put", "used", "uses", "goes"];
+  const heads = ["agent", "card", "tokens", "bits per value", "in store", "put", "used", "uses", "expires"];
   const head = el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)));
   const found = el("table", { class: "cards" }, el("thead", {}, head), el("tbody", {}, cards.map((card) => row(card, most))));
   const links = [...found.querySelectorAll("a")];

@@ -6,13 +6,13 @@ const LEVELS = 10;
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -100, PageDown: 100, Home: -Infinity, End: Infinity };
 const CHUNK = 200; // tokens, at least: a block that the browser lays out only when it is near
 
-/** Shades of `numbers`: the lowest and highest two in a hundred are not told apart. */
+/** Levels of `numbers`: each shade has a tenth of the tokens, since a few have most of the range. */
 export function scale(numbers) {
   const sorted = Float64Array.from(numbers).sort();
-  const low = sorted[Math.floor(0.02 * (sorted.length - 1))];
-  const high = sorted[Math.ceil(0.98 * (sorted.length - 1))];
+  const low = sorted[0], high = sorted.at(-1);
   const alike = high - low < 0.01;
-  const level = (n) => Math.max(0, Math.min(LEVELS - 1, Math.floor((LEVELS * (n - low)) / (high - low))));
+  const ends = Array.from({ length: LEVELS - 1 }, (_, at) => sorted[Math.floor(((at + 1) * sorted.length) / LEVELS)]);
+  const level = (n) => ends.filter((end) => n >= end).length;
   return { low, high, alike, level: alike ? () => LEVELS / 2 : level };
 }
 
@@ -97,5 +97,5 @@ export function legend(numbers) {
   const { low, high, alike } = scale(numbers);
   if (alike) return el("p", { class: "legend" }, `All tokens alike: ${bits(low)} bits per value`);
   const steps = Array.from({ length: LEVELS }, (_, at) => el("i", { class: `l${at}` }));
-  return el("p", { class: "legend" }, `≤ ${bits(low)}`, el("span", { "aria-hidden": "true" }, steps), `≥ ${bits(high)} bits per value`);
+  return el("p", { class: "legend" }, bits(low), el("span", { "aria-hidden": "true" }, steps), `${bits(high)} bits; each shade has a tenth of the tokens`);
 }

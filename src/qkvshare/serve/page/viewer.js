@@ -33,7 +33,7 @@ function showStore(view) {
   main.className = "store";
   main.replaceChildren(...overviewPage(view));
   const again = left && main.querySelector(`a[href="#${left}"]`);
-  (again ?? main.querySelector("a[href]") ?? main).focus({ preventScroll: !again });
+  (again ?? main).focus({ preventScroll: !again });
 }
 
 function showCard(view) {
