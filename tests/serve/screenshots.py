@@ -83,7 +83,9 @@ def fill(store: Store, model: Any, tokenizer: Any) -> tuple[str, list[dict[str, 
 def save(page: Any, path: Path) -> None:
     """In 256 colours: a third of the bytes."""
     page.screenshot(path=path)
-    Image.open(path).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(
+        256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    ).save(path, optimize=True)
 
 
 def main() -> None:

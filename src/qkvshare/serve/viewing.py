@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from ..codecs.spent import TokenBits, sizes, token_bits
 from ..hf.identity import tokenizer_digest
 from ..store import Store
 from ..store.catalog import Entry
+from ..store.folder import Folder
 
 MOST_CARDS = 500  # whose headers are read for the list and the graph, the last used first
 MOST_HOPS = 20  # that are followed from a card to ancestors that are gone
@@ -40,16 +42,14 @@ def overview(store: Store) -> dict[str, Any]:
     cards, lineages = [], []
     for entry in entries[:MOST_CARDS]:
         try:
-            card = store.folder.open_card(entry.digest)  # unlike `get` counts no use
+            header, lineage = _header(store.folder, entry.digest)
         except CardNotFoundError:
             continue  # removed just now
         except CardError as error:
             cards.append({**_entry(entry), "problem": str(error)})
             continue
-        last = card.manifest.lineage[-1]
-        known = {"nbytes": card.nbytes, "bits_per_value": card.bits_per_value}
-        cards.append({**_entry(entry), **known, **_hop(last)})
-        lineages.append(card.manifest.lineage)
+        cards.append({**_entry(entry), **header})
+        lineages.append(lineage)
     here = {card["digest"] for card in cards}
     gone = {hop["digest"]: hop for lineage in lineages for hop in _gone(lineage, here)}
     return {
@@ -59,6 +59,15 @@ def overview(store: Store) -> dict[str, Any]:
         "sealed": store.folder.key is not None,
         "stats": store.stats(),
     }
+
+
+@lru_cache(maxsize=8 * MOST_CARDS)  # what a digest stands for never changes
+def _header(folder: Folder, digest: str) -> tuple[dict[str, Any], list[Hop]]:
+    """Of a card its size and last hop, and the last of its lineage; unlike `get` counts no use."""
+    card = folder.open_card(digest)
+    lineage = card.manifest.lineage[-MOST_HOPS - 1 :]
+    known = {"nbytes": card.nbytes, "bits_per_value": card.bits_per_value}
+    return {**known, **_hop(lineage[-1])}, lineage
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def _hop(hop: Hop) -> dict[str, Any]:
 
 def _gone(lineage: Sequence[Hop], here: set[str]) -> Iterator[dict[str, Any]]:
     """Ancestors up to the first that is there, the nearest first: hop n names hop n - 1's card."""
-    for at in range(len(lineage) - 1, max(0, len(lineage) - 1 - MOST_HOPS), -1):
+    for at in range(len(lineage) - 1, 0, -1):
         digest = lineage[at].parent
         if digest is None or digest in here:
             return

@@ -9,7 +9,9 @@ export async function get(path) {
   for (;;) {
     const token = sessionStorage.getItem(KEY);
     const headers = token === null ? {} : { Authorization: `Bearer ${token}` };
-    const answer = await fetch(path, { headers, cache: "no-store" });
+    const answer = await fetch(path, { headers, cache: "no-store" }).catch(() => {
+      throw new Error("The server does not answer.");
+    });
     if (answer.status !== 401) return read(answer);
     await ask(token !== null);
   }

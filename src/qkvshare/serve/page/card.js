@@ -3,7 +3,7 @@
 import { bits, count, el, facts, section, short, size } from "./dom.js";
 import { gridOf, layerChart, layerTable } from "./layers.js";
 import { strip } from "./strip.js";
-import { legend, textOf } from "./text.js";
+import { legend, scale, textOf } from "./text.js";
 
 const MOST_ROWS = 100; // of segments and hops
 const SHADES = { all: "keys and values", keys: "keys", values: "values" };
@@ -58,7 +58,7 @@ function picking(view) {
       facts([
         ["token", `${count(at)} of ${count(view.tokens)}, id ${view.ids[at]}`],
         ["keys, values", `${bits(keys[at])}, ${bits(values[at])}`],
-        ["salience", `more bits than ${rank(all[at])} % of the tokens`],
+        ["salience", rank(all[at])],
         ["segment", segmentAt(view, at)],
       ]));
     if (byKey) say.textContent = `Token ${at}: ${visible(view, at)}, ${bits(all[at])} bits, keys ${bits(keys[at])}, values ${bits(values[at])}`;
@@ -76,13 +76,11 @@ function how(view) {
   return names.has("transform") ? " transform: within 512 tokens estimated from the tokens' steps." : "";
 }
 
+/** What is left of the salience of a token with `n` bits. */
 function ranks(numbers) {
   const sorted = Float64Array.from(numbers).sort();
-  return (n) => {
-    let low = 0, high = sorted.length;
-    while (low < high) sorted[(low + high) >> 1] < n ? (low = ((low + high) >> 1) + 1) : (high = (low + high) >> 1);
-    return Math.round((100 * low) / sorted.length);
-  };
+  if (scale(numbers).alike) return () => "all tokens alike";
+  return (n) => `above ${Math.round((100 * sorted.findIndex((one) => one >= n)) / sorted.length)} % of the tokens`;
 }
 
 function visible(view, at) {

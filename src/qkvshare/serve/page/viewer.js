@@ -9,11 +9,13 @@ const main = document.getElementById("main");
 const where = document.getElementById("where");
 const summary = document.getElementById("summary");
 let asked = 0; // only the last answer asked for is shown
-let left = null; // the card that was looked at, to go on from there
+let left = null; // the link to the card that was looked at, to go on from there
 
 async function show() {
   const mine = ++asked;
   const digest = location.hash.slice(1);
+  const list = document.activeElement.closest(".store section")?.ariaLabel ?? "Cards";
+  if (digest) left = `section[aria-label="${list}"] a[href="#${CSS.escape(digest)}"]`;
   main.setAttribute("aria-busy", "true");
   try {
     const view = await get(digest ? `v1/view/${encodeURIComponent(digest)}` : "v1/view");
@@ -32,12 +34,11 @@ function showStore(view) {
   summary.textContent = `${plural(cards, "card")} in ${size(bytes)}${shared}${view.sealed ? ", sealed" : ""}`;
   main.className = "store";
   main.replaceChildren(...overviewPage(view));
-  const again = left && main.querySelector(`a[href="#${left}"]`);
+  const again = left && main.querySelector(left);
   (again ?? main).focus({ preventScroll: !again });
 }
 
 function showCard(view) {
-  left = view.digest;
   const agent = view.lineage.at(-1).agent || "unnamed agent";
   document.title = `${agent} – QKVShare`;
   where.textContent = agent;
