@@ -14,6 +14,7 @@ import torch
 
 import qkvshare
 from qkvshare.card import CacheCard, Hop, Layer
+from qkvshare.card.errors import QKVShareError
 from qkvshare.codecs import LayerKV, Packed
 from qkvshare.codecs.spent import token_bits
 from qkvshare.hf.identity import tokenizer_digest
@@ -43,6 +44,19 @@ class Site:
     alice: Store
     bob: Store
     resumes: list[dict[str, Any]]
+
+
+def app_of(store_of: Any, tokenizer: Any, resumes: list[dict[str, Any]]) -> Any:
+    """The page alone, with errors answered as the server does."""
+    app = fastapi.FastAPI()
+    app.include_router(router(store_of, tokenizer, lambda _: resumes))
+
+    @app.exception_handler(QKVShareError)
+    def refuse(request: fastapi.Request, error: QKVShareError) -> Any:
+        content = {"error": {"message": str(error), "code": type(error).__name__}}
+        return fastapi.responses.JSONResponse(content, 404)
+
+    return app
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +94,7 @@ def site(llama: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
             raise fastapi.HTTPException(401)
         return store
 
-    app = fastapi.FastAPI()
-    app.include_router(router(store_of, tokenizer, lambda _: resumes))
-    with serving(app) as url:
+    with serving(app_of(store_of, tokenizer, resumes)) as url:
         yield Site(url, alice, bob, resumes)
 
 
@@ -364,9 +376,7 @@ def test_a_store_of_other_models_cards_and_damaged_ones(
         store.put(card)
     path = store.folder.card_path(bad.digest)
     path.write_bytes(path.read_bytes()[:-3])
-    app = fastapi.FastAPI()
-    app.include_router(router(lambda _: store, tokenizer, lambda _: []))
-    with serving(app) as url:
+    with serving(app_of(lambda _: store, tokenizer, [])) as url:
         page = browser.new_page()
         watched = Watched(page)
         page.goto(url)
@@ -406,9 +416,7 @@ def test_eight_thousand_tokens_are_no_burden(browser: Any, tokenizer: Any, tmp_p
     """What is far away is not laid out, and no token has a listener of its own."""
     store = Store(tmp_path)
     digest = store.put(long_card(tokenizer))
-    app = fastapi.FastAPI()
-    app.include_router(router(lambda _: store, tokenizer, lambda _: []))
-    with serving(app) as url:
+    with serving(app_of(lambda _: store, tokenizer, [])) as url:
         page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.goto(url)
         assert len(httpx.get(f"{url}/v1/view/{digest}").content) < 1_200_000

@@ -176,5 +176,6 @@ def test_a_damaged_card_does_not_hide_the_others(tmp_path: Path) -> None:
     path = store.folder.card_path(bad)
     path.write_bytes(path.read_bytes()[:-3])
     cards = {card["digest"]: card for card in overview(store)["cards"]}
-    assert "problem" in cards[bad]
+    assert "the store/default/cards/" in cards[bad]["problem"]
+    assert str(tmp_path) not in cards[bad]["problem"]
     assert cards[good]["bits_per_value"] == store.get(good).bits_per_value

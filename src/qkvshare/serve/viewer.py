@@ -11,11 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from transformers import PreTrainedTokenizerBase
 
-from ..card.errors import CardNotFoundError, QKVShareError
 from ..store import Store
 from .viewing import card_view, overview
 
@@ -47,6 +45,8 @@ def router(
         tokenizer: of the resident model.
         resumes: the last of who asks, the newest first: each with ``time`` (seconds since 1970),
             ``card`` (digest), ``context_tokens``, ``new_tokens``, ``ttft_ms``, ``stages_ms``.
+
+    Errors are left to the app: `CardNotFoundError` where a card is not in the store of who asks.
     """
     made = APIRouter(include_in_schema=False)
     folder = files("qkvshare.serve") / "page"
@@ -62,14 +62,13 @@ def router(
 
     @made.get("/v1/view")
     def view(request: Request) -> Response:
-        store = store_of(request)
-        return _answer(lambda: {**overview(store), "resumes": resumes(request)})
+        return _json({**overview(store_of(request)), "resumes": resumes(request)})
 
     @made.get("/v1/view/{digest}")
     def one(request: Request, digest: str) -> Response:
         store = store_of(request)
         # `find` and not `get`: to look at a card is no use of it.
-        return _answer(lambda: card_view(store.folder.open_card(store.find(digest)), tokenizer))
+        return _json(card_view(store.folder.open_card(store.find(digest)), tokenizer))
 
     return made
 
@@ -77,24 +76,10 @@ def router(
 def _part(parts: dict[str, bytes], name: str) -> Response:
     kind = _TYPES.get(name.rpartition(".")[2])
     if name not in parts or kind is None:
-        return _error(404, "NotFound", f"there is no {name[:80]!r}.")
+        raise HTTPException(404, "the page has no such part.")
     return Response(parts[name], headers=_HEADERS | {"Cache-Control": "no-cache"}, media_type=kind)
 
 
-def _answer(content: Callable[[], dict[str, Any]]) -> Response:
-    try:
-        return _json(200, content())
-    except CardNotFoundError as error:
-        return _error(404, type(error).__name__, str(error))
-    except QKVShareError as error:
-        return _error(422, type(error).__name__, str(error))
-
-
-def _error(status: int, code: str, message: str) -> Response:
-    kind = "invalid_request_error"
-    return _json(status, {"error": {"message": message, "type": kind, "code": code}})
-
-
-def _json(status: int, content: dict[str, Any]) -> Response:
+def _json(content: dict[str, Any]) -> Response:
     headers = _HEADERS | {"Cache-Control": "no-store"}
-    return Response(msgspec.json.encode(content), status, headers, "application/json")
+    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")

@@ -46,7 +46,9 @@ def overview(store: Store) -> dict[str, Any]:
         except CardNotFoundError:
             continue  # removed just now
         except CardError as error:
-            cards.append({**_entry(entry), "problem": str(error)})
+            # Where on the server the store is, is nobody's business.
+            problem = str(error).replace(str(store.root), "the store")
+            cards.append({**_entry(entry), "problem": problem})
             continue
         cards.append({**_entry(entry), **header})
         lineages.append(lineage)
