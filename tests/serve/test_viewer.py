@@ -84,7 +84,7 @@ def site(llama: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
             "context_tokens": 120,
             "new_tokens": 7,
             "ttft_ms": 100.0,
-            "stages_ms": {"decode": 30.0, "first token": 70.0},
+            "stages_ms": {"inject": 20.0, "read": 50.0, "say": 90.0, "first": 100.0, "keep": 5.0},
         }
     ]
 
@@ -159,8 +159,10 @@ def test_last_resumes_are_shown(page: Any) -> None:
     resumes = page.get_by_role("region", name="Last resumes").get_by_role("listitem")
     assert resumes.count() == 1
     said = resumes.inner_text()
-    for part in ("100 ms", "reader", "120 + 7 tokens", "decode 30 ms", "first token 70 ms"):
+    for part in ("100 ms", "reader", "120 + 7 tokens", "inject 20 ms", "first token 30 ms"):
         assert part in said
+    assert "say" not in said  # it is later than the first token
+    assert "keep" not in said
 
 
 def test_text_is_the_cards_and_stays_text(page: Any, site: Site, tokenizer: Any) -> None:

@@ -44,7 +44,8 @@ def router(
         store_of: the store of who asks; raises the server's own 401 where nobody may.
         tokenizer: of the resident model.
         resumes: the last of who asks, the newest first: each with ``time`` (seconds since 1970),
-            ``card`` (digest), ``context_tokens``, ``new_tokens``, ``ttft_ms``, ``stages_ms``.
+            ``card`` (digest), ``context_tokens``, ``new_tokens``, ``ttft_ms``, ``stages_ms`` in
+            order; those up to the first token are shown, what they leave of it as "first token".
 
     Errors are left to the app: `CardNotFoundError` where a card is not in the store of who asks.
     """

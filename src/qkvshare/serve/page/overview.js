@@ -61,14 +61,23 @@ function resumeList({ resumes, cards }) {
   if (!resumes.length) return el("p", { class: "empty" }, "None since the server started.");
   const agents = new Map(cards.map((card) => [card.digest, card.agent]));
   const most = Math.max(...resumes.map((one) => one.ttft_ms));
-  const stages = [...new Set(resumes.flatMap((one) => Object.keys(one.stages_ms)))];
-  return el("ol", { class: "resumes" }, resumes.map((one) => resume(one, agents, most, stages)));
+  const all = resumes.map(stages);
+  const names = [...new Set(all.flatMap((each) => each.map(([name]) => name)))];
+  return el("ol", { class: "resumes" }, resumes.map((one, at) => resume(one, agents, most, all[at], names)));
 }
 
-function resume(one, agents, most, stages) {
+/** What was done until the first token: a stage that does not fit in is none of it. */
+function stages({ ttft_ms, stages_ms }) {
+  const found = Object.entries(stages_ms);
+  let rest = ttft_ms, count = 0;
+  while (count < found.length && found[count][1] <= rest + 0.01) rest -= found[count++][1];
+  return [...found.slice(0, count), ...(rest > 0.05 ? [["first token", rest]] : [])];
+}
+
+function resume(one, agents, most, stages, names) {
   const bar = el("div", { class: "stages", "aria-hidden": "true" });
-  const named = Object.entries(one.stages_ms).map(([name, took]) => {
-    const kind = `stage${stages.indexOf(name) % 6}`;
+  const named = stages.map(([name, took]) => {
+    const kind = `stage${names.indexOf(name) % 6}`;
     const part = el("i", { class: kind });
     part.style.width = `${(100 * took) / most}%`;
     bar.append(part);
