@@ -105,6 +105,31 @@ def make_card(
     return CacheCard(manifest, tensors)
 
 
+def card_of(
+    ids: Array, blobs: list[Array], codec: Codec, layers: list[Layer], identity: Identity = IDENTITY
+) -> CacheCard:
+    """A card of one segment, encoded by ``codec``."""
+    chain = empty_chain(None)
+    segment = Segment(
+        start=0,
+        end=len(ids),
+        prefix=chain,
+        chain=extend_chain(chain, ids, None),
+        codec=codec.record(),
+        allocation=Allocation(),
+        blobs=[digest_bytes(blob, None) for blob in blobs],
+    )
+    manifest = Manifest(
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        identity=identity,
+        layers=layers,
+        segments=[segment],
+        lineage=[Hop(hop=0, agent="test", tokens_added=len(ids))],
+    )
+    tensors = {blob_name(layer, 0): blob for layer, blob in enumerate(blobs)}
+    return CacheCard(manifest, {ids_name(0): ids, **tensors})
+
+
 def take_apart(path: Path) -> tuple[dict[str, Any], bytes]:
     """Header (JSON) and data of a safetensors file."""
     content = path.read_bytes()

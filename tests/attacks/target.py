@@ -36,6 +36,7 @@ from qkvshare.codecs import (
     decode_runs,
     empty,
     shapes_of,
+    spent,
 )
 from qkvshare.profile import Profile
 
@@ -95,10 +96,12 @@ class Target:
         with suppress(QKVShareError):
             card.require_fresh()
         with suppress(QKVShareError):
-            inspect._sizes(card)
+            spent.sizes(card)
             inspect.mean_bits(card)
             msgspec.json.encode(card.manifest.names)
             _ = card.digest, card.bits_per_value, card.thin
+        with suppress(QKVShareError):
+            spent.token_bits(card)
         if shown:  # a table takes longer than all the rest
             with redirect_stdout(io.StringIO()), suppress(QKVShareError):
                 inspect.inspect(self.path)

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..card import CacheCard, Run
+from ..card import CacheCard
 from ..card.errors import CardWriteError
 from . import plain
 from .options import Card, Json, KeyFile, key_of, out
@@ -28,37 +28,16 @@ def inspect(
     key: KeyFile = None,
 ) -> None:
     """Show a card's contents; reads the header only."""
+    from ..codecs.spent import sizes as sizes_of
+
     known = CacheCard.load(card, key=key_of(key))
-    sizes = _sizes(known)
+    sizes = sizes_of(known)
     if json != "-":
         _print(known, sizes)
     if json is not None:
         _write_json(json, known, sizes)
     if plot is not None:
         _plot(known, plot)
-
-
-def _sizes(card: CacheCard) -> dict[str, int]:
-    """Bytes by kind; they add up to the file."""
-    from ..codecs import Shape, from_record
-
-    sizes = dict.fromkeys(("codes", "scales", "maps"), 0)
-    for run in card.manifest.runs:
-        if run.segment < card.thin:
-            continue
-        codec = from_record(run.codec)
-        for number, layer in enumerate(card.manifest.layers):
-            shape, nbytes = Shape.of(layer, run.held(number)), _bytes_of(card, number, run)
-            for kind, part in codec.parts(shape, nbytes).items():
-                sizes[kind] += part
-    return {**sizes, "ids": 4 * card.tokens, "header": card.header_bytes, "total": card.nbytes}
-
-
-def _bytes_of(card: CacheCard, layer: int, run: Run) -> int:
-    """Bytes of one run in one layer; 0 where the card is thin."""
-    if run.spans is None:
-        return card.blob_bytes[layer][run.segment]
-    return run.spans[layer].stop - run.spans[layer].start if run.segment >= card.thin else 0
 
 
 def _print(card: CacheCard, sizes: dict[str, int]) -> None:
@@ -128,12 +107,14 @@ def mean_bits(card: CacheCard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
 
     There is never a number for every token and layer: a small file can name too many of both.
     """
+    from ..codecs.spent import bytes_of
+
     layers, runs = card.manifest.layers, card.manifest.runs
     steps, of_layer = np.zeros(card.tokens + 1), np.zeros(len(layers))
     for number, layer in enumerate(layers):
         width = layer.kv_heads * (layer.head_dim + layer.v_head_dim)
         for run in runs:
-            bits, held = 8 * _bytes_of(card, number, run) / width, run.held(number)
+            bits, held = 8 * bytes_of(card, number, run) / width, run.held(number)
             steps[run.end - held] += bits / held
             steps[run.end] -= bits / held
             of_layer[number] += bits

@@ -49,7 +49,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
         adapter=adapter,
         rope=msgspec.json.encode(rope_parameters(model), order="sorted").decode(),
         dtype=dtype,
-        tokenizer=None if tokenizer is None else _tokenizer_digest(tokenizer),
+        tokenizer=None if tokenizer is None else tokenizer_digest(tokenizer),
         chat_template=None if tokenizer is None else _template_digest(tokenizer),
     )
 
@@ -159,7 +159,8 @@ def _stable(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What `Identity.tokenizer` says of a tokenizer."""
     known = _tokenizers.get(tokenizer)
     if known is None or known[0] != len(tokenizer):
         backend = getattr(tokenizer, "backend_tokenizer", None)
