@@ -1,14 +1,11 @@
-"""A browser, and apps on ports of their own, for tests of pages; skipped without a browser."""
+"""A browser for tests of pages; they are skipped where there is none."""
 
 from __future__ import annotations
 
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -40,23 +37,6 @@ def chromium() -> Iterator[Browser]:
         browser = started.chromium.launch(executable_path=path, args=QUIET)
         yield browser
         browser.close()
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Serve ``app`` on loopback in a thread; its address, such as ``http://127.0.0.1:4711``."""
-    import uvicorn
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
 
 
 class Watched:

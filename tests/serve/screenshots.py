@@ -24,7 +24,8 @@ from qkvshare.hf.load import load_model
 from qkvshare.serve.viewer import router
 from qkvshare.store import Store
 
-from .browser import chromium, serving
+from .browser import chromium
+from .server import serving
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 QUESTIONS = {

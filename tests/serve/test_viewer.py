@@ -14,7 +14,6 @@ import torch
 
 import qkvshare
 from qkvshare.card import CacheCard, Hop, Layer
-from qkvshare.card.errors import QKVShareError
 from qkvshare.codecs import LayerKV, Packed
 from qkvshare.codecs.spent import token_bits
 from qkvshare.hf.identity import tokenizer_digest
@@ -23,10 +22,12 @@ from qkvshare.store import Store
 httpx = pytest.importorskip("httpx")
 fastapi = pytest.importorskip("fastapi", reason="the page needs 'qkvshare[serve]'")
 
+from qkvshare.serve import refusals  # noqa: E402
 from qkvshare.serve.viewer import router  # noqa: E402
 
 from ..cards import IDENTITY, card_of, every_width, make_card  # noqa: E402
-from .browser import Watched, chromium, serving  # noqa: E402
+from .browser import Watched, chromium  # noqa: E402
+from .server import serving  # noqa: E402
 
 MANUAL = (
     "The ink is made from walnut shells.\n\n"
@@ -50,12 +51,7 @@ def app_of(store_of: Any, tokenizer: Any, resumes: list[dict[str, Any]]) -> Any:
     """The page alone, with errors answered as the server does."""
     app = fastapi.FastAPI()
     app.include_router(router(store_of, tokenizer, lambda _: resumes))
-
-    @app.exception_handler(QKVShareError)
-    def refuse(request: fastapi.Request, error: QKVShareError) -> Any:
-        content = {"error": {"message": str(error), "code": type(error).__name__}}
-        return fastapi.responses.JSONResponse(content, 404)
-
+    refusals.install(app, Path("/stores"))
     return app
 
 
@@ -361,7 +357,7 @@ def test_the_page_itself_tells_nothing_and_loads_nothing(site: Site) -> None:
     bob = {"Authorization": "Bearer bob's"}
     answer = httpx.get(f"{site.url}/v1/view/{digest_of(site.alice, 'reader')}", headers=bob)
     assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "CardNotFoundError"
+    assert answer.json()["error"]["code"] == "card_not_found"
     for name in ("..%2Fviewer.py", "viewer.py", "%2e%2e/app.py"):
         assert httpx.get(f"{site.url}/page/{name}").status_code == 404
 

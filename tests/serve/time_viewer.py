@@ -27,7 +27,8 @@ from qkvshare.serve.viewing import card_view
 from qkvshare.store import Store
 
 from ..cards import IDENTITY, card_of, every_width
-from .browser import chromium, serving
+from .browser import chromium
+from .server import serving
 
 TOKENS, LAYERS, HEADS, DIM = 8000, 30, 3, 64
 # Milliseconds from an event to the next frame drawn, and those of tasks over 50.

@@ -56,7 +56,7 @@ def serve(
     require_host(host, access)
     size = None if limit is None else bytes_of(limit)
     limits = Limits(bytes_of(max_body), bytes_of(max_card), max_tokens, waiting, seconds)
-    stores = Stores(root_of(root), access, key_of(key), size)
+    stores = Stores(root_of(root).absolute(), access, key_of(key), size)
     stores.all()
     with progress.status("loading the model …"):
         from ..codecs import default_codec, make_codec

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 
 from .. import __version__
-from . import cards, completions, refusals
+from . import cards, completions, refusals, viewer
 from .journal import Journal
 from .limits import BodyLimit
 from .service import Service
@@ -27,6 +27,8 @@ def create_app(service: Service) -> FastAPI:
     refusals.install(app, service.stores.root)
     app.include_router(completions.router(service))
     app.include_router(cards.router(service))
+    page = viewer.router(service.store, service.resident.tokenizer, service.resumes)
+    app.include_router(page)
 
     @app.get("/metrics", response_class=Response)
     def metrics(request: Request) -> Response:
