@@ -79,7 +79,7 @@ async def http(model: Path, folder: Path, *more: str) -> AsyncIterator[str]:
         writer.close()
         yield f"http://{place}"
     finally:
-        process.terminate()
+        process.kill()
         printed, _ = await process.communicate()
         assert printed == b""
 
@@ -123,14 +123,13 @@ def expected(resident: Resident, store: Store, digest: str, tokens: int = 8) -> 
     return resident.answer(prompt, Sampling(tokens)).text
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_what_one_agents_server_captures_anothers_resumes(
-    llama_folder: Path, folder: Path, resident: Resident, tmp_path: Path, mode: str
+    llama_folder: Path, folder: Path, resident: Resident, tmp_path: Path
 ) -> None:
-    """Two servers, two processes, one store; legacy is what clients before 2026-07-28 speak."""
+    """Two servers, two processes, one store; B's client speaks what was usual before 2026-07-28."""
 
     async def pair() -> None:
-        async with stdio(llama_folder, folder, mode=mode) as client:
+        async with stdio(llama_folder, folder) as client:
             a = await call(client, "capture", text=TEXT, agent="a")
         store = Store(folder)
         card = store.get(a["digest"])
@@ -139,7 +138,7 @@ def test_what_one_agents_server_captures_anothers_resumes(
         assert (a["tokens"], a["bytes"]) == (len(TEXT), card.nbytes)
         assert a["bits_per_value"] == pytest.approx(card.bits_per_value)
 
-        async with stdio(llama_folder, folder, mode=mode) as client:
+        async with stdio(llama_folder, folder, mode="legacy") as client:
             b = await call(
                 client,
                 "resume",
@@ -181,56 +180,66 @@ def test_what_one_agents_server_captures_anothers_resumes(
     run(pair())
 
 
-def test_over_http_two_agents_share_a_server(
-    llama_folder: Path, folder: Path, resident: Resident
+def test_over_http_two_agents_share_a_server_and_big_cards_go_by_link(
+    llama_folder: Path, folder: Path, resident: Resident, tmp_path: Path
 ) -> None:
     async def pair() -> None:
-        async with http(llama_folder, folder) as url:
-            async with Client(f"{url}/mcp") as a, Client(f"{url}/mcp") as b:
-                read = await a.call_tool("capture", {"text": TEXT})
-                digest = read.structured_content["digest"]
-                said = await call(b, "resume", card=digest, prompt=ASK, max_tokens=8)
-                store = Store(folder)
-                assert said["text"] == expected(resident, store, digest)
-                link = link_in(read)
-                assert link.uri == f"card://{digest}"
-                assert await file_of(b, link.uri) == store.get(digest).to_bytes()
-                with pytest.raises(MCPError, match="no card begins"):
-                    await b.read_resource(f"card://{BAD}")
-            foreign = urllib.request.Request(f"{url}/v1/cards/{digest}", headers={"Host": "evil"})
-            with pytest.raises(urllib.error.HTTPError, match="421"):
-                await asyncio.to_thread(urllib.request.urlopen, foreign)
-
-    run(pair())
-
-
-def test_big_cards_go_by_link(llama_folder: Path, folder: Path, tmp_path: Path) -> None:
-    async def pair() -> None:
-        async with http(llama_folder, folder, "--big", "1KB") as url, Client(f"{url}/mcp") as a:
+        async with (
+            http(llama_folder, folder, "--big", "1KB") as url,
+            Client(f"{url}/mcp") as a,
+            Client(f"{url}/mcp") as b,
+        ):
             read = await a.call_tool("capture", {"text": TEXT})
             digest, link = read.structured_content["digest"], link_in(read)
+            said = await call(b, "resume", card=digest, prompt=ASK, max_tokens=8)
+            store = Store(folder)
+            assert said["text"] == expected(resident, store, digest)
+
             assert link.uri == f"{url}/v1/cards/{digest}"
+            with pytest.raises(MCPError, match=rf"{link.size:,} bytes.*{link.uri}"):
+                await b.read_resource(f"card://{digest}")
             path = tmp_path / "fetched.card"
             await asyncio.to_thread(urllib.request.urlretrieve, link.uri, path)
-            assert path.read_bytes() == Store(folder).get(digest).to_bytes()
-            assert link.size == path.stat().st_size
-            for wrong in (BAD, "..%2F..%2Fdefault", "x"):
-                with pytest.raises(urllib.error.HTTPError, match="404"):
-                    await asyncio.to_thread(urllib.request.urlopen, f"{url}/v1/cards/{wrong}")
-            with pytest.raises(MCPError, match=rf"{link.size:,} bytes.*{link.uri}"):
-                await a.read_resource(f"card://{digest}")
-        elsewhere = "http://127.0.0.1:1/v1/cards/"
-        more = ("--big", "1KB", "--link", elsewhere)
-        async with stdio(llama_folder, folder, *more) as client:
-            told = await client.call_tool("inspect", {"card": digest})
-            assert link_in(told).uri == elsewhere + digest
-        async with stdio(llama_folder, folder, "--big", "1KB") as client:
-            told = await client.call_tool("inspect", {"card": digest})
-            assert len(told.content) == 1  # nowhere to get it, so no link
-            with pytest.raises(MCPError, match="qkvshare store get"):
-                await client.read_resource(f"card://{digest}")
+            assert path.read_bytes() == store.get(digest).to_bytes()
+            assert path.stat().st_size == link.size
+            foreign = urllib.request.Request(link.uri, headers={"Host": "evil.example"})
+            assert await status_of(foreign) == 421
+            for wrong in (BAD, digest[:8], "..%2F..%2Fdefault", "%00"):
+                assert await status_of(f"{url}/v1/cards/{wrong}") == 404
 
     run(pair())
+
+
+async def status_of(request: Any) -> int:
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        await asyncio.to_thread(urllib.request.urlopen, request)
+    raised.value.close()
+    return raised.value.code
+
+
+def test_links_are_to_where_a_card_can_be_got(folder: Path, resident: Resident) -> None:
+    store, elsewhere = Store(folder), "http://127.0.0.1:1/v1/cards"
+    digest = str(resident.read(TEXT, store, Keep()).card)
+    size = store.get(digest).nbytes
+
+    async def told(**how: Any) -> list[str]:
+        async with Client(server(resident, store, **how)) as client:
+            result = await client.call_tool("inspect", {"card": digest})
+            if how.get("big", size) >= size:
+                assert len(await file_of(client, f"card://{digest}")) == size
+            else:
+                where = how.get("link") or "qkvshare store get"
+                with pytest.raises(MCPError, match=f"{size:,} bytes.*{where}"):
+                    await client.read_resource(f"card://{digest}")
+            return [link.uri for link in result.content if isinstance(link, ResourceLink)]
+
+    async def ask() -> None:
+        assert await told() == [f"card://{digest}"]
+        assert await told(big=size, link=elsewhere) == [f"card://{digest}"]
+        assert await told(big=size - 1, link=elsewhere) == [f"{elsewhere}/{digest}"]
+        assert await told(big=size - 1) == []
+
+    run(ask())
 
 
 def test_what_cannot_be_done_says_why(llama_folder: Path, folder: Path) -> None:
@@ -301,32 +310,51 @@ def test_errors_that_nobody_expects_tell_nothing(
     run(ask())
 
 
-def test_text_comes_as_progress_while_it_is_said(
-    llama_folder: Path, folder: Path, resident: Resident
+@pytest.mark.parametrize("over", ["stdio", "http"])
+def test_text_comes_while_it_is_said_until_the_request_is_cancelled(
+    folder: Path, tmp_path: Path, over: str
 ) -> None:
-    async def ask() -> None:
-        async with stdio(llama_folder, folder) as client:
-            digest = (await call(client, "capture", text=TEXT))["digest"]
-            pieces: list[tuple[float, str | None]] = []
+    """The model has one turn at a time, so that what comes after it shows that it has ended."""
+    model = tmp_path / "model"
+    tiny_model("llama", max_position_embeddings=10**6).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
 
-            async def note(progress: float, total: float | None, message: str | None) -> None:
-                pieces.append((progress, message))
+    async def ask(client: Client) -> None:
+        digest = (await call(client, "capture", text=TEXT))["digest"]
+        pieces: list[tuple[float, str]] = []
+        begun = asyncio.Event()
 
-            asked = {"card": digest, "prompt": ASK, "max_tokens": 40}
-            result = await client.call_tool("resume", asked, progress_callback=note)
-            said = [message or "" for _, message in pieces]
-            assert "".join(said) == result.structured_content["text"]
-            assert [progress for progress, _ in pieces] == [
-                len("".join(said[: at + 1])) for at in range(len(said))
-            ]
+        async def note(progress: float, total: float | None, message: str | None) -> None:
+            pieces.append((progress, message or ""))
+            begun.set()
 
-    run(ask())
+        asked = {"card": digest, "prompt": ASK, "max_tokens": 100}
+        result = await client.call_tool("resume", asked, progress_callback=note)
+        said = "".join(piece for _, piece in pieces)
+        assert said == result.structured_content["text"]
+        assert pieces[-1][0] == len(said)
+
+        begun.clear()
+        more = {**asked, "max_tokens": 10**5, "keep": True}
+        long = asyncio.create_task(client.call_tool("resume", more, progress_callback=note))
+        await begun.wait()
+        long.cancel()
+        await call(client, "resume", **{**asked, "max_tokens": 4})
+        listed = (await call(client, "list_cards"))["result"]
+        assert [each["digest"] for each in listed] == [digest]  # the long one kept nothing
+
+    async def ask_over() -> None:
+        if over == "stdio":
+            async with stdio(model, folder) as client:
+                await ask(client)
+        else:
+            async with http(model, folder) as url, Client(f"{url}/mcp") as client:
+                await ask(client)
+
+    run(ask_over())
 
 
-@pytest.mark.parametrize("line", [b"not json\n", b"", b"{}\n"])
-def test_stdout_has_the_protocol_and_nothing_else(
-    llama_folder: Path, folder: Path, line: bytes
-) -> None:
+def test_stdout_has_the_protocol_and_nothing_else(llama_folder: Path, folder: Path) -> None:
     about = {
         "protocolVersion": "2025-06-18",
         "capabilities": {},
@@ -342,16 +370,17 @@ def test_stdout_has_the_protocol_and_nothing_else(
             "params": {"name": "capture", "arguments": {"text": TEXT}},
         },
     ]
+    more = "--big", "1KB", "--link", "http://127.0.0.1:1/v1/cards"
     sent = [json.dumps({"jsonrpc": "2.0", **each}).encode() + b"\n" for each in messages]
     process = subprocess.Popen(
-        [sys.executable, *arguments(llama_folder, folder)],
+        [sys.executable, *arguments(llama_folder, folder, *more)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(sent[0] + sent[1] + line + sent[2] + sent[3])
+    process.stdin.write(b"".join([*sent[:2], b"no JSON\n", b"{}\n", *sent[2:]]))
     process.stdin.flush()
     answered: dict[int, Any] = {}
     while 3 not in answered:
@@ -368,7 +397,8 @@ def test_stdout_has_the_protocol_and_nothing_else(
         "list_cards",
         "inspect",
     }
-    assert answered[3]["structuredContent"]["tokens"] == len(TEXT)
+    digest = answered[3]["structuredContent"]["digest"]
+    assert answered[3]["content"][1]["uri"] == f"{more[-1]}/{digest}"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def mcp(
         try:
             from ..serve.mcp import CARDS, LOOPBACK, offer_cards, server
         except ModuleNotFoundError as error:
-            if error.name not in ("mcp", "mcp_types"):
+            if error.name not in ("anyio", "mcp"):
                 raise
             raise QKVShareError(
                 "this server needs its extra: pip install 'qkvshare[mcp]'"

@@ -5,18 +5,16 @@ https://modelcontextprotocol.io, protocol versions 2026-07-28 and before.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import msgspec
-from anyio import from_thread, to_thread
+from anyio import to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
+from mcp.server.mcpserver.exceptions import ResourceError, ToolError
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, ToolAnnotations
 from pydantic import Field
@@ -26,8 +24,9 @@ from starlette.responses import Response
 from ..card import CacheCard
 from ..card.digest import is_digest
 from ..card.errors import CardNotFoundError, QKVShareError
-from ..hf.resident import Keep, Resident, Sampling
+from ..hf.resident import Answer, Keep, Resident, Sampling
 from ..store import Entry, Store
+from .mcp_calls import cancelled, reporting, told
 
 MEDIA_TYPE = "application/vnd.qkvshare.card"
 BIG = 1 << 20  # bytes; as text in a message they are 4/3 of that
@@ -126,7 +125,7 @@ def server(
         return [ResourceLink(uri=uri, name=name, mime_type=MEDIA_TYPE, size=card.nbytes)]
 
     @mcp.tool(annotations=_ADDS)
-    @_told(ToolError)
+    @told(ToolError)
     def capture(
         text: str, agent: Agent = "", budget: Budget = None
     ) -> Annotated[CallToolResult, Captured]:
@@ -138,8 +137,7 @@ def server(
         return _result(captured, links(card))
 
     @mcp.tool(annotations=_ADDS)
-    @_told(ToolError)
-    def resume(
+    async def resume(
         context: Context[Any, Any],
         card: Card,
         prompt: Annotated[str, Field(description="What the user says after the card's text.")],
@@ -149,15 +147,21 @@ def server(
         budget: Budget = None,
     ) -> Annotated[CallToolResult, Resumed]:
         """Answer a prompt from a card, without reading the card's text again."""
-        asked = [{"role": "user", "content": prompt}]
-        answer = resident.answer(
-            resident.prompt(store, asked, store.find(card)),
-            Sampling(max_tokens),
-            store=store,
-            keep=Keep(agent, budget) if keep else None,
-            said=_reporting(context),
-            cancelled=_cancelled,
-        )
+
+        def speak(said: Callable[[str], None]) -> Answer:
+            asked = [{"role": "user", "content": prompt}]
+            return resident.answer(
+                resident.prompt(store, asked, store.find(card)),
+                Sampling(max_tokens),
+                store=store,
+                keep=Keep(agent, budget) if keep else None,
+                said=said,
+                cancelled=cancelled,
+            )
+
+        with told(ToolError):
+            answer = await reporting(context, speak)
+            kept = [] if answer.card is None else links(look(answer.card))
         resumed = Resumed(
             text=answer.text,
             finish=answer.finish,
@@ -167,23 +171,23 @@ def server(
             milliseconds=sum(answer.stages_ms.values()) - answer.stages_ms.get("first", 0.0),
             card=answer.card,
         )
-        return _result(resumed, [] if answer.card is None else links(look(answer.card)))
+        return _result(resumed, kept)
 
     @mcp.tool(annotations=_LOOKS)
-    @_told(ToolError)
+    @told(ToolError)
     def list_cards(limit: Annotated[int, Field(ge=1, le=1000)] = 50) -> list[Entry]:
         """List the cards that can be resumed, the last used first; times in seconds since 1970."""
         return store.ls()[:limit]
 
     @mcp.tool(annotations=_LOOKS)
-    @_told(ToolError)
+    @told(ToolError)
     def inspect(card: Card) -> Annotated[CallToolResult, Inspected]:
         """Say what a card is: its model, size, codecs, and which agents it went through."""
         found = look(store.find(card))
         return _result(_inspected(found), links(found))
 
     @mcp.resource("card://{digest}", mime_type=MEDIA_TYPE)
-    @_told(ResourceError)
+    @told(ResourceError)
     def card(digest: str) -> bytes:
         """A card's file, where it is small enough for a message."""
         found = look(_known(store, digest))
@@ -257,42 +261,3 @@ def _result(value: Any, links: list[ResourceLink]) -> CallToolResult:
     text = msgspec.json.encode(value).decode()
     content: list[ContentBlock] = [TextContent(text=text), *links]
     return CallToolResult(content=content, structured_content=msgspec.to_builtins(value))
-
-
-@contextmanager
-def _told(kind: type[ToolError] | type[ResourceError]) -> Iterator[None]:
-    """Our own errors are for the client to read; of others it learns only that there was one."""
-    try:
-        yield
-    except CardNotFoundError as error:
-        raise (ResourceNotFoundError if kind is ResourceError else kind)(_named(error)) from error
-    except QKVShareError as error:
-        raise kind(_named(error)) from error
-
-
-def _named(error: QKVShareError) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _reporting(context: Context[Any, Any]) -> Callable[[str], None]:
-    """Each piece of text as a progress message; the progress is the characters so far.
-
-    For a worker thread, as tools run on.
-    """
-    length = 0
-
-    def said(piece: str) -> None:
-        nonlocal length
-        length += len(piece)
-        from_thread.run(context.report_progress, length, None, piece)
-
-    return said
-
-
-def _cancelled() -> bool:
-    """Whether the client has called the request off; for a worker thread."""
-    try:
-        from_thread.check_cancelled()
-    except asyncio.CancelledError:
-        return True
-    return False
