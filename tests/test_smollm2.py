@@ -56,14 +56,20 @@ def test_the_readme_fits_its_own_commands(smollm2: Any) -> None:
     assert tokens + 100 <= model.config.max_position_embeddings
 
 
-@pytest.mark.parametrize("name", ["chain", "fan_out", "two_processes"])
+_SAID = {
+    "chain": "hop 2: writer",
+    "fan_out": "merger: ",
+    "mcp_pair": "walnut",
+    "two_processes": "walnut shells",
+}
+
+
+@pytest.mark.parametrize("name", list(_SAID))
 def test_examples_run(name: str) -> None:
     script = Path(__file__).parents[1] / "examples" / f"{name}.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"chain": "hop 2: writer", "fan_out": "merger: ", "two_processes": "walnut shells"}[
-        name
-    ] in done.stdout
+    assert _SAID[name] in done.stdout
 
 
 @pytest.mark.parametrize("codec", [Packed(), Uniform(4)], ids=lambda at: at.name)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from .card import CacheCard
 from .container import header
 
+MEDIA_TYPE = "application/vnd.qkvshare.card"
+
 
 class Passing:
     """The file that ``card.save`` would write, any part of it; tensors are verified as they pass.

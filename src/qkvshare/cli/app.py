@@ -18,6 +18,7 @@ from .eval_recall import recall
 from .eval_relay import relay
 from .inspect import inspect
 from .key import new, signer
+from .mcp import mcp
 from .resume import resume
 from .serve import serve
 from .store import store
@@ -51,3 +52,4 @@ timings.command("store")(bench_store)
 timings.command()(ttft)
 app.add_typer(timings, name="bench")
 app.add_typer(store, name="store")
+app.command()(mcp)

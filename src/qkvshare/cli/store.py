@@ -46,7 +46,7 @@ def put(
     ] = None,
 ) -> None:
     """Store a card file (sealed with the same key, if at all), and print its digest."""
-    opened = _open(root, tenant, key, limit)
+    opened = open_store(root, tenant, key, limit)
     known = CacheCard.load(card, key=key_of(key))
     if known.manifest.salt != opened.salt:
         if known.signature is not None:
@@ -67,7 +67,7 @@ def get(
     key: KeyFile = None,
 ) -> None:
     """Write a card to a file, whole (sealed with the same key, if at all)."""
-    opened = _open(root, tenant, key)
+    opened = open_store(root, tenant, key)
     card = opened.get(opened.find(digest))
     card.save(output, key=key_of(key))
     out.print(f"{output}: {card.tokens} tokens, {output.stat().st_size:,} bytes")
@@ -77,7 +77,7 @@ def get(
 def list_cards(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
     """List the cards, the last used first."""
     table = Table("digest", "agent", "tokens", "bytes", "put", "expires", "uses")
-    for entry in _open(root, tenant, key).ls():
+    for entry in open_store(root, tenant, key).ls():
         expires = "" if entry.expires_at is None else _time(entry.expires_at)
         row = entry.digest[:12], entry.agent, f"{entry.tokens:,}", f"{entry.bytes:,}"
         table.add_row(*row, _time(entry.put_at), expires, str(entry.hits))
@@ -89,7 +89,7 @@ def remove(
     digest: Digest, root: Root = None, tenant: TenantName = None, key: KeyFile = None
 ) -> None:
     """Remove a card."""
-    opened = _open(root, tenant, key)
+    opened = open_store(root, tenant, key)
     opened.remove(opened.find(digest))
 
 
@@ -98,7 +98,7 @@ def gc(
     root: Root = None, tenant: TenantName = None, key: KeyFile = None, limit: Limit = None
 ) -> None:
     """Drop expired cards, get below the limit, and clear away what killed writers left."""
-    opened = _open(root, tenant, key, limit)
+    opened = open_store(root, tenant, key, limit)
     before = opened.stats()["bytes"]
     dropped = opened.gc()
     out.print(f"{len(dropped)} cards dropped, {before - opened.stats()['bytes']:,} bytes freed")
@@ -107,14 +107,14 @@ def gc(
 @store.command()
 def stats(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
     """Count cards, segments and bytes."""
-    for name, value in _open(root, tenant, key).stats().items():
+    for name, value in open_store(root, tenant, key).stats().items():
         out.print(f"{name.replace('_', ' ')}: {value:,}")
 
 
 @store.command()
 def audit(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
     """Read every byte of every card and compare it with its digest."""
-    found = _open(root, tenant, key).audit()
+    found = open_store(root, tenant, key).audit()
     for digest, problem in {**found.damaged, **found.lost}.items():
         out.print(f"{digest[:12]}: {problem}", markup=False)
     out.print(
@@ -125,9 +125,10 @@ def audit(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> 
         raise typer.Exit(1)
 
 
-def _open(
+def open_store(
     root: Path | None, tenant: str | None, key: str | None, limit: str | None = None
 ) -> Store:
+    """The store that ``--store``, ``--tenant``, ``--key`` and ``--limit`` name."""
     size = None if limit is None else bytes_of(limit)
     return Store(root_of(root), tenant=tenant, key=key_of(key), limit=size)
 
@@ -139,7 +140,7 @@ def root_of(root: Path | None) -> Path:
 
 
 def bytes_of(text: str) -> int:
-    """A size such as 500MB or 20GB in bytes."""
+    """Bytes of a size such as 20GB. Raises `StoreError`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
     if found is None:
         raise StoreError(f"{text!r} is no size; expected a number and KB, MB, GB or TB.")

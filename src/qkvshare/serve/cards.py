@@ -17,12 +17,11 @@ from starlette.requests import ClientDisconnect
 
 from ..card import CacheCard
 from ..card.errors import CardSignatureError
-from ..card.passing import Passing
+from ..card.passing import MEDIA_TYPE, Passing
 from ..store import Store
 from .schema import PutCard, Refused, StoredCard, StoredCards
 from .service import Service
 
-MEDIA_TYPE = "application/vnd.qkvshare.card"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _REFUSED: dict[int | str, dict[str, Any]] = {
     status: {"model": Refused} for status in (400, 401, 404, 408, 409, 413, 416, 422, 507)

@@ -1,0 +1,72 @@
+"""One call of an MCP tool: its errors, what it says meanwhile, and whether it was called off."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from anyio import create_memory_object_stream, create_task_group, from_thread, to_thread
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
+
+from ..card.errors import CardNotFoundError, QKVShareError
+from ..hf.resident import Answer
+
+
+@contextmanager
+def told(kind: type[ToolError] | type[ResourceError]) -> Iterator[None]:
+    """Our own errors are for the client to read; of others it learns only that there was one."""
+    try:
+        yield
+    except CardNotFoundError as error:
+        raise (ResourceNotFoundError if kind is ResourceError else kind)(_named(error)) from error
+    except QKVShareError as error:
+        raise kind(_named(error)) from error
+
+
+def _named(error: QKVShareError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+async def reporting(
+    context: Context[Any, Any], speak: Callable[[Callable[[str], None]], Answer]
+) -> Answer:
+    """``speak(said)`` on a worker thread; each piece said is a progress message meanwhile.
+
+    The progress is the characters so far. The thread never waits for the client, who may be gone.
+    """
+    send, receive = create_memory_object_stream[str](math.inf)
+
+    async def report() -> None:
+        length = 0
+        with receive:
+            async for piece in receive:
+                length += len(piece)
+                await context.report_progress(length, None, piece)
+
+    def said(piece: str) -> None:
+        from_thread.run_sync(send.send_nowait, piece)
+
+    found: Answer | QKVShareError
+    async with create_task_group() as group:
+        with send:
+            group.start_soon(report)
+            try:
+                found = await to_thread.run_sync(speak, said)
+            except QKVShareError as error:  # not to be wrapped in a group
+                found = error
+    if isinstance(found, QKVShareError):
+        raise found
+    return found
+
+
+def cancelled() -> bool:
+    """Whether the client has called the request off; for a worker thread."""
+    try:
+        from_thread.check_cancelled()
+    except asyncio.CancelledError:
+        return True
+    return False
