@@ -32,5 +32,5 @@ def test_every_verb_is_shown() -> None:
         *("capture", "inspect", "verify", "resume", "calibrate", "trim"),
         *("eval fidelity", "eval recall", "eval relay", "eval gsm8k"),
         *("bench capture", "bench codecs", "bench kernels", "bench ttft"),
-        *("store put", "store ls", "key new"),
+        *("store put", "store ls", "key new", "serve", "mcp"),
     }
