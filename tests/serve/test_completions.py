@@ -225,6 +225,16 @@ def test_an_answer_that_takes_too_long_is_called_off(tmp_path: Path) -> None:
         assert not service.turns.busy
 
 
+def test_contexts_are_limited_those_of_cards_too(tmp_path: Path, resident: Resident) -> None:
+    length = len(resident.chat.whole(DOCUMENT))
+    service = make_service(tmp_path, resident, Limits(tokens=64, context=length))
+    with serving_service(service) as address:
+        first = say(address, DOCUMENT, more={"kv_transfer_params": {"keep": True}})
+        card = {"kv_transfer_params": first.kv_transfer_params}
+        with pytest.raises(openai.BadRequestError, match=f"at most {length}"):
+            say(address, QUESTION, more=card)
+
+
 def test_a_server_that_stops_ends_what_it_says(tmp_path: Path) -> None:
     service = make_service(tmp_path, talker(32768), Limits(tokens=20_000))
     with serving_service(service) as address:
@@ -257,6 +267,8 @@ def test_counts_have_denominators_and_logs_no_prompts(
     assert numbers['qkvshare_refusals_total{reason="card_not_found"}'] == "1.0"
     assert numbers['qkvshare_stage_ms_count{stage="overhead"}'] == "2.0"
     assert numbers["qkvshare_stored_cards"] == "1.0"
+    kept = float(numbers['qkvshare_card_bytes_total{way="kept"}'])
+    assert kept == float(numbers['qkvshare_card_bytes_total{way="injected"}']) > 0
     lines = [json.loads(record.message) for record in caplog.records]
     assert {"/v1/chat/completions", "/metrics"} <= {line["route"] for line in lines}
     logged = "\n".join(record.message for record in caplog.records)

@@ -34,6 +34,10 @@ def serve(
     codec: CodecName = None,
     profile: ProfileFile = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 1024,
+    max_context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens before it at most; by default what the model reads."),
+    ] = None,
     max_body: Annotated[str, typer.Option(help="Of a request, cards apart.")] = "4MB",
     max_card: Annotated[str, typer.Option(help="Of a card that is put.")] = "4GB",
     waiting: Annotated[int, typer.Option(min=1, help="Requests of a tenant that may wait.")] = 16,
@@ -55,7 +59,14 @@ def serve(
     access = Access({}) if tokens is None else Access.load(tokens)
     require_host(host, access)
     size = None if limit is None else bytes_of(limit)
-    limits = Limits(bytes_of(max_body), bytes_of(max_card), max_tokens, waiting, seconds)
+    limits = Limits(
+        body=bytes_of(max_body),
+        card=bytes_of(max_card),
+        tokens=max_tokens,
+        waiting=waiting,
+        seconds=seconds,
+        context=max_context,
+    )
     stores = Stores(root_of(root).absolute(), access, key_of(key), size)
     stores.all()
     with progress.status("loading the model …"):

@@ -70,7 +70,7 @@ class Answer:
 
     Attributes:
         finish: why it ended.
-        card: digest of the card that was kept, if one was.
+        card, card_bytes: digest and size of the card that was kept, if one was.
         prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from a card, said.
         stages_ms: ``inject``, ``read``, ``first`` (both, and the first token), ``say``, ``keep``.
     """
@@ -81,6 +81,7 @@ class Answer:
     cached_tokens: int
     new_tokens: int = 0
     card: str | None = None
+    card_bytes: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -170,7 +171,7 @@ class Resident:
             if keep is not None and store is not None:
                 with _timed(answer, "keep"):
                     ids = self._close(np.concatenate([prompt.ids, new]), cache)
-                    answer.card = self._keep(ids, cache, store, keep)
+                    self._keep(answer, store, keep, token_ids=ids, cache=cache)
         return answer
 
     def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
@@ -179,8 +180,7 @@ class Resident:
         require_length(self.model, len(ids) + 1)
         answer = Answer("", "stop", len(ids), 0)
         with self._turn, _timed(answer, "keep"):
-            card = self._card(store, keep, token_ids=ids)
-            answer.card = store.put(card)
+            self._keep(answer, store, keep, token_ids=ids)
         return answer
 
     def _longest(self, store: Store, ids: TokenIds) -> CacheCard | None:
@@ -261,20 +261,20 @@ class Resident:
             self._forward(rest, cache)
         return ids
 
-    def _keep(self, ids: TokenIds, cache: Cache, store: Store, keep: Keep) -> str:
-        return store.put(self._card(store, keep, token_ids=ids, cache=cache))
-
-    def _card(self, store: Store, keep: Keep, **state: Any) -> CacheCard:
-        return capture(
+    def _keep(self, answer: Answer, store: Store, keep: Keep, **state: Any) -> None:
+        """Capture ``state`` and put it into the store."""
+        grown = getattr(state.get("cache"), "card", None) is not None
+        card = capture(
             self.model,
             self.tokenizer,
-            codec=None if getattr(state.get("cache"), "card", None) is not None else self.codec,
+            codec=None if grown else self.codec,
             budget=keep.budget,
             agent=keep.agent,
             ttl=keep.ttl,
             salt=store.salt,
             **state,
         )
+        answer.card, answer.card_bytes = store.put(card), card.nbytes
 
 
 class _Until(StoppingCriteria):

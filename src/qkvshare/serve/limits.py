@@ -18,7 +18,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Limits:
     """Bytes of a body and of a card, tokens to say, requests that wait, seconds for each part.
 
-    ``seconds`` holds for the body to arrive, and again for an answer once its turn has come.
+    ``context``: tokens that an answer may go on from, those of a card included; None for what the
+    model reads. ``seconds`` holds for the body to arrive, and again for an answer once its turn has come.
     """
 
     body: int = 4 << 20
@@ -26,6 +27,7 @@ class Limits:
     tokens: int = 1024
     waiting: int = 16
     seconds: float = 600.0
+    context: int | None = None
 
 
 class BodyLimit:

@@ -67,6 +67,9 @@ class Metrics:
             "said": answer.new_tokens,
         }.items():
             self.tokens.labels(kind).inc(number)
+        if prompt.card is not None and answer.cached_tokens:
+            self.bytes.labels("injected").inc(prompt.card.nbytes)
+        self.bytes.labels("kept").inc(answer.card_bytes)
         for stage, ms in answer.stages_ms.items():
             self.stages.labels(stage).observe(ms)
 

@@ -133,6 +133,7 @@ class Service:
         )
         keep = Keep(transfer.agent, transfer.budget, transfer.ttl) if transfer.keep else None
         under = store if ask.cache_salt is None else store.under(ask.cache_salt)
+        context = self.limits.context or self.resident.context_tokens
         messages = [turn.plain() for turn in ask.messages]
 
         def hand_on(piece: str) -> None:
@@ -140,6 +141,10 @@ class Service:
 
         def work(cancelled: Callable[[], bool]) -> tuple[Prompt, Answer]:
             prompt = self.resident.prompt(under, messages, transfer.card)
+            if len(prompt.ids) > context:
+                raise PromptError(
+                    f"{len(prompt.ids)} tokens to go on from; at most {context} are allowed here."
+                )
             room = self.resident.context_tokens - len(prompt.ids)
             answer = self.resident.answer(
                 prompt,
