@@ -19,7 +19,7 @@ class Limits:
     """Bytes of a body and of a card, tokens to say, requests that wait, seconds for each part.
 
     ``context``: tokens that an answer may go on from, those of a card included; None for what the
-    model reads. ``seconds`` holds for the body to arrive, and again for an answer once its turn has come.
+    model reads. ``seconds`` holds for the body to arrive, and again for an answer from its turn on.
     """
 
     body: int = 4 << 20

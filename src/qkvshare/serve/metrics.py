@@ -40,7 +40,7 @@ class Metrics:
         )
         self.bytes = Counter(
             "qkvshare_card_bytes",
-            "Bytes of cards put, got, and made by `keep`.",
+            "Bytes of cards put, got, injected and kept.",
             ["way"],
             registry=registry,
         )
