@@ -1,0 +1,9 @@
+"""Agents that hand cards to each other over A2A (a2a-sdk 1.x); see docs/a2a.md."""
+
+from .agent import Agent
+from .app import app
+from .client import Taken, ask, take
+from .extension import MEDIA_TYPE, URI, Receiver
+from .fetch import Fetch
+
+__all__ = ["MEDIA_TYPE", "URI", "Agent", "Fetch", "Receiver", "Taken", "app", "ask", "take"]
