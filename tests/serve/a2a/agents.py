@@ -63,16 +63,21 @@ def user(*parts: Part | str, context_id: str = "") -> Message:
     )
 
 
+def calling(*uris: str) -> ClientCallContext:
+    """With the protocol's version, which the SDK leaves out where it gets its HTTP client."""
+    headers = {VERSION_HEADER: PROTOCOL_VERSION_CURRENT}
+    parameters = ServiceParametersFactory.create_from(headers, [with_a2a_extensions(list(uris))])
+    return ClientCallContext(service_parameters=parameters, timeout=60)
+
+
 async def sdk(
     message: Message, client: httpx.AsyncClient | None = None, url: str = HERE, *uris: str
 ) -> Task:
     """What the SDK's own client gets, with the extensions ``uris`` if any."""
     config = ClientConfig(streaming=False, httpx_client=client)
-    headers = {VERSION_HEADER: PROTOCOL_VERSION_CURRENT}
-    parameters = ServiceParametersFactory.create_from(headers, [with_a2a_extensions(list(uris))])
-    context = ClientCallContext(service_parameters=parameters, timeout=60)
     asked = await create_client(url, client_config=config)
     request = SendMessageRequest(message=message)
+    context = calling(*uris)
     (reply,) = [each async for each in asked.send_message(request, context=context)]
     return reply.task
 
