@@ -56,14 +56,18 @@ def test_the_readme_fits_its_own_commands(smollm2: Any) -> None:
     assert tokens + 100 <= model.config.max_position_embeddings
 
 
-@pytest.mark.parametrize("name", ["chain", "fan_out", "two_processes"])
+@pytest.mark.parametrize("name", ["chain", "fan_out", "two_agents", "two_processes"])
 def test_examples_run(name: str) -> None:
     script = Path(__file__).parents[1] / "examples" / f"{name}.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"chain": "hop 2: writer", "fan_out": "merger: ", "two_processes": "walnut shells"}[
-        name
-    ] in done.stdout
+    expected = {
+        "chain": "hop 2: writer",
+        "fan_out": "merger: ",
+        "two_agents": "walnut shells",
+        "two_processes": "walnut shells",
+    }
+    assert expected[name] in done.stdout
 
 
 @pytest.mark.parametrize("codec", [Packed(), Uniform(4)], ids=lambda at: at.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from a2a.client import ClientConfig, create_client
 from a2a.types.a2a_pb2 import CancelTaskRequest, GetTaskRequest, Part, SendMessageRequest, TaskState
+from google.protobuf.json_format import MessageToDict
 
 from qkvshare.card.errors import AgentError, CardFormatError
 from qkvshare.hf.resident import Answer, Keep, Resident
@@ -76,7 +77,8 @@ def test_a_context_is_a_conversation(
                 answer = task.artifacts[0].parts[0].text
                 assert answer == said(resident, *turns)
                 turns += [answer, *([text] if text else [])]
-                cached = dict(task.artifacts[0].metadata.get(URI, {})).get("cached_tokens", "0")
+                metadata = MessageToDict(task.artifacts[0].metadata)
+                cached = metadata.get(URI, {}).get("cached_tokens", "0")
                 assert (int(cached) > 0) == (bool(uris) and len(turns) > 3)
             other = await sdk(user(ASK, context_id="other"), client)
             assert other.artifacts[0].parts[0].text == said(resident, ASK)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from a2a.types.a2a_pb2 import Artifact, Part, Role, Task, TaskState
 
-from qkvshare import CacheCard, Raw, Signer, capture
+from qkvshare import CacheCard, Raw, capture
+from qkvshare.card import Signer
 from qkvshare.card.errors import (
     AgentError,
     CardDigestError,
