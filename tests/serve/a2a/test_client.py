@@ -196,7 +196,7 @@ def test_a_task_that_is_not_completed_is_an_error(
 def test_who_cannot_use_a_card_is_not_sent_one(
     resident: Resident, store: Store, tmp_path: Path, theirs: CacheCard
 ) -> None:
-    """The other agent has other weights, so it gets the text alone, and says none is missing."""
+    """The other agent has other weights, so it gets the text alone."""
     other, their_store = tiny_resident(seed=1), Store(tmp_path / "other")
 
     async def work() -> Taken:

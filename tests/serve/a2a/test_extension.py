@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from a2a.client.card_resolver import parse_agent_card
 from a2a.extensions.common import find_extension_by_uri
@@ -13,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 
 from qkvshare import Packed, capture
 from qkvshare.card import Adapter, Identity
-from qkvshare.codecs import CODECS
+from qkvshare.codecs import CODECS, Transform
 from qkvshare.profile import Profile
 from qkvshare.serve.a2a import MEDIA_TYPE, URI, Receiver
 from qkvshare.serve.a2a.extension import codecs_of
@@ -37,11 +39,11 @@ def test_what_is_declared_is_what_others_read(adapter: Adapter | None) -> None:
     assert Receiver.declared(sent(receiver.extension())) == receiver
 
 
-def test_an_agent_card_names_uri_model_codecs_and_media_type(tmp_path: object) -> None:
+def test_an_agent_card_names_uri_model_codecs_and_media_type(tmp_path: Path) -> None:
     resident = tiny_resident()
 
     async def card() -> dict[str, object]:
-        async with served(resident, Store(str(tmp_path))) as client:
+        async with served(resident, Store(tmp_path)) as client:
             return dict((await client.get(f"{HERE}/.well-known/agent-card.json")).json())
 
     found = parse_agent_card(run(card()))
@@ -82,13 +84,22 @@ def test_a_codec_that_is_not_here_is_refused_by_name() -> None:
     assert "raw/2" in receiver.refuses(IDENTITY, ["raw/1", "raw/2"])
 
 
-def test_a_codec_with_a_profile_needs_that_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["process", "folder"])
+def test_a_codec_with_a_profile_needs_that_profile(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("qkvshare.profile._known", {})
-    profile = Profile(IDENTITY.weights, {})
-    card = f"transform/1/{profile.digest}"
+    monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path))
+    profile = Profile(IDENTITY.weights, {"one": np.ones(1, np.float32)})
+    card = f"transform/{Transform.version}/{profile.digest}"
     assert card in Receiver.of(IDENTITY).refuses(IDENTITY, [card])
-    profile.keep()
+    if where == "process":
+        profile.keep()
+    else:
+        profile.save(tmp_path / f"{profile.digest}.safetensors")
+        profile.save(tmp_path / "by-another-name.safetensors")
     assert Receiver.of(IDENTITY).refuses(IDENTITY, [card]) == ""
+    assert not [each for each in Receiver.of(IDENTITY).codecs if "another" in each]
     other = msgspec.structs.replace(IDENTITY, weights="v" * 64)
     assert card not in Receiver.of(other).codecs
 

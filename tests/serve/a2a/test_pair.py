@@ -7,6 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from a2a.client import create_client
+from a2a.types.a2a_pb2 import SendMessageRequest, TaskState
 
 from qkvshare.serve.a2a import MEDIA_TYPE, URI, Fetch, ask
 from qkvshare.store import Store
@@ -50,6 +52,18 @@ def test_a_client_without_the_extension_gets_the_text(reader: str) -> None:
     assert [part.text for part in artifact.parts] == [said(tiny_resident(), READ)]
     assert MEDIA_TYPE not in {part.media_type for part in artifact.parts}
     assert not artifact.extensions
+
+
+def test_a_client_as_the_sdk_makes_it_gets_the_text_as_a_stream(reader: str) -> None:
+    async def work() -> list[str]:
+        asked = await create_client(reader)
+        request = SendMessageRequest(message=user(READ))
+        events = [event async for event in asked.send_message(request)]
+        await asked.close()
+        assert events[-1].status_update.status.state == TaskState.TASK_STATE_COMPLETED
+        return [p.text for e in events for p in e.artifact_update.artifact.parts]
+
+    assert run(work()) == [said(tiny_resident(), READ)]
 
 
 def test_an_agent_with_other_weights_gets_the_text_and_the_reason(

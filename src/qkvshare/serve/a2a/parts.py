@@ -26,7 +26,7 @@ class Announced(msgspec.Struct, frozen=True):
     tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     bytes: Annotated[int, Meta(ge=8, le=2**53)]
     identity: Identity
-    codecs: Annotated[list[str], Meta(max_length=10_000)]
+    codecs: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=10_000)]
 
     @classmethod
     def of(cls, card: CacheCard) -> Announced:
