@@ -153,16 +153,39 @@ def test_a_damaged_card_fails_the_task_with_the_reason(
 
 
 @pytest.mark.parametrize("parts", [[], [Part(text=" ")], [Part(raw=b"x")]], ids=str)
-def test_a_message_without_text_is_rejected(
-    resident: Resident, theirs: Store, parts: list[Part]
-) -> None:
+def test_a_message_without_text_fails(resident: Resident, theirs: Store, parts: list[Part]) -> None:
     async def work() -> object:
         async with served(resident, theirs) as client:
             return await sdk(user(*parts, Part(data={"struct_value": {}})), client)
 
     task = run(work())
-    assert task.status.state == TaskState.TASK_STATE_REJECTED
+    assert task.status.state == TaskState.TASK_STATE_FAILED
     assert "no text" in task.status.message.parts[0].text
+
+
+def test_a_message_that_only_repeats_a_card_fails(resident: Resident, theirs: Store) -> None:
+    async def work() -> object:
+        async with served(resident, theirs) as client:
+            first = await sdk(user(READ), client, HERE, URI)
+            return await sdk(user(*first.artifacts[0].parts), client)
+
+    assert "besides" in run(work()).status.message.parts[0].text
+
+
+def test_a_card_of_its_own_that_is_gone_is_taken_from_the_message(
+    resident: Resident, theirs: Store
+) -> None:
+    async def work() -> None:
+        async with served(resident, theirs) as client:
+            first = await sdk(user(READ), client, HERE, URI)
+            (entry,) = theirs.ls()
+            theirs.remove(entry.digest)
+            second = await sdk(user(*first.artifacts[0].parts, ASK), client)
+            said_first = first.artifacts[0].parts[0].text
+            assert second.artifacts[0].parts[0].text == said(resident, READ, said_first, ASK)
+        assert [each.digest for each in theirs.ls()] == [entry.digest]
+
+    run(work())
 
 
 def test_what_the_model_cannot_read_fails_the_task_with_the_reason(

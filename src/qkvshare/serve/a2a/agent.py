@@ -11,10 +11,11 @@ from a2a.server.events import EventQueue
 from a2a.server.tasks import TaskStore, TaskUpdater
 from a2a.types.a2a_pb2 import Part, Task, TaskState, TaskStatus
 
-from ...card.errors import QKVShareError
+from ...card.errors import PromptError, QKVShareError
 from ...hf.resident import Answer, Keep, Prompt, Resident, Sampling
+from ...hf.tokens import Message as Turn
 from ...store import Store
-from .conversation import earlier, resume
+from .conversation import earlier, holds, resume
 from .extension import URI
 from .fetch import Fetch
 from .parts import Announced, answer_parts, card_part, text_of
@@ -78,12 +79,7 @@ class Agent(AgentExecutor):
     async def _answer(
         self, context: RequestContext, updater: TaskUpdater, called_off: Event
     ) -> None:
-        sent = [] if context.message is None else list(context.message.parts)
-        if not text_of(sent).strip():
-            wanted = "the message has no text; expected a text part that says what to do."
-            await updater.reject(updater.new_agent_message([Part(text=wanted)]))
-            return
-        prompt, reason = await self._prompt(context, sent)
+        prompt, reason = await self._prompt(context)
         active = URI in context.requested_extensions
         async with self._turn:
             if called_off.is_set():
@@ -104,24 +100,28 @@ class Agent(AgentExecutor):
         )
         await updater.complete()
 
-    async def _prompt(self, context: RequestContext, sent: list[Part]) -> tuple[Prompt, str]:
+    async def _prompt(self, context: RequestContext) -> tuple[Prompt, str]:
         """What to read, and why a card that came with the message is not used, if it is not."""
-        part, card, reason = card_part(sent), None, ""
+        sent = [] if context.message is None else list(context.message.parts)
+        part, text, reason = card_part(sent), text_of(sent), ""
+        card, turns = None, list[Turn]()
         if part is not None:
-            announced = Announced.read(part)
-            if announced.digest in self.handed_on:
-                card = announced.digest
+            digest = Announced.read(part).digest
+            if digest in self.handed_on and await asyncio.to_thread(holds, self.store, digest):
+                card = digest
             else:
                 card, reason = await receive(sent, self.resident, self.store, self.fetch)
             if card is not None:
-                content = text_of(sent, besides=announced.digest)
-                turns = [{"role": "user", "content": content}]
-                return await asyncio.to_thread(
-                    self.resident.prompt, self.store, turns, card
-                ), reason
-        tasks = await earlier(self.tasks, str(context.context_id), context.call_context)
-        card, turns = await asyncio.to_thread(resume, tasks, self.store)
-        turns = [*turns, {"role": "user", "content": text_of(sent)}]
+                text = text_of(sent, besides=digest)
+        if not text.strip():
+            raise PromptError(
+                "the message has no text to answer; expected a text part that says what to do, "
+                "besides one that only repeats a card."
+            )
+        if card is None:
+            tasks = await earlier(self.tasks, str(context.context_id), context.call_context)
+            card, turns = await asyncio.to_thread(resume, tasks, self.store)
+        turns = [*turns, {"role": "user", "content": text}]
         return await asyncio.to_thread(self.resident.prompt, self.store, turns, card), reason
 
     def _say(self, prompt: Prompt, active: bool, called_off: Event) -> tuple[Answer, list[Part]]:

@@ -28,17 +28,20 @@ def resume(tasks: list[Task], store: Store) -> tuple[str | None, list[Turn]]:
     for task in tasks:
         parts = [part for artifact in task.artifacts for part in artifact.parts]
         part = card_part(parts)
-        if part is not None:
-            digest = Announced.read(part).digest
-            try:
-                store.get(digest)
-            except CardNotFoundError:  # its text goes on
-                pass
-            else:
-                return digest, turns
+        if part is not None and holds(store, digest := Announced.read(part).digest):
+            return digest, turns
         asked = "\n".join(text_of(message.parts) for message in task.history)
         turns[:0] = [
             {"role": "user", "content": asked},
             {"role": "assistant", "content": text_of(parts)},
         ]
     return None, turns
+
+
+def holds(store: Store, digest: str) -> bool:
+    """Whether the card is still in ``store``."""
+    try:
+        store.get(digest)
+    except CardNotFoundError:
+        return False
+    return True
