@@ -83,7 +83,8 @@ async def sdk(
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
+    """To its end, or an error where it hangs."""
+    return asyncio.run(asyncio.wait_for(work, 300))
 
 
 @contextmanager
