@@ -65,6 +65,19 @@ def test_a_client_with_the_extension_gets_a_small_card_at_once(
     assert theirs.get(theirs.latest("reader")).manifest.expires is not None
 
 
+def test_other_cards_of_its_store_are_not_served(resident: Resident, theirs: Store) -> None:
+    async def work() -> None:
+        kept = resident.read("A secret.", theirs, Keep())
+        async with served(resident, theirs) as client:
+            first = await sdk(user(READ), client, HERE, URI)
+            (other,) = {entry.digest for entry in theirs.ls()} - {kept.card}
+            assert (await client.get(f"{HERE}/cards/{kept.card}")).status_code == 404
+            answer = await client.get(f"{HERE}/cards/{other}")
+            assert answer.content == first.artifacts[0].parts[1].raw
+
+    run(work())
+
+
 @pytest.mark.parametrize("uris", [(), (URI,)], ids=["text", "cards"])
 def test_a_context_is_a_conversation(
     resident: Resident, theirs: Store, uris: tuple[str, ...]
