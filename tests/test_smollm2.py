@@ -60,6 +60,7 @@ _SAID = {
     "chain": "hop 2: writer",
     "fan_out": "merger: ",
     "mcp_pair": "walnut",
+    "two_agents": "walnut shells",
     "two_processes": "walnut shells",
 }
 

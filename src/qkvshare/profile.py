@@ -19,6 +19,7 @@ from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .card.digest import is_digest
 from .card.errors import ProfileError
 
 _FORMAT = "qkvshare-profile-1"
@@ -118,6 +119,13 @@ class Profile:
             if _weights(path) == weights and (found := cls.find(path.stem)).has_basis:
                 return found
         return None
+
+    @classmethod
+    def usable(cls, weights: str) -> list[str]:
+        """Digests of all that `find` finds, learned with ``weights``."""
+        known = [digest for digest, each in _known.items() if each.weights == weights]
+        files = [path for path in profiles().glob("*.safetensors") if is_digest(path.stem)]
+        return sorted({*known, *(path.stem for path in files if _weights(path) == weights)})
 
 
 _known: dict[str, Profile] = {}

@@ -54,6 +54,10 @@ class CardThinError(CardError):
     """The card names segments whose bytes it does not hold, and nobody else has them here."""
 
 
+class CardFetchError(CardError):
+    """The card could not be had from where another agent says it is."""
+
+
 class CardWriteError(QKVShareError):
     """The card could not be written; nothing was left behind under its name."""
 
@@ -112,3 +116,7 @@ class BusyError(QKVShareError):
 
 class OverdueError(QKVShareError):
     """A request took longer than one may."""
+
+
+class AgentError(QKVShareError):
+    """Another agent did not do what was asked: its task failed, was refused or called off."""

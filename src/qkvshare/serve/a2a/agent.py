@@ -1,0 +1,140 @@
+"""The agent: answers with the resident model, and keeps the conversation as a card."""
+
+from __future__ import annotations
+
+import asyncio
+from threading import Event
+from typing import Any
+
+from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.events import EventQueue
+from a2a.server.tasks import TaskStore, TaskUpdater
+from a2a.types.a2a_pb2 import Part, Task, TaskState, TaskStatus
+
+from ...card.errors import PromptError, QKVShareError
+from ...hf.resident import Answer, Keep, Prompt, Resident, Sampling
+from ...hf.tokens import Message as Turn
+from ...store import Store
+from .conversation import earlier, holds, resume
+from .extension import URI
+from .fetch import Fetch
+from .parts import Announced, answer_parts, card_part, text_of
+from .receive import receive
+
+
+class Agent(AgentExecutor):
+    """Answers messages, one at a time, in a thread.
+
+    Attributes:
+        handed_on: digests of the cards that answers carried, since it was started.
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        store: Store,
+        tasks: TaskStore,
+        *,
+        base_url: str,
+        sampling: Sampling,
+        keep: Keep,
+        inline: int,
+        fetch: Fetch,
+    ) -> None:
+        """See `app`; ``tasks``: where finished tasks are, for conversations of several turns."""
+        self.resident, self.store, self.tasks = resident, store, tasks
+        self.base_url, self.sampling, self.keep = base_url, sampling, keep
+        self.inline, self.fetch = inline, fetch
+        self.handed_on = set[str]()
+        self._running = dict[str, Event]()
+        self._turn = asyncio.Lock()  # so that those who wait take no thread
+
+    async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """Answer a message; a task that cannot be answered fails with the reason."""
+        updater = TaskUpdater(event_queue, str(context.task_id), str(context.context_id))
+        if context.current_task is None:
+            status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+            history = [] if context.message is None else [context.message]
+            task = Task(
+                id=updater.task_id, context_id=updater.context_id, status=status, history=history
+            )
+            await event_queue.enqueue_event(task)
+        called_off = self._running[updater.task_id] = Event()
+        try:
+            await updater.start_work()
+            await self._answer(context, updater, called_off)
+        except QKVShareError as error:
+            await updater.failed(updater.new_agent_message([Part(text=str(error))]))
+        finally:
+            called_off.set()  # the thread may still be at it
+            del self._running[updater.task_id]
+
+    async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """Call off a task; nothing of it is kept."""
+        updater = TaskUpdater(event_queue, str(context.task_id), str(context.context_id))
+        if (called_off := self._running.get(updater.task_id)) is not None:
+            called_off.set()
+        await updater.cancel()
+
+    async def _answer(
+        self, context: RequestContext, updater: TaskUpdater, called_off: Event
+    ) -> None:
+        prompt, reason = await self._prompt(context)
+        active = URI in context.requested_extensions
+        async with self._turn:
+            if called_off.is_set():
+                return
+            answer, parts = await asyncio.to_thread(self._say, prompt, active, called_off)
+        if answer.finish == "cancelled":
+            return
+        metadata: dict[str, Any] = {}
+        if active or reason:
+            said = {"cached_tokens": str(answer.cached_tokens), "reason": reason}
+            metadata = {URI: {name: value for name, value in said.items() if value}}
+        await updater.add_artifact(
+            parts,
+            name="answer",
+            metadata=metadata,
+            last_chunk=True,
+            extensions=[URI] if active else [],
+        )
+        await updater.complete()
+
+    async def _prompt(self, context: RequestContext) -> tuple[Prompt, str]:
+        """What to read, and why a card that came with the message is not used, if it is not."""
+        sent = [] if context.message is None else list(context.message.parts)
+        part, text, reason = card_part(sent), text_of(sent), ""
+        card, turns = None, list[Turn]()
+        if part is not None:
+            digest = Announced.read(part).digest
+            if digest in self.handed_on and await asyncio.to_thread(holds, self.store, digest):
+                card = digest
+            else:
+                card, reason = await receive(sent, self.resident, self.store, self.fetch)
+            if card is not None:
+                text = text_of(sent, besides=digest)
+        if not text.strip():
+            raise PromptError(
+                "the message has no text to answer; expected a text part that says what to do, "
+                "besides one that only repeats a card."
+            )
+        if card is None:
+            tasks = await earlier(self.tasks, str(context.context_id), context.call_context)
+            card, turns = await asyncio.to_thread(resume, tasks, self.store)
+        turns = [*turns, {"role": "user", "content": text}]
+        return await asyncio.to_thread(self.resident.prompt, self.store, turns, card), reason
+
+    def _say(self, prompt: Prompt, active: bool, called_off: Event) -> tuple[Answer, list[Part]]:
+        """In a thread: the answer, and the parts of its artifact."""
+        answer = self.resident.answer(
+            prompt,
+            self.sampling,
+            store=self.store,
+            keep=self.keep if active else None,
+            cancelled=called_off.is_set,
+        )
+        card = None
+        if answer.card is not None:
+            card = self.store.get(answer.card)
+            self.handed_on.add(answer.card)
+        return answer, answer_parts(answer.text, card, self.base_url, self.inline)

@@ -1,0 +1,180 @@
+"""Ask another agent, and go on from its answer: from the card if it fits, else from the text."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import httpx
+from a2a.client import A2ACardResolver, ClientConfig, ClientFactory
+from a2a.client.client import ClientCallContext
+from a2a.client.service_parameters import ServiceParametersFactory, with_a2a_extensions
+from a2a.types.a2a_pb2 import (
+    AgentCard,
+    Artifact,
+    Message,
+    Part,
+    Role,
+    SendMessageRequest,
+    Task,
+    TaskState,
+)
+from a2a.utils.constants import PROTOCOL_VERSION_CURRENT, VERSION_HEADER
+from a2a.utils.errors import A2AError
+
+from ...card.errors import AgentError
+from ...card.passing import MEDIA_TYPE
+from ...hf.resident import Prompt, Resident
+from ...hf.tokens import Message as Turn
+from ...store import Store
+from .extension import URI, Receiver
+from .fetch import Fetch
+from .parts import Announced, card_part, text_of
+from .receive import receive
+
+_NOT_DECLARED = f"the agent does not declare the extension {URI}."
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A task of another agent, taken over.
+
+    Attributes:
+        task: as it came.
+        text: the answer.
+        turns: what the task says in text, as chat messages.
+        card: digest of the card in the receiver's store; None where the text is used.
+        reason: why it is; empty with a card.
+    """
+
+    task: Task
+    text: str
+    turns: list[Turn]
+    card: str | None
+    reason: str
+
+    def prompt(self, resident: Resident, store: Store, text: str) -> Prompt:
+        """For ``resident.answer``: all of it, then ``text``. Raises as ``resident.prompt``."""
+        after: list[Turn] = [{"role": "user", "content": text}]
+        if self.card is None:
+            return resident.prompt(store, [*self.turns, *after])
+        return resident.prompt(store, after, self.card)
+
+
+async def ask(
+    url: str,
+    text: str,
+    *,
+    resident: Resident,
+    store: Store,
+    given: Iterable[Part] = (),
+    context_id: str = "",
+    fetch: Fetch | None = None,
+    client: httpx.AsyncClient | None = None,
+) -> Taken:
+    """Ask the agent at ``url``, and take its answer's card into ``store`` if both models are one.
+
+    Args:
+        url: where the agent's card is, below ``/.well-known``.
+        text: the question.
+        resident: the model that is to go on.
+        store: where it has its cards.
+        given: parts of an earlier answer, of this agent or another one, to go on from; its card
+            is sent on only where the agent can use it.
+        context_id: ``taken.task.context_id``, to go on with a conversation.
+        fetch: what else cards may be fetched from, and how large they may be.
+        client: for another transport, credentials (cards are fetched with them, too), time limits;
+            by default an answer may take as long as it does.
+
+    Raises `AgentError` and what `take` raises.
+    """
+    slow = httpx.Timeout(30.0, read=None)
+    async with nullcontext(client) if client else httpx.AsyncClient(timeout=slow) as http:
+        try:
+            agent = await A2ACardResolver(http, url).get_agent_card()
+            theirs = Receiver.declared(agent)
+            # Who could not use a card does not ask for one.
+            refused = _NOT_DECLARED if theirs is None else theirs.refuses(resident.identity, ())
+            message = Message(
+                message_id=str(uuid.uuid4()),
+                role=Role.ROLE_USER,
+                parts=[*_sendable(theirs, list(given)), Part(text=text)],
+                context_id=context_id,
+                extensions=[] if refused else [URI],
+            )
+            task = await _send(agent, message, http)
+        except (A2AError, httpx.HTTPError) as error:
+            raise AgentError(f"the agent at {url} cannot be asked: {error}") from error
+        fetch = fetch or Fetch()
+        near = replace(fetch, origins=(*fetch.origins, url))
+        taken = await take(task, resident, store, fetch=near, client=http)
+    return replace(taken, reason=refused) if taken.card is None and refused else taken
+
+
+async def take(
+    task: Task,
+    resident: Resident,
+    store: Store,
+    *,
+    fetch: Fetch,
+    client: httpx.AsyncClient | None = None,
+) -> Taken:
+    """Go on from a finished task: put its card into ``store``, or say why its text is used.
+
+    ``fetch`` says where cards may come from: name the agent's own origin. Raises `AgentError` for
+    a task that has no answer, and what `receive` raises: a card that is damaged, or not the one
+    that was announced, is never silently replaced by the text (``take`` the task again without
+    its card part for that).
+    """
+    if task.status.state != TaskState.TASK_STATE_COMPLETED:
+        state = TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
+        said = text_of(task.status.message.parts)
+        raise AgentError(
+            f"the agent's task {task.id} is {state}{': ' + said if said else ''}. "
+            "Expected a completed one."
+        )
+    parts = [part for artifact in task.artifacts for part in artifact.parts]
+    turns = [_turn(message) for message in task.history]
+    answer = text_of(parts)
+    digest, reason = await receive(parts, resident, store, fetch, client)
+    turns.append({"role": "assistant", "content": answer})
+    return Taken(task, answer, turns, digest, reason)
+
+
+async def _send(agent: AgentCard, message: Message, client: httpx.AsyncClient) -> Task:
+    """Send the message and wait for the finished task."""
+    context = ClientCallContext(
+        service_parameters=ServiceParametersFactory.create_from(
+            {VERSION_HEADER: PROTOCOL_VERSION_CURRENT},
+            [with_a2a_extensions(list(message.extensions))],
+        )
+    )
+    asked = ClientFactory(ClientConfig(streaming=False, httpx_client=client)).create(agent)
+    request = SendMessageRequest(message=message)
+    (reply,) = [each async for each in asked.send_message(request, context=context)]
+    if reply.HasField("message"):  # an agent that keeps no tasks
+        task = Task(artifacts=[Artifact(parts=reply.message.parts)])
+        task.status.state = TaskState.TASK_STATE_COMPLETED
+    else:
+        task = reply.task
+    if not task.history:
+        task.history.append(message)
+    return task
+
+
+def _sendable(agent: Receiver | None, parts: list[Part]) -> list[Part]:
+    """``parts`` without a card that the agent could not use."""
+    found = card_part(parts)
+    if found is None:
+        return parts
+    announced = Announced.read(found)
+    if agent is not None and not agent.refuses(announced.identity, announced.codecs):
+        return parts
+    return [part for part in parts if part.media_type != MEDIA_TYPE]
+
+
+def _turn(message: Message) -> Turn:
+    role = "user" if message.role == Role.ROLE_USER else "assistant"
+    return {"role": role, "content": text_of(message.parts)}

@@ -1,0 +1,89 @@
+"""The A2A extension: what an agent says of itself, and who can go on from whose card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any
+
+import msgspec
+from a2a.extensions.common import find_extension_by_uri
+from a2a.types.a2a_pb2 import AgentCard, AgentExtension
+from google.protobuf.json_format import MessageToDict
+
+from ...card import Identity, Manifest
+from ...card.errors import IdentityError
+from ...card.passing import MEDIA_TYPE
+from ...codecs import CODECS, find_codec
+from ...profile import Profile
+
+URI = "urn:qkvshare:a2a-extension:cachecard:v1"
+
+
+class Receiver(msgspec.Struct, frozen=True):
+    """Who may go on from a card: the model in memory, and the codecs that can be decoded here.
+
+    Attributes:
+        identity: of the model and its tokenizer.
+        codecs: ``name/version``, or ``name/version/profile`` for each profile at hand.
+    """
+
+    identity: Identity
+    codecs: list[str]
+
+    @classmethod
+    def of(cls, identity: Identity) -> Receiver:
+        """This installation, with a model of this identity in memory."""
+        names = {*CODECS, *(point.name for point in entry_points(group="qkvshare.codecs"))}
+        profiles, found = Profile.usable(identity.weights), list[str]()
+        for name in sorted(names):
+            kind = find_codec(name)
+            label = f"{name}/{kind.version}"
+            profiled = "profile" in {field.name for field in fields(kind)}  # type: ignore[arg-type]
+            found += [f"{label}/{digest}" for digest in profiles] if profiled else [label]
+        return cls(identity, found)
+
+    @classmethod
+    def declared(cls, card: AgentCard) -> Receiver | None:
+        """What another agent's card declares; None where nothing, or nothing that can be read."""
+        extension = find_extension_by_uri(card, URI)
+        if extension is None:
+            return None
+        try:
+            return msgspec.convert(MessageToDict(extension.params), cls)
+        except msgspec.ValidationError:
+            return None
+
+    def extension(self) -> AgentExtension:
+        """For the agent card."""
+        params: dict[str, Any] = {**msgspec.to_builtins(self), "media_type": MEDIA_TYPE}
+        return AgentExtension(
+            uri=URI,
+            description="Answers carry the KV cache of the conversation as a CacheCard.",
+            required=False,
+            params=params,
+        )
+
+    def refuses(self, identity: Identity, codecs: Iterable[str]) -> str:
+        """Why a card of ``identity``, written by ``codecs``, cannot be used; empty if it can."""
+        try:
+            identity.require(self.identity)
+        except IdentityError as error:
+            return str(error)
+        lacking = sorted(set(codecs) - set(self.codecs))
+        if lacking:
+            return (
+                f"the card was written by {', '.join(lacking[:8])}, the receiver decodes "
+                f"{', '.join(self.codecs)}. Use a codec of these, or copy the profile."
+            )
+        return ""
+
+
+def codecs_of(manifest: Manifest) -> list[str]:
+    """The codecs that a receiver of the card needs, written as in `Receiver`."""
+    found = set[str]()
+    for codec in (run.codec for run in manifest.runs):
+        label = f"{codec.name}/{codec.version}"
+        found.add(label if codec.profile is None else f"{label}/{codec.profile}")
+    return sorted(found)

@@ -1,0 +1,100 @@
+"""An answer as the parts of an artifact: always text, and the card beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import msgspec
+from a2a.types.a2a_pb2 import Part
+from google.protobuf.json_format import MessageToDict
+from msgspec import Meta
+
+from ...card import CacheCard, Identity
+from ...card.errors import CardFormatError
+from ...card.manifest import Digest
+from ...card.passing import MEDIA_TYPE
+from .extension import URI, codecs_of
+
+
+class Announced(msgspec.Struct, frozen=True):
+    """What a card part says of its card, in its metadata under the extension's URI.
+
+    Numbers travel as text there, since A2A makes floats of them.
+    """
+
+    digest: Digest
+    tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    bytes: Annotated[int, Meta(ge=8, le=2**53)]
+    identity: Identity
+    codecs: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=10_000)]
+
+    @classmethod
+    def of(cls, card: CacheCard) -> Announced:
+        """What is to be said of ``card``."""
+        manifest = card.manifest
+        return cls(card.digest, card.tokens, card.nbytes, manifest.identity, codecs_of(manifest))
+
+    @classmethod
+    def read(cls, part: Part) -> Announced:
+        """What ``part`` says. Raises `CardFormatError`."""
+        try:
+            return msgspec.convert(_metadata(part), cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise CardFormatError(
+                f"the card part's metadata under {URI} is not valid: {error}. "
+                "Expected digest, tokens, bytes, identity and codecs, as in docs/a2a.md."
+            ) from error
+
+    def metadata(self) -> dict[str, Any]:
+        """For the part."""
+        said = msgspec.to_builtins(self)
+        return {URI: {**said, "tokens": str(self.tokens), "bytes": str(self.bytes)}}
+
+
+def answer_parts(text: str, card: CacheCard | None, base_url: str, inline: int) -> list[Part]:
+    """The parts of an artifact.
+
+    The card comes as bytes if it has no more than ``inline``, else as the address that it is
+    served at below ``base_url``. Raises `CardDigestError`.
+    """
+    if card is None:
+        return [Part(text=text, media_type="text/plain")]
+    announced = Announced.of(card)
+    described: dict[str, Any] = {
+        "media_type": MEDIA_TYPE,
+        "filename": f"{card.digest[:12]}.card",
+        "metadata": announced.metadata(),
+    }
+    return [
+        Part(text=text, media_type="text/plain", metadata={URI: {"instead_of": card.digest}}),
+        Part(raw=card.to_bytes(), **described)
+        if announced.bytes <= inline
+        else Part(url=f"{base_url}/cards/{card.digest}", **described),
+    ]
+
+
+def card_part(parts: Iterable[Part]) -> Part | None:
+    """The one that is a card, if any. Raises `CardFormatError` where there are several."""
+    found = [part for part in parts if part.media_type == MEDIA_TYPE]
+    if len(found) > 1:
+        raise CardFormatError(
+            f"there are {len(found)} cards in one message or task; expected one, since a model "
+            "goes on from a single conversation. Send the one to go on from."
+        )
+    return found[0] if found else None
+
+
+def text_of(parts: Iterable[Part], besides: str | None = None) -> str:
+    """All text, a part a line; without what only repeats the card ``besides``, a digest."""
+    return "\n".join(
+        part.text
+        for part in parts
+        if part.HasField("text")
+        and (besides is None or _metadata(part).get("instead_of") != besides)
+    )
+
+
+def _metadata(part: Part) -> dict[str, Any]:
+    found = MessageToDict(part.metadata).get(URI)
+    return found if isinstance(found, dict) else {}

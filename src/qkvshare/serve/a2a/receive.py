@@ -1,0 +1,90 @@
+"""From a card part to a card in the receiver's own store, or to the reason why not."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+
+import httpx
+from a2a.types.a2a_pb2 import Part
+
+from ...card import CacheCard
+from ...card.errors import (
+    CardDigestError,
+    CardFormatError,
+    CardSignatureError,
+    CardThinError,
+)
+from ...hf.resident import Resident
+from ...store import Store
+from .extension import Receiver
+from .fetch import Fetch
+from .parts import Announced, card_part
+
+
+async def receive(
+    parts: Iterable[Part],
+    resident: Resident,
+    store: Store,
+    fetch: Fetch,
+    client: httpx.AsyncClient | None = None,
+) -> tuple[str | None, str]:
+    """The digest of the card of ``parts``, which is in ``store`` then, or the reason to use text.
+
+    What is known before a byte is fetched is a reason: no card, another model, a codec that is not
+    here, an origin or a size that `Fetch` does not allow. What goes wrong after that is an error,
+    since the text in its place would hide it. Raises the `CardError` family, `IdentityError`,
+    `StoreError`.
+    """
+    part = card_part(parts)
+    if part is None:
+        return None, "there is no card beside the text."
+    announced = Announced.read(part)
+    here = await asyncio.to_thread(Receiver.of, resident.identity)
+    reason = here.refuses(announced.identity, announced.codecs)
+    reason = reason or fetch.refuses(part.url, announced.bytes)
+    if reason:
+        return None, reason
+    with tempfile.TemporaryDirectory(prefix="qkvshare-") as folder:
+        path = Path(folder) / "card"
+        if part.HasField("url"):
+            async with nullcontext(client) if client else httpx.AsyncClient() as http:
+                await fetch.write(path, part.url, announced.bytes, http)
+        elif len(part.raw) != announced.bytes:
+            raise CardFormatError(
+                f"the card part has {len(part.raw):,} bytes; {announced.bytes:,} were announced. "
+                "It was cut short or changed; ask its agent again."
+            )
+        else:
+            path.write_bytes(part.raw)
+        digest = await asyncio.to_thread(_keep, path, announced, resident, store, fetch)
+    return digest, ""
+
+
+def _keep(path: Path, announced: Announced, resident: Resident, store: Store, fetch: Fetch) -> str:
+    """Put the card in the file into the store; returns its digest there."""
+    card = CacheCard.load(path, trust=fetch.trust)
+    if card.digest != announced.digest:
+        raise CardDigestError(
+            f"the card that came is {card.digest[:12]}…, announced was "
+            f"{announced.digest[:12]}…. Ask its agent again."
+        )
+    if card.thin:
+        raise CardThinError(
+            f"the card lacks the bytes of its first {card.thin} segments; an agent hands on whole "
+            "cards. Ask for one."
+        )
+    card.require_fresh()
+    card.manifest.identity.require(resident.identity)
+    if card.manifest.salt != store.salt:
+        if card.signature is not None:
+            raise CardSignatureError(
+                "the card is signed, and its digests have another salt than this store: with the "
+                "store's they would be others than those that were signed. Receive it into a "
+                f"store {'with its salt' if card.manifest.salt else 'without a salt'}."
+            )
+        card = card.salted(store.salt)
+    return store.put(card)
