@@ -19,8 +19,9 @@ from pathlib import Path
 
 import uvicorn
 
+from qkvshare.hf.answers import Sampling
 from qkvshare.hf.load import load_model
-from qkvshare.hf.resident import Resident, Sampling
+from qkvshare.hf.resident import Resident
 from qkvshare.serve.a2a import app, ask
 from qkvshare.store import Store
 

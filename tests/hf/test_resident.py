@@ -11,8 +11,9 @@ import torch
 
 from qkvshare import CacheCard, Raw, capture
 from qkvshare.card.errors import CardNotFoundError, IdentityError, PromptError
+from qkvshare.hf.answers import Keep, Prompt, Sampling
 from qkvshare.hf.chat import Chat
-from qkvshare.hf.resident import Keep, Prompt, Resident, Sampling
+from qkvshare.hf.resident import Resident
 from qkvshare.hf.saying import Saying
 from qkvshare.store import Store
 

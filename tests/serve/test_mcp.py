@@ -21,8 +21,9 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CallToolResult, ResourceLink
 
 from qkvshare import CacheCard, capture
+from qkvshare.hf.answers import Keep, Sampling
 from qkvshare.hf.load import load_model
-from qkvshare.hf.resident import Keep, Resident, Sampling
+from qkvshare.hf.resident import Resident
 from qkvshare.serve.mcp import MEDIA_TYPE, server
 from qkvshare.store import Store
 

@@ -25,7 +25,8 @@ from ..card import CacheCard
 from ..card.digest import is_digest
 from ..card.errors import CardNotFoundError, QKVShareError
 from ..card.passing import MEDIA_TYPE, Passing
-from ..hf.resident import Answer, Keep, Resident, Sampling
+from ..hf.answers import Answer, Keep, Sampling
+from ..hf.resident import Resident
 from ..store import Entry, Store
 from .mcp_calls import cancelled, reporting, told
 

@@ -15,7 +15,8 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from ..card.errors import OverdueError, PromptError
-from ..hf.resident import Answer, Keep, Prompt, Resident, Sampling
+from ..hf.answers import Answer, Keep, Prompt, Sampling
+from ..hf.resident import Resident
 from ..store import Store
 from .access import METRICS, Access, Stores
 from .limits import Limits

@@ -24,7 +24,8 @@ from a2a.types.a2a_pb2 import Message, Part, Role, SendMessageRequest, Task
 from a2a.utils.constants import PROTOCOL_VERSION_CURRENT, VERSION_HEADER
 
 from qkvshare import Raw
-from qkvshare.hf.resident import Keep, Resident, Sampling
+from qkvshare.hf.answers import Keep, Sampling
+from qkvshare.hf.resident import Resident
 from qkvshare.serve.a2a import app
 from qkvshare.store import Store
 

@@ -11,7 +11,8 @@ from a2a.types.a2a_pb2 import CancelTaskRequest, GetTaskRequest, Part, SendMessa
 from google.protobuf.json_format import MessageToDict
 
 from qkvshare.card.errors import AgentError, CardFormatError
-from qkvshare.hf.resident import Answer, Keep, Resident
+from qkvshare.hf.answers import Answer, Keep
+from qkvshare.hf.resident import Resident
 from qkvshare.serve.a2a import MEDIA_TYPE, URI, Fetch, Taken, ask
 from qkvshare.store import Store
 

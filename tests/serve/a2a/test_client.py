@@ -20,7 +20,8 @@ from qkvshare.card.errors import (
     CardThinError,
     IdentityError,
 )
-from qkvshare.hf.resident import Keep, Resident
+from qkvshare.hf.answers import Keep
+from qkvshare.hf.resident import Resident
 from qkvshare.serve.a2a import URI, Fetch, Taken, ask, take
 from qkvshare.serve.a2a.parts import Announced, answer_parts
 from qkvshare.store import Store

@@ -12,7 +12,8 @@ from a2a.server.tasks import TaskStore, TaskUpdater
 from a2a.types.a2a_pb2 import Part, Task, TaskState, TaskStatus
 
 from ...card.errors import PromptError, QKVShareError
-from ...hf.resident import Answer, Keep, Prompt, Resident, Sampling
+from ...hf.answers import Answer, Keep, Prompt, Sampling
+from ...hf.resident import Resident
 from ...hf.tokens import Message as Turn
 from ...store import Store
 from .conversation import earlier, holds, resume

@@ -20,7 +20,8 @@ from starlette.routing import Route
 
 from ...card.errors import CardNotFoundError
 from ...card.passing import MEDIA_TYPE, Passing
-from ...hf.resident import Keep, Resident, Sampling
+from ...hf.answers import Keep, Sampling
+from ...hf.resident import Resident
 from ...store import Store
 from .agent import Agent
 from .extension import Receiver

@@ -26,7 +26,8 @@ from a2a.utils.errors import A2AError
 
 from ...card.errors import AgentError
 from ...card.passing import MEDIA_TYPE
-from ...hf.resident import Prompt, Resident
+from ...hf.answers import Prompt
+from ...hf.resident import Resident
 from ...hf.tokens import Message as Turn
 from ...store import Store
 from .extension import URI, Receiver
