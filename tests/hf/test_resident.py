@@ -211,6 +211,19 @@ def test_stop_strings_end_the_text_and_are_not_in_it(stop: tuple[str, ...], expe
     assert saying.stopped == (expected != "one two three")
 
 
+def test_templates_may_drop_what_earlier_turns_thought() -> None:
+    """As Qwen3's: the last answer is rendered with its thoughts, earlier ones without."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{% if loop.last and m['role'] == 'assistant' %}"
+        "<think></think>{% endif %}{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = Chat(tokenizer)
+    assert tokenizer.decode(chat.following(ASK)) == "[user]When?\n[assistant]"
+    assert tokenizer.decode(chat.closing) == "\n"
+
+
 def test_templates_that_cannot_be_continued_say_so() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (

@@ -36,6 +36,14 @@ DOCUMENTS = [f"Note {n}: the tide is high at {n} and low at {n + 6}. " * 6 for n
 QUESTIONS = [f"What is note {n} about?" for n in range(4)]
 
 
+def wait_for(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address of a server, once it says that it listens."""
+    while not (found := re.search(r"running on (http://127.0.0.1:\d+)", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    return found[1]
+
+
 @contextmanager
 def server(folder: Path, resident: Resident, limit: str) -> Iterator[tuple[str, int]]:
     """``qkvshare serve`` on a free port; gives address and process id."""
@@ -52,10 +60,7 @@ def server(folder: Path, resident: Resident, limit: str) -> Iterator[tuple[str, 
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
     try:
-        while not (found := re.search(r"http://127.0.0.1:\d+", (folder / "log").read_text())):
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield found[0], process.pid
+        yield wait_for(process, folder / "log"), process.pid
     finally:
         process.terminate()
         process.wait(30)

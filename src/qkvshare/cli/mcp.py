@@ -44,10 +44,13 @@ def mcp(
             if error.name not in ("anyio", "mcp"):
                 raise
             raise ServeError("this server needs its extra: pip install 'qkvshare[mcp]'") from error
+        from ..hf.attention import NAME
         from ..hf.load import load_model
         from ..hf.resident import Resident
 
-        resident = Resident(*load_model(model))
+        loaded, tokenizer = load_model(model)
+        loaded.set_attn_implementation(NAME)  # sooner from a long context
+        resident = Resident(loaded, tokenizer)
     if place is None:
         server(resident, store, link=link, big=most).run()
         return

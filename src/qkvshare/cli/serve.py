@@ -71,12 +71,14 @@ def serve(
     stores.all()
     with progress.status("loading the model …"):
         from ..codecs import default_codec, make_codec
+        from ..hf.attention import NAME
         from ..hf.load import load_model
         from ..hf.resident import Resident
         from ..profile import Profile
 
         learned = None if profile is None else Profile.load(profile)
         loaded, tokenizer = load_model(model)
+        loaded.set_attn_implementation(NAME)  # sooner from a long context
         resident = Resident(loaded, tokenizer)
         if codec is None:
             resident.codec = default_codec(resident.identity.weights, learned)

@@ -37,22 +37,24 @@ class Chat:
 
     def following(self, messages: Sequence[Message]) -> TokenIds:
         """Ids of turns that come after others. Raises `PromptError`."""
-        before, text = self._before, self._render([*_BEFORE, *messages], asks=True)
-        if not text.startswith(before):
+        # Some templates render earlier turns otherwise once others follow (Qwen3 drops what was
+        # thought). The card has them as they were; only what comes after them is asked for here.
+        _, last, rest = self._render([*_BEFORE, *messages], asks=True).partition(_LAST)
+        if not last or not rest.startswith(self._closing):
             raise PromptError(
-                "the tokenizer's chat template renders earlier turns anew when later ones follow, "
-                "so nothing can follow a card. Send the whole conversation."
+                "the tokenizer's chat template does not write turns one after the other, so "
+                "nothing can follow a card. Send the whole conversation."
             )
-        return self._ids(text[len(before) :])
+        return self._ids(rest[len(self._closing) :])
 
     @cached_property
     def closing(self) -> TokenIds:
         """Ids that end the assistant's turn."""
-        return self._ids(self._before.rpartition(_LAST)[2])
+        return self._ids(self._closing)
 
     @cached_property
-    def _before(self) -> str:
-        return self._render(_BEFORE, asks=False)
+    def _closing(self) -> str:
+        return self._render(_BEFORE, asks=False).partition(_LAST)[2]
 
     def _render(self, messages: Sequence[Message], asks: bool) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:

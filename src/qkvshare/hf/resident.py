@@ -153,13 +153,14 @@ class Resident:
         return cache
 
     def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> Tensor | None:
-        """Read all ``ids`` but the last, which is returned, ``[1, 1]``; None if called off."""
+        """Read ``ids`` piece by piece but for the last one, ``[1, piece]``; None if called off."""
         new = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
-        for start in range(0, len(ids) - 1, _PIECE):
+        *pieces, last = new.split(_PIECE, dim=1)  # type: ignore[no-untyped-call]
+        for piece in pieces:
             if cancelled():
                 return None
-            self._forward(new[:, start : min(start + _PIECE, len(ids) - 1)], cache)
-        return None if cancelled() else new[:, -1:]
+            self._forward(piece, cache)
+        return None if cancelled() else last
 
     def _forward(self, ids: Tensor, cache: Cache) -> None:
         self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -194,7 +195,7 @@ class Resident:
             stopping_criteria=[_Until(lambda: saying.stopped or cancelled())],
             **chosen,
         )
-        said: TokenIds = output[0, 1:].cpu().numpy().astype(np.int32)
+        said: TokenIds = output[0, last.shape[1] :].cpu().numpy().astype(np.int32)
         return said
 
     def _close(self, ids: TokenIds, cache: Cache) -> TokenIds:
