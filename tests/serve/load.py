@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from qkvshare.hf.resident import Resident
 
@@ -196,14 +197,6 @@ class Load:
         self.counts[f"delete {gone.status_code}"] += 1
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory that a process has in RAM."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found is not None
-    return 1024 * int(found[1])
-
-
 def quantile(metrics: str, stage: str, share: float) -> float:
     """Of a stage's histogram, in ms, linear within a bucket as Prometheus has it."""
     pattern = rf'qkvshare_stage_ms_bucket{{le="([^"]+)",stage="{stage}"}} (\S+)'
@@ -218,10 +211,10 @@ def quantile(metrics: str, stage: str, share: float) -> float:
 
 async def run(load: Load, clients: int, seconds: float, pid: int) -> list[tuple[float, int]]:
     """All clients at once; gives (seconds, resident bytes) once a second."""
-    begun, memory = time.monotonic(), []
+    begun, memory, process = time.monotonic(), [], psutil.Process(pid)
     tasks = [asyncio.create_task(load.client(at, begun + seconds)) for at in range(clients)]
     while not all(task.done() for task in tasks):
-        memory.append((time.monotonic() - begun, resident_bytes(pid)))
+        memory.append((time.monotonic() - begun, process.memory_info().rss))
         await asyncio.wait(tasks, timeout=1)
     for task in tasks:
         task.result()

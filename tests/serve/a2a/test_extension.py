@@ -39,7 +39,10 @@ def test_what_is_declared_is_what_others_read(adapter: Adapter | None) -> None:
     assert Receiver.declared(sent(receiver.extension())) == receiver
 
 
-def test_an_agent_card_names_uri_model_codecs_and_media_type(tmp_path: Path) -> None:
+def test_an_agent_card_names_uri_model_codecs_and_media_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qkvshare.profile._known", {})  # what other tests have made known
     resident = tiny_resident()
 
     async def card() -> dict[str, object]:
