@@ -45,17 +45,18 @@ def serve(
 ) -> None:
     """Serve one model: OpenAI's chat completions with hand-off, cards, metrics, and a page at /."""
     try:
+        import fastapi  # noqa: F401 - needed below; missed here
+        import prometheus_client  # noqa: F401
         import uvicorn
 
         from ..serve.access import Access, Stores, require_host
-        from ..serve.app import create_app
         from ..serve.limits import Limits
-        from ..serve.service import Service
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
+        if error.name not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
         raise ServeError("the server needs its extra: pip install 'qkvshare[serve]'") from error
 
+    # What can be refused is refused before anything slow is imported.
     access = Access({}) if tokens is None else Access.load(tokens)
     require_host(host, access)
     size = None if limit is None else bytes_of(limit)
@@ -75,6 +76,8 @@ def serve(
         from ..hf.load import load_model
         from ..hf.resident import Resident
         from ..profile import Profile
+        from ..serve.app import create_app
+        from ..serve.service import Service
 
         learned = None if profile is None else Profile.load(profile)
         loaded, tokenizer = load_model(model)
