@@ -148,6 +148,20 @@ def test_stop_strings_seeds_and_content_parts(address: str, resident: Resident) 
     assert warm[0] == warm[1] != warm[2]
 
 
+def test_without_a_temperature_the_models_own_holds(tmp_path: Path) -> None:
+    resident = talker()
+    body = {"model": NAME, "messages": DOCUMENT, "max_tokens": 12}
+    with serving_service(make_service(tmp_path, resident)) as address:
+
+        def ask(seed: int) -> str:
+            answer = httpx.post(f"{address}/v1/chat/completions", json={**body, "seed": seed})
+            return str(answer.json()["choices"][0]["message"]["content"])
+
+        assert {ask(1), ask(2)} == {reference(resident, DOCUMENT)}
+        resident.model.generation_config.update(do_sample=True, temperature=1.5)
+        assert ask(1) == ask(1) != ask(2)
+
+
 def test_the_model_is_listed(address: str) -> None:
     assert [model.id for model in client(address).models.list()] == [NAME]
 

@@ -56,6 +56,15 @@ class Resident:
         """What the model can read at most."""
         return int(getattr(text_config(self.model), "max_position_embeddings", 2**31))
 
+    @property
+    def own_sampling(self) -> tuple[float, float]:
+        """Temperature and top-p of the model's generation config; greedy where it says nothing."""
+        config = self.model.generation_config
+        if config is None or not config.do_sample:
+            return 0.0, 1.0
+        warm = 1.0 if config.temperature is None else config.temperature
+        return float(warm), float(config.top_p or 1.0)
+
     def prompt(self, store: Store, messages: Sequence[Message], card: str | None = None) -> Prompt:
         """Find out what has to be read for ``messages``.
 

@@ -125,10 +125,11 @@ class Service:
         asked = ask.max_completion_tokens or ask.max_tokens
         if asked is not None and asked > most:
             raise PromptError(f"{asked} tokens to say; at most {most} are allowed here.")
+        temperature, top_p = self.resident.own_sampling
         sampling = Sampling(
             max_tokens=asked or most,
-            temperature=1.0 if ask.temperature is None else ask.temperature,
-            top_p=ask.top_p or 1.0,
+            temperature=temperature if ask.temperature is None else ask.temperature,
+            top_p=ask.top_p or top_p,
             seed=None if ask.seed is None else ask.seed % 2**63,
             stop=ask.stops,
         )
