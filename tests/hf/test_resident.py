@@ -176,6 +176,13 @@ def test_more_than_the_model_reads_is_refused(resident: Resident, store: Store) 
         resident.answer(resident.prompt(store, READ), Sampling(max_tokens=250))
 
 
+def test_an_empty_prompt_is_refused_and_one_token_is_enough(resident: Resident) -> None:
+    ids = resident.tokenizer("a", return_tensors="np")["input_ids"][0]
+    with pytest.raises(PromptError, match="empty"):
+        resident.answer(Prompt(ids[:0]), SHORT)
+    assert resident.answer(Prompt(ids), SHORT).text == said(resident, ids)
+
+
 def test_requests_of_several_threads_take_turns(resident: Resident, store: Store) -> None:
     prompt = resident.prompt(store, READ)
     expected, found = said(resident, prompt.ids), []

@@ -218,6 +218,18 @@ def test_a_store_that_is_full_says_so(tmp_path: Path, resident: Resident, card: 
     assert refused.json()["error"]["code"] == "store_full"
 
 
+def test_a_disk_that_is_full_says_so(
+    client: TestClient, card: CacheCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qkvshare.serve.cards.tempfile.TemporaryDirectory", full)
+    refused = client.post("/v1/cards", content=card.to_bytes())
+    assert refused.status_code == 507
+    assert "No space left" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("content", "mode", "words"),
     [

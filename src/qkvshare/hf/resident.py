@@ -16,7 +16,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, Stoppi
 
 from ..card import CacheCard
 from ..card.digest import TokenIds
-from ..card.errors import CardError, CardNotFoundError, IdentityError
+from ..card.errors import CardError, CardNotFoundError, IdentityError, PromptError
 from ..codecs import Codec
 from ..store import Store
 from .answers import Answer, Keep, Prompt, Sampling
@@ -103,6 +103,8 @@ class Resident:
         ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each token.
         Raises what `inject` and `capture` do, and what ``store.put`` does.
         """
+        if len(prompt.ids) == 0:
+            raise PromptError("the prompt is empty; a model goes on from one token at least.")
         require_vocabulary(self.model, prompt.ids, "prompt")
         require_length(self.model, len(prompt.ids) + sampling.max_tokens)
         answer = Answer("", "cancelled", len(prompt.ids), 0)

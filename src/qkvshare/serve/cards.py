@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..card import CacheCard
-from ..card.errors import CardSignatureError
+from ..card.errors import CardSignatureError, CardWriteError
 from ..card.passing import MEDIA_TYPE, Passing
 from ..store import Store
 from .schema import PutCard, Refused, StoredCard, StoredCards
@@ -58,15 +57,19 @@ def router(service: Service) -> APIRouter:
         """Store a card for this model; the body is its file. It may be here under another digest:
         a tenant's cards have digests of the tenant's own."""
         store = service.store(request)
-        with tempfile.TemporaryDirectory(prefix=".put.", dir=store.root) as folder:
-            path = Path(folder, "card")
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix=".put.", dir=store.root) as folder:
+                path = Path(folder, "card")
                 with path.open("wb") as file:
                     async for piece in request.stream():
                         await asyncio.to_thread(file.write, piece)
-            except ClientDisconnect as error:
-                raise HTTPException(400, "the body ended too early.") from error
-            digest, card = await asyncio.to_thread(_store, service, store, path)
+                digest, card = await asyncio.to_thread(_store, service, store, path)
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the body ended too early.") from error
+        except OSError as error:
+            raise CardWriteError(
+                f"the card cannot be written here: {error.strerror}. Try again when there is room."
+            ) from error
         service.metrics.bytes.labels("put").inc(card.nbytes)
         response.headers["Location"] = f"/v1/cards/{digest}"
         return PutCard(card=digest, tokens=card.tokens, bytes=card.nbytes)
@@ -82,7 +85,7 @@ def router(service: Service) -> APIRouter:
             headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{passing.nbytes}"
         service.metrics.bytes.labels("got").inc(len(part))
         return StreamingResponse(
-            _pieces(passing, part),
+            passing(part.start, part.stop),
             206 if len(part) < passing.nbytes else 200,
             headers,
             MEDIA_TYPE,
@@ -141,7 +144,3 @@ def _part(wanted: str | None, length: int) -> range:
         refused = {"Content-Range": f"bytes */{length}"}
         raise HTTPException(416, f"the card has {length:,} bytes, none in that range.", refused)
     return range(start, stop)
-
-
-def _pieces(passing: Passing, part: range) -> Iterator[bytes]:
-    yield from passing(part.start, part.stop)
