@@ -1,21 +1,22 @@
 """The row kernels against the floor: filling, and copying, as many bytes as they write or read.
 
-A run makes (or takes) the keys and values of a whole cache, layer by layer and all kept, as a
-receiver does. Kernel, fill and copy take turns, so that a busy machine slows all alike.
+A run makes (or takes) the keys and values of a whole cache, part by part. What is written has its
+memory already, the same for the kernel, the fill and the copy, which take turns, so that a busy
+machine slows all alike. With several threads each has a share of the parts, and does all of it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.ahead import ahead
 from ..kernels.levels import TIERS
 from ..kernels.operators import decode_rows, encode_rows
 from ..kernels.reference import eights
@@ -29,7 +30,7 @@ class Geometry:
 
     layers: int = 30
     kv_heads: int = 3
-    tokens: int = 1024
+    tokens: int = 4096
     head_dim: int = 64
 
     @property
@@ -55,13 +56,13 @@ def measure_kernels(
 ) -> Iterator[Timing]:
     """Decoding into float32 and bfloat16, then encoding, for every width on as many threads."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)  # of torch's own; ours have a share each
     try:
         for count in threads:
-            torch.set_num_threads(count)
             for bits in widths:
                 info, codes = _encoded(geometry, bits)
+                decode = _decoder(geometry, info, codes)
                 for dtype in (torch.float32, torch.bfloat16):
-                    decode = _decoder(geometry, info, codes, dtype)
                     yield _time("decode", bits, dtype, count, geometry, decode, rounds)
                 encode = _encoder(geometry, info, len(codes))
                 yield _time("encode", bits, torch.float32, count, geometry, encode, rounds)
@@ -79,19 +80,17 @@ def _encoded(geometry: Geometry, bits: int) -> tuple[Tensor, Tensor]:
     return info, torch.randint(0, 256, (nbytes,), generator=generator, dtype=torch.uint8)
 
 
-def _decoder(geometry: Geometry, info: Tensor, codes: Tensor, dtype: torch.dtype) -> Any:
+def _decoder(geometry: Geometry, info: Tensor, codes: Tensor) -> Callable[[Tensor], object]:
     scales = torch.ones(32)
     mean = torch.zeros(geometry.kv_heads, geometry.head_dim)
 
-    def decode(_: int) -> Tensor:
-        out = torch.empty(geometry.kv_heads, geometry.tokens, geometry.head_dim, dtype=dtype)
+    def decode(out: Tensor) -> None:
         decode_rows(codes, info, scales, mean, out)
-        return out.flatten(0, 1)
 
     return decode
 
 
-def _encoder(geometry: Geometry, info: Tensor, nbytes: int) -> Any:
+def _encoder(geometry: Geometry, info: Tensor, nbytes: int) -> Callable[[Tensor], object]:
     rows = torch.randn(geometry.rows, geometry.head_dim)
     return lambda _: encode_rows(rows, info, torch.full((32,), 32.0), nbytes)
 
@@ -102,22 +101,27 @@ def _time(
     dtype: torch.dtype,
     threads: int,
     geometry: Geometry,
-    function: Callable[[int], Tensor],
+    function: Callable[[Tensor], object],
     rounds: int,
 ) -> Timing:
-    shape = geometry.rows, geometry.head_dim
+    shape = geometry.kv_heads, geometry.tokens, geometry.head_dim
     source = torch.ones(shape, dtype=dtype)
-    ways = (function, lambda _: torch.full(shape, 1.0, dtype=dtype), lambda _: source.clone())
-    parts = range(2 * geometry.layers)
+    ways = (function, lambda out: out.fill_(1.0), lambda out: out.copy_(source))
+    parts = [source.clone() for _ in range(2 * geometry.layers)]
     found = []
-    for number in range(rounds + 1):
-        times = []
-        for way in ways:
-            start = time.perf_counter()
-            kept = list(ahead(way, parts))
-            times.append(1000 * (time.perf_counter() - start))
-            del kept
-        if number:  # the first warms up
-            found.append((times[0], times[1], times[2]))
+    with ThreadPoolExecutor(threads) as pool:
+        for number in range(rounds + 1):
+            times = []
+            for way in ways:
+                start = time.perf_counter()
+                list(pool.map(partial(_all, way), [parts[n::threads] for n in range(threads)]))
+                times.append(1000 * (time.perf_counter() - start))
+            if number:  # the first warms up
+                found.append((times[0], times[1], times[2]))
     nbytes = len(parts) * source.nbytes
     return Timing(kernel, bits, dtype, threads, nbytes, found)
+
+
+def _all(way: Callable[[Tensor], object], parts: list[Tensor]) -> None:
+    for part in parts:
+        way(part)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def kernels(
     layers: Annotated[int, typer.Option(min=1, help="Layers of the cache.")] = 30,
     kv_heads: Annotated[int, typer.Option(min=1, help="KV heads of a layer.")] = 3,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the cache.")] = 1024,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the cache.")] = 4096,
     head_dim: Annotated[int, typer.Option(min=1, help="Numbers of a row.")] = 64,
     bits: Annotated[
         list[int] | None, typer.Option(help="Width of the rows; 0 mixes all. Repeat for several.")

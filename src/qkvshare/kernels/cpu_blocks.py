@@ -1,8 +1,7 @@
 """What both kernels for processors do with one packed block, in Numba.
 
 Blocks stay in the first-level cache. Every inner loop has one width, unit stride and unsigned
-indices, so LLVM makes vector code of it. The Hadamard transform has the constant geometry of Pease
-(1968): each stage reads neighbours and writes halves, the same two shuffles at every stage.
+indices, so LLVM makes vector code of it; of the Hadamard transform it would not, see `cpu_vectors`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .compiling import part
+from .cpu_vectors import transformer
 from .levels import CUBICS, TIERS
 
 
@@ -70,47 +70,13 @@ def _leveler(tier: int) -> Any:
     return part(level, tier)
 
 
-def _transformer(h: int) -> Any:
-    """``f(x, y, runs)``: Hadamard transforms of ``h`` numbers each, with as much room in ``y``."""
-    half, stages = h // 2, h.bit_length() - 1
-
-    def transform(x: Any, y: Any, runs: Any) -> None:
-        for _ in range(stages // 2):
-            for run in range(np.uint64(runs)):
-                base = run * np.uint64(h)
-                for i in range(np.uint64(half)):
-                    one = x[base + np.uint64(2) * i]
-                    two = x[base + np.uint64(2) * i + np.uint64(1)]
-                    y[base + i] = one + two
-                    y[base + np.uint64(half) + i] = one - two
-            for run in range(np.uint64(runs)):
-                base = run * np.uint64(h)
-                for i in range(np.uint64(half)):
-                    one = y[base + np.uint64(2) * i]
-                    two = y[base + np.uint64(2) * i + np.uint64(1)]
-                    x[base + i] = one + two
-                    x[base + np.uint64(half) + i] = one - two
-        if stages % 2:
-            for run in range(np.uint64(runs)):
-                base = run * np.uint64(h)
-                for i in range(np.uint64(half)):
-                    one = x[base + np.uint64(2) * i]
-                    two = x[base + np.uint64(2) * i + np.uint64(1)]
-                    y[base + i] = one + two
-                    y[base + np.uint64(half) + i] = one - two
-            for i in range(np.uint64(runs * h)):
-                x[i] = y[i]
-
-    return part(transform, h)
-
-
 _unpack10, _unpack12, _unpack14 = _unpacker(1, 0), _unpacker(1, 2), _unpacker(1, 4)
 _unpack20, _unpack24, _unpack40 = _unpacker(2, 0), _unpacker(2, 4), _unpacker(4, 0)
 _pack10, _pack12, _pack14 = _packer(1, 0), _packer(1, 2), _packer(1, 4)
 _pack20, _pack24, _pack40 = _packer(2, 0), _packer(2, 4), _packer(4, 0)
 _level1, _level2, _level3, _level4, _level5, _level6, _level7 = map(_leveler, range(1, 8))
-_transform2, _transform4, _transform8, _transform16 = map(_transformer, (2, 4, 8, 16))
-_transform32, _transform64, _transform128, _transform256 = map(_transformer, (32, 64, 128, 256))
+_transform2, _transform4, _transform8, _transform16 = map(transformer, (2, 4, 8, 16))
+_transform32, _transform64, _transform128, _transform256 = map(transformer, (32, 64, 128, 256))
 
 
 @part
@@ -164,21 +130,29 @@ def pack(tier: Any, codes: Any, packed: Any) -> None:
 
 
 @part
-def hadamard(h: Any, x: Any, y: Any, runs: Any) -> None:
-    """``runs`` transforms of ``h`` numbers each in ``x``, with as much room in ``y``."""
+def hadamard(h: Any, x: Any, runs: Any) -> None:
+    """``runs`` transforms of ``h`` numbers each, in place."""
     if h == 64:
-        _transform64(x, y, runs)
+        for run in range(runs):
+            _transform64(x, run * 64)
     elif h == 128:
-        _transform128(x, y, runs)
+        for run in range(runs):
+            _transform128(x, run * 128)
     elif h == 256:
-        _transform256(x, y, runs)
+        for run in range(runs):
+            _transform256(x, run * 256)
     elif h == 32:
-        _transform32(x, y, runs)
+        for run in range(runs):
+            _transform32(x, run * 32)
     elif h == 16:
-        _transform16(x, y, runs)
+        for run in range(runs):
+            _transform16(x, run * 16)
     elif h == 8:
-        _transform8(x, y, runs)
+        for run in range(runs):
+            _transform8(x, run * 8)
     elif h == 4:
-        _transform4(x, y, runs)
+        for run in range(runs):
+            _transform4(x, run * 4)
     elif h == 2:
-        _transform2(x, y, runs)
+        for run in range(runs):
+            _transform2(x, run * 2)

@@ -74,7 +74,7 @@ def decode(
 ) -> None:  # fmt: skip
     """`reference.decode_rows`.
 
-    ``turn`` is the DCT over the odd part of ``dim``; ``opened`` room for nine blocks of integers;
+    ``turn`` is the DCT over the odd part of ``dim``; ``opened`` room for eight blocks of integers;
     ``out`` is flat, float32 or, with ``half``, the bits of bfloat16 as uint16, with ``behind``
     rows behind those of each head.
     """
@@ -91,7 +91,6 @@ def decode(
     here = np.full(8, BLOCK)
     here[0] = 0
     opened[:block] = 0
-    spare = opened[8 * block :]
     space, found = np.empty(BLOCK * wide, np.uint8), np.empty(BLOCK * wide, np.int16)
     for head in range(heads):
         number, stop, own = head * each, (head + 1) * each, mean[head]
@@ -134,7 +133,7 @@ def decode(
                 unpack(tier, packed, space[: count * wide], found)
                 for r in range(count):
                     x[r * dim : (r + 1) * dim] = found[r * wide : r * wide + dim]
-            hadamard(dim // m, x, spare, count * m)
+            hadamard(dim // m, x, count * m)
             at[tier] += size
             left[tier] -= count
             here[tier] = 0

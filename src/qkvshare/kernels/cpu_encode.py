@@ -59,7 +59,7 @@ def encode(rows: Any, info: Any, scales: Any, matrix: Any, out: Any) -> None:
     dim, m = rows.shape[1], matrix.shape[0]
     h, wide = dim // m, -(-dim // 8) * 8
     codes = np.zeros(BLOCK * wide, np.uint8)
-    x, y = np.empty(BLOCK * dim, np.float32), np.empty(BLOCK * dim, np.float32)
+    x = np.empty(BLOCK * dim, np.float32)
     mine = np.empty(info.size, np.int64)
     at = 0
     for tier in range(1, 8):
@@ -73,7 +73,7 @@ def encode(rows: Any, info: Any, scales: Any, matrix: Any, out: Any) -> None:
             count = min(BLOCK, total - first)
             for r in range(count):
                 _load(rows[mine[first + r]], matrix, x[r * dim : (r + 1) * dim])
-            hadamard(h, x, y, count * m)
+            hadamard(h, x, count * m)
             codes[:] = np.uint8(0)
             for r in range(count):
                 own, into = x[r * dim : (r + 1) * dim], codes[r * wide : r * wide + dim]

@@ -84,7 +84,7 @@ def decode_arrays(codes: Any, info: Any, scales: Any, mean: Any, out: Tensor) ->
     array = (flat.view(torch.uint16) if half else flat).numpy()
     # Sums of levels fit 16 bits up to 64 numbers.
     number = np.int16 if power_of_two(dim) <= 64 else np.int32
-    opened = np.empty(9 * reference.BLOCK * dim, number)
+    opened = np.empty(8 * reference.BLOCK * dim, number)
     decode(codes, info, scales, _matrix(dim), mean, opened, half, apart - tokens, array)
     if into is not out:
         out.copy_(into)
