@@ -58,8 +58,8 @@ class Bench:
         """Random rows as a part, and what it may be made of; ``bits`` 0 mixes all widths."""
         import torch
 
-        from qkvshare.kernels.cuda_order import Part
         from qkvshare.kernels.levels import TIERS
+        from qkvshare.kernels.parts import Part
         from qkvshare.kernels.reference import eights
         from qkvshare.kernels.rotation import power_of_two
 

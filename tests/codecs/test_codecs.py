@@ -27,7 +27,8 @@ from qkvshare.codecs import (
     from_record,
 )
 from qkvshare.codecs.bits import BitMap
-from qkvshare.codecs.packed import MEAN_TOKENS, _mean
+from qkvshare.codecs.packed import _mean
+from qkvshare.codecs.packed_layout import MEAN_TOKENS
 from qkvshare.kernels.planes import pack, unpack
 from qkvshare.kernels.rotation import rotate
 

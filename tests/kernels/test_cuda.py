@@ -82,7 +82,7 @@ def test_kernels_equal_the_reference(
 
 def make_part(heads: int, tokens: int, dim: int, seed: int, keys: bool, dtype: torch.dtype) -> Any:
     """Of random rows; keys have a mean and are turned."""
-    from qkvshare.kernels.cuda_order import Part
+    from qkvshare.kernels.parts import Part
 
     rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, seed)
     codes, numbers = reference.encode_rows(rows, info, inverse), torch.empty(heads, tokens, dim)

@@ -15,7 +15,7 @@ from ..card import CacheCard
 from ..card.container import ids_name
 from ..card.errors import CodecError
 from ..codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
-from ..codecs.packed import Layout
+from ..codecs.packed_layout import Layout
 from ..hf.cache import CardCache, Place, rooms
 from ..hf.room import SPARE
 from ..hf.rope import Rope
@@ -50,7 +50,7 @@ class CardStaged(Card):
     """
 
     name = "card-gpu"
-    _layers: list[tuple[Layout, Tensor, Tensor]] = field(default_factory=list, init=False)
+    _layers: list[tuple[Layout, Tensor, Tensor | None]] = field(default_factory=list, init=False)
 
     def ready(self, state: State | None) -> None:
         """Read it, check it, put it there. Raises `CodecError` for other cards."""
@@ -62,7 +62,7 @@ class CardStaged(Card):
         device, codec = self.model.device, Packed()
         for shape, blob in zip(shapes_of(self.card, run), self.card.blobs(0), strict=True):
             layout = codec.open(blob, shape)
-            mean = torch.from_numpy(layout.mean).to(device)
+            mean = None if layout.mean is None else torch.from_numpy(layout.mean).to(device)
             self._layers.append((layout, torch.from_numpy(blob).to(device), mean))
 
     def arguments(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class CardStaged(Card):
             there = LayerKV(room.keys[:, :tokens], room.values[:, :tokens])
             turn = rope.turn(number, positions, room.keys)
             place = Place.of(there, there.shape, dtype, turn, Packed)
-            parts += parts_of(layout, blob, mean if layout.start else None, place)
+            parts += parts_of(layout, blob, mean, place)
             settled.append(place)
             cache.layers[number].take(room, slice(0, tokens), tokens)
         decode_parts(parts)

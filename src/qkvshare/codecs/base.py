@@ -52,8 +52,8 @@ class LayerKV:
 
     @property
     def angles(self) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines ``[tokens, head_dim / 2]`` by which a decoder on a GPU turns keys on
-        the way; None where it leaves them as they are."""
+        """Cosines and sines ``[tokens, head_dim / 2]`` to turn keys by, for codecs that do so, see
+        `Codec.turns`; None where they stay as they are."""
         return None
 
     @property
@@ -81,6 +81,8 @@ class Codec(ABC):
     version: ClassVar[int] = 1
     # Whether keys arrive un-rotated (before RoPE, better statistics) or as the cache holds them.
     pre_rope: ClassVar[bool] = True
+    # Whether keys are turned by `LayerKV.angles` on the way.
+    turns: ClassVar[bool] = False
     # Whether a layer can be decoded without those before it.
     independent: ClassVar[bool] = True
     # Bits per number that a row can have, ascending, and the mean squared error of each as a share

@@ -16,12 +16,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,28 +28,22 @@ from ..card.errors import CardFormatError, CodecError, QKVShareError
 from ..kernels.ahead import ahead
 from ..kernels.cuda import fits
 from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
-from ..kernels.operators import decode_arrays, encode_rows
+from ..kernels.operators import encode_rows
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
 from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
 from .bits import BitMap, Energy, LayerBits
+from .packed_cpu import decode, decode_job
+from .packed_layout import LOWEST, MEAN_TOKENS, OCTAVE, Layout, mean_bytes, units
 
-# Below this the mean costs more than it brings.
-MEAN_TOKENS = 8
-OCTAVE = 3  # scales per factor of two
 # Half-precision parts are encoded from a float32 copy; those of two layers would be too much.
 _ONE_AT_A_TIME = Lock()
 # Rows of a layer's keys: two layers at once only get in each other's way when they are small.
 _WORTH_THREADS = 8192
-# Numbers of a job when decoding: threads that come back for less wait for each other.
-_WORTH_A_JOB = 1 << 21
-_WIDTHS = np.array(TIERS, np.uint8)
-LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
 # Head dims: rotating has work and memory of its own that grow with them, a DCT's with the square of
 # the odd factor, and a row of 0 bits takes a byte whatever it stands for.
 MOST_DIM, MOST_ODD = 4096, 255
 
-Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 
@@ -63,6 +55,7 @@ class Packed(Codec):
     version = 2
     tiers = TIERS
     distortion = DISTORTION
+    turns = True
 
     def energy(self, layer: LayerKV) -> Energy:
         """Mean squares; rotation does not change them."""
@@ -77,7 +70,7 @@ class Packed(Codec):
 
     def overhead(self, shape: Shape) -> int:
         """Bytes of a layer beside its codes."""
-        return _mean_bytes(shape) + 2 * (2 + shape.kv_heads * shape.tokens)
+        return mean_bytes(shape) + 2 * (2 + shape.kv_heads * shape.tokens)
 
     def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
         """Means, then keys, then values. Raises `CodecError`."""
@@ -103,45 +96,26 @@ class Packed(Codec):
         first = next(pairs, None)
         if first is None:
             return
-        on_cpu, pairs = first[1].keys.device.type == "cpu", _again(first, pairs)
+        decode = _decoder(first[1])
+        pairs = _again(first, pairs)
         del first  # nothing is held that the caller has let go
-        if not on_cpu:
-            from .packed_cuda import decode
-
-            yield from decode(self, pairs, then)
-            return
-
-        def work(job: list[tuple[Bytes, Into]]) -> list[Into]:
-            for blob, layer in job:
-                self.decode_layer(blob, layer)
-                then(layer)
-            return [layer for _, layer in job]
-
-        for done in ahead(work, _together(pairs, _WORTH_A_JOB)):
-            while done:  # nothing is held that the caller has let go
-                yield done.pop(0)
+        yield from decode(self, pairs, then)
 
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
-        """One layer, on the caller's thread."""
-        if layer.keys.device.type != "cpu":
-            from .packed_cuda import decode
-
-            list(decode(self, [(blob, layer)], leave))
-            return
-        found = self.open(blob, layer.shape)
-        found.keys.decode(found.mean, layer.keys)
-        found.values.decode(_nothing(layer.shape.kv_heads, layer.shape.v_head_dim), layer.values)
+        """On the caller's thread."""
+        if layer.keys.device.type == "cpu":
+            decode_job(self, [(blob, layer)])
+        else:
+            list(_decoder(layer)(self, [(blob, layer)], leave))
 
     def open(self, blob: Bytes, shape: Shape) -> Layout:
         """Where all lies in ``blob``. Raises `CardFormatError`."""
         _require_dims(shape, CardFormatError)
-        at = _mean_bytes(shape)
         if blob.nbytes < self.overhead(shape):
             require_bytes(blob, self.overhead(shape), self)
-        keys, end = _find_rows(blob, at, shape.keys)
-        values, end = _find_rows(blob, end, shape.values)
+        found, end = Layout.of(blob, shape)
         require_bytes(blob, end, self)
-        return Layout(at, _read_mean(blob[:at], shape), keys, values)
+        return found
 
     @classmethod
     def decodes_on(cls, device: torch.device, shape: Shape) -> bool:
@@ -156,6 +130,15 @@ class Packed(Codec):
         return {"codes": nbytes - overhead, "scales": overhead - maps, "maps": maps}
 
 
+def _decoder(layer: LayerKV) -> Callable[..., Iterator[Any]]:
+    """Where ``layer`` is."""
+    if layer.keys.device.type == "cpu":
+        return decode
+    from . import packed_cuda
+
+    return packed_cuda.decode
+
+
 def _require_dims(shape: Shape, error: type[QKVShareError]) -> None:
     for dim in (shape.head_dim, shape.v_head_dim):
         if dim > MOST_DIM or dim // power_of_two(dim) > MOST_ODD:
@@ -163,10 +146,6 @@ def _require_dims(shape: Shape, error: type[QKVShareError]) -> None:
                 f"'packed' has no rotation for rows of {dim} numbers; expected at most {MOST_DIM}, "
                 f"with an odd factor of at most {MOST_ODD}. Use another codec for this model."
             )
-
-
-def _mean_bytes(shape: Shape) -> int:
-    return shape.kv_heads * (4 + shape.head_dim) if shape.tokens >= MEAN_TOKENS else 0
 
 
 def _mean(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,21 +160,6 @@ def _mean(keys: Tensor) -> tuple[Tensor, Tensor]:
         [step.contiguous().view(torch.uint8).flatten(), codes.view(torch.uint8).flatten()]
     )
     return (codes.float() * step)[:, None], blob
-
-
-def _read_mean(data: Bytes, shape: Shape) -> Floats:
-    """``[kv_heads, head_dim]``; of a few tokens none was taken away."""
-    if data.nbytes == 0:
-        return _nothing(shape.kv_heads, shape.head_dim)
-    split = 4 * shape.kv_heads
-    step = data[:split].copy().view(np.float32)
-    codes = data[split:].view(np.int8).reshape(shape.kv_heads, shape.head_dim)
-    return codes * step[:, None]
-
-
-@lru_cache(maxsize=16)  # a process sees few geometries, and cards must not fill its memory
-def _nothing(heads: int, dim: int) -> Floats:
-    return np.zeros((heads, dim), np.float32)
 
 
 def _encode_keys(keys: Tensor, bits: Tensor) -> list[Tensor]:
@@ -228,64 +192,8 @@ def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
     info = (tier | scale << 3).to(torch.uint8)
     head = torch.tensor([top], dtype=torch.int16).view(torch.uint8)
     nbytes = int(widths.sum()) * eights(rows.shape[1]) // 8
-    inverse = torch.tensor([UNIT / root / unit for unit in _units(top)], device=rows.device)
+    inverse = torch.tensor([UNIT / root / unit for unit in units(top)], device=rows.device)
     return [head.to(rows.device), info, encode_rows(rows, info, inverse, nbytes)]
-
-
-def _units(top: int) -> list[float]:
-    """The 32 scales up to exponent ``top``, as multiples of a row's mean square root."""
-    return [2.0 ** ((top - 31 + scale) / OCTAVE) for scale in range(32)]
-
-
-@lru_cache(maxsize=4096)
-def _scales(top: int, dim: int) -> Floats:
-    """What the levels of rows of ``dim`` numbers are multiplied with, ``[32]``."""
-    root = math.sqrt(power_of_two(dim))
-    return np.array([unit / (UNIT * root) for unit in _units(top)], np.float32)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One part's rows as they lie: exponent, a byte ``[rows]``, and codes."""
-
-    top: int
-    info: Bytes
-    codes: Bytes
-
-    def decode(self, mean: Floats, out: Tensor) -> None:
-        """Into ``out [kv_heads, tokens, dim]``, ``mean [kv_heads, dim]`` added."""
-        decode_arrays(self.codes, self.info, _scales(self.top, out.shape[2]), mean, out)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A layer's bytes: mean ``[kv_heads, head_dim]``, from ``start`` on rows of keys, of values."""
-
-    start: int
-    mean: Floats
-    keys: _Rows
-    values: _Rows
-
-
-def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[_Rows, int]:
-    """Cut one part out of a layer's bytes; also where it ends. Raises `CardFormatError`."""
-    heads, tokens, dim = shape
-    top = int.from_bytes(data[at : at + 2].tobytes(), "little", signed=True)
-    if not LOWEST <= top <= HIGHEST:
-        raise CardFormatError(
-            f"a layer encoded by 'packed' has exponent {top}, expected {LOWEST} to {HIGHEST}. "
-            "The card is damaged or was assembled by hand."
-        )
-    info = data[at + 2 : at + 2 + heads * tokens]
-    at += 2 + heads * tokens
-    bits = int(_WIDTHS[info & 7].sum(dtype=np.int64))
-    end = at + bits * eights(dim) // 8
-    if end > data.nbytes:
-        raise CardFormatError(
-            f"a layer encoded by 'packed' has {data.nbytes} bytes, its shape needs at least {end}. "
-            "The card is damaged or was assembled by hand."
-        )
-    return _Rows(top, info, data[at:end]), end
 
 
 def _again(first: T, others: Iterator[T]) -> Iterator[T]:
@@ -293,18 +201,3 @@ def _again(first: T, others: Iterator[T]) -> Iterator[T]:
     yield first
     del first
     yield from others
-
-
-def _together(
-    layers: Iterable[tuple[Bytes, Into]], worth: int
-) -> Iterator[list[tuple[Bytes, Into]]]:
-    """Layers in jobs of at least ``worth`` numbers, but for the last."""
-    job, size = list[tuple[Bytes, Into]](), 0
-    for blob, layer in layers:
-        job.append((blob, layer))
-        size += layer.keys.numel() + layer.values.numel()
-        if size >= worth:
-            yield job
-            job, size = [], 0
-    if job:
-        yield job

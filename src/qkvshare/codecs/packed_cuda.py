@@ -15,9 +15,11 @@ from ..card.digest import Bytes
 from ..kernels.ahead import ahead
 from ..kernels.cuda_copy import Copies, pinned
 from ..kernels.cuda_decode import decode_parts
-from ..kernels.cuda_order import Part
+from ..kernels.parts import Part
 from .base import Into, LayerKV
-from .packed import HIGHEST, LOWEST, Layout, Packed, _scales, _together
+from .packed import Packed
+from .packed_cpu import together
+from .packed_layout import HIGHEST, LOWEST, Layout, Rows
 
 # A layer to be decoded: what its bytes are, the bytes, and where to.
 Ready = tuple[Layout, Tensor, LayerKV]
@@ -29,8 +31,10 @@ WORTH_A_LAUNCH = 1 << 25
 @cache
 def _scales_on(device: torch.device, dim: int) -> Tensor:
     """Of all exponents: those up to ``top`` are ``[top - LOWEST : top - LOWEST + 32]``."""
-    first = [_scales(top, dim)[:1] for top in range(LOWEST, HIGHEST)]
-    return torch.from_numpy(np.concatenate([*first, _scales(HIGHEST, dim)])).to(device)
+    nothing = np.empty(0, np.uint8)
+    tables = [Rows(top, nothing, nothing).scales(dim) for top in range(LOWEST, HIGHEST + 1)]
+    first = [table[:1] for table in tables[:-1]]
+    return torch.from_numpy(np.concatenate([*first, tables[-1]])).to(device)
 
 
 def parts_of(layout: Layout, blob: Tensor, mean: Tensor | None, layer: LayerKV) -> list[Part]:
@@ -72,7 +76,7 @@ def decode(
         return ready, [to for _, to in job]
 
     ways: dict[torch.device, Copies] = {}
-    for ready, layers in ahead(prepare, _together(pairs, WORTH_A_LAUNCH)):
+    for ready, layers in ahead(prepare, together(pairs, WORTH_A_LAUNCH)):
         for device in dict.fromkeys(to.keys.device for _, _, to in ready):
             way = ways.setdefault(device, Copies(device))
             decode_job([one for one in ready if one[2].keys.device == device], way)
@@ -83,13 +87,14 @@ def decode(
 
 def decode_job(job: Sequence[Ready], way: Copies) -> None:
     """Layers that are all where ``way`` leads to."""
-    means = torch.cat([torch.from_numpy(layout.mean).flatten() for layout, _, _ in job])
-    sent = [way.send(pinned(means.view(torch.uint8).numpy()))]
+    none = np.empty(0, np.float32)
+    means = [none if layout.mean is None else layout.mean.ravel() for layout, _, _ in job]
+    sent = [way.send(pinned(np.concatenate(means).view(np.uint8)))]
     sent += [way.send(data) for _, data, _ in job]
     way.arrived(sent)
-    split = torch.split(sent[0].view(torch.float32), [layout.mean.size for layout, _, _ in job])
+    split = torch.split(sent[0].view(torch.float32), [mean.size for mean in means])
     parts: list[Part] = []
     for (layout, _, to), data, mean in zip(job, sent[1:], split, strict=True):
-        there = mean.view(layout.mean.shape) if layout.start else None
+        there = None if layout.mean is None else mean.view(layout.mean.shape)
         parts += parts_of(layout, data, there, to)
     decode_parts(parts)

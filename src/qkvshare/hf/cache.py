@@ -47,10 +47,12 @@ class Place(LayerKV):
     Attributes:
         stays: where it stays; None where none of it is needed.
         turn: what brings its keys to their positions.
+        turned: whether the codec does so on the way, where it can.
     """
 
     stays: LayerKV | None
     turn: Callable[[Tensor], Tensor] | None
+    turned: bool
 
     @classmethod
     def of(
@@ -65,12 +67,12 @@ class Place(LayerKV):
         here = stays
         if here is None or not codec.decodes_on(here.keys.device, shape):
             (here,) = empty([shape], dtype)
-        return cls(here.keys, here.values, stays, turn)
+        return cls(here.keys, here.values, stays, turn, codec.turns)
 
     @property
     def angles(self) -> tuple[Tensor, Tensor] | None:
-        """Of its turn, where a GPU decodes; on a processor one pass more is cheap."""
-        return None if self.keys.device.type == "cpu" else getattr(self.turn, "angles", None)
+        """Of its turn, where its keys are halves that turn as one."""
+        return getattr(self.turn, "angles", None) if self.turned else None
 
     def settle(self) -> None:
         """Bring it to where it stays, and its keys to their positions."""

@@ -33,7 +33,7 @@ def encode(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
     if not fits(rows.shape[1]):
         return reference.encode_rows(rows, info, scales)
     from .cuda_encode import encode_part
-    from .cuda_order import Part
+    from .parts import Part
 
     numbers = rows.contiguous()[None]
     return encode_part(Part(info, info.contiguous(), scales.contiguous(), numbers), nbytes)
@@ -46,7 +46,7 @@ def decode(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tenso
         out.copy_(numbers.view(out.shape))
         return
     from .cuda_decode import decode_parts
-    from .cuda_order import Part
+    from .parts import Part
 
     codes, info, scales, mean = (at.contiguous() for at in (codes, info, scales, mean))
     decode_parts([Part(codes, info, scales, out, mean)])

@@ -20,8 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .cuda_decode import block_rows, block_units, shift_and_turn, sign_matrix, unit_levels
-from .cuda_order import BLOCK_AT, TOKENS, Order, Part, order, size, table_of
+from .cuda_order import BLOCK_AT, TOKENS, Order, order, size, table_of
 from .cuda_tables import dct_on, levels_on
+from .parts import Part
 from .reference import BLOCK, eights
 from .rotation import hadamard, mix, power_of_two
 
@@ -77,7 +78,8 @@ def attend(query: Tensor, coded: CodedPair, scaling: float | None = None) -> Ten
     out = mix(hadamard(sums.sum(0)), inverse=True)
     if coded.values.mean is None:
         return out
-    return out + coded.values.mean.repeat_interleave(heads // kv_heads, 0)
+    mean = torch.as_tensor(coded.values.mean)
+    return out + mean.repeat_interleave(heads // kv_heads, 0)
 
 
 @triton.jit

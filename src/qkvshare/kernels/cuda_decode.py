@@ -30,7 +30,6 @@ from .cuda_order import (
     SIN,
     TOKENS,
     Order,
-    Part,
     address,
     order,
     size,
@@ -38,6 +37,7 @@ from .cuda_order import (
     width,
 )
 from .cuda_tables import dct_on, levels_on
+from .parts import Part
 from .reference import BLOCK, eights
 from .rotation import power_of_two
 

@@ -15,13 +15,13 @@ from .cuda_order import (
     INFO,
     OUT,
     SCALES,
-    Part,
     address,
     order,
     table_of,
     width,
 )
 from .cuda_tables import dct_on, thresholds_on
+from .parts import Part
 from .reference import BLOCK, eights
 from .rotation import power_of_two
 

@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reference import BLOCK, eights
+from .parts import Part
+from .reference import BLOCK
 
 CHUNK = 1024  # rows
 
-# What a kernel is told of a part, as integers of 64 bits: addresses of its tensors, then sizes.
+# What a kernel is told of a part, see `Part.row`, as integers of 64 bits.
 INFO = tl.constexpr(0)
 CODES = tl.constexpr(1)
 SCALES = tl.constexpr(2)
@@ -35,47 +36,6 @@ COLUMNS = tl.constexpr(11)
 
 # Of each block, as integers of 64 bits: tier, rows, place of its first row, and of its first byte.
 BLOCK_AT = tl.constexpr(4)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one layer's keys or values, all on one GPU.
-
-    Attributes:
-        codes: uint8 ``[bytes]``.
-        info: the rows' bytes, uint8 ``[heads · tokens]``.
-        scales: float32 ``[32]``.
-        numbers: ``[heads, tokens, dim]``: where to, for decoding, or float32 to be encoded.
-        mean: float32 ``[heads, dim]``; None where nothing is added.
-        angles: cosines and sines that turn pairs ``(i, i + dim / 2)``, float32
-            ``[tokens, dim / 2]``; None where nothing is turned.
-    """
-
-    codes: Tensor
-    info: Tensor
-    scales: Tensor
-    numbers: Tensor
-    mean: Tensor | None = None
-    angles: tuple[Tensor, Tensor] | None = None
-
-    def row(self) -> list[int]:
-        """Of the table that kernels read."""
-        heads, tokens, dim = self.numbers.shape
-        assert self.numbers.stride()[1:] == (dim, 1)
-        cos, sin = (0, 0) if self.angles is None else [at.data_ptr() for at in self.angles]
-        mean = 0 if self.mean is None else self.mean.data_ptr()
-        tensors = self.info, self.codes, self.scales
-        return [
-            *(at.data_ptr() for at in tensors),
-            *(mean, self.numbers.data_ptr(), cos, sin),
-            *(heads * tokens, tokens, self.numbers.stride(0), eights(dim)),
-        ]
-
-    @property
-    def aligned(self) -> int:
-        """What its addresses and strides are multiples of: 16 lets many numbers move at once."""
-        _, _, _, mean, numbers, cos, sin, _, _, apart, _ = self.row()
-        return 16 if all(at % 16 == 0 for at in (mean, numbers, cos, sin, apart)) else 1
 
 
 @dataclass(frozen=True)
@@ -95,7 +55,7 @@ class Order:
 
 def table_of(parts: Sequence[Part]) -> Tensor:
     """What kernels read of ``parts``, int64 ``[parts, 11]``, on their GPU."""
-    table, device = torch.tensor([part.row() for part in parts]), parts[0].info.device
+    table, device = torch.tensor([part.row() for part in parts]), parts[0].numbers.device
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
 
 

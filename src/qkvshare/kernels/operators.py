@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import reference
+from .parts import Part
 from .rotation import dct, power_of_two
 
 # Hadamard transforms of more numbers are left to the reference: no model has such heads.
@@ -62,32 +62,10 @@ def _encode_on_cpu(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> T
 
 
 def _decode_on_cpu(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
-    decode_arrays(_array(codes), _array(info), _array(scales), _array(mean), out)
+    from .cpu_decode import decode_parts
 
-
-def decode_arrays(codes: Any, info: Any, scales: Any, mean: Any, out: Tensor) -> None:
-    """`decode_rows` on a processor, of arrays: what a small layer costs is mostly calls."""
-    heads, tokens, dim = out.shape
-    dtype = out.dtype
-    if power_of_two(dim) > _LARGEST or tokens == 0:
-        numbers = torch.from_numpy(scales), torch.from_numpy(mean)
-        _decode_anywhere(torch.from_numpy(codes), torch.from_numpy(info), *numbers, out)
-        return
-    from .cpu_decode import decode
-
-    half = dtype == torch.bfloat16
-    into = out if half or dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
-    apart, *inner = into.stride()
-    assert inner == [dim, 1]
-    apart = apart // dim if heads > 1 else tokens
-    flat = into.as_strided((((heads - 1) * apart + tokens) * dim,), (1,)).detach()
-    array = (flat.view(torch.uint16) if half else flat).numpy()
-    # Sums of levels fit 16 bits up to 64 numbers.
-    number = np.int16 if power_of_two(dim) <= 64 else np.int32
-    opened = np.empty(8 * reference.BLOCK * dim, number)
-    decode(codes, info, scales, _matrix(dim), mean, opened, half, apart - tokens, array)
-    if into is not out:
-        out.copy_(into)
+    codes, info, scales, mean = (at.contiguous() for at in (codes, info, scales, mean))
+    decode_parts([Part(codes, info, scales, out, mean)])
 
 
 def _encode_on_cuda(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:

@@ -1,0 +1,107 @@
+"""Where all lies in the bytes of a layer that ``packed`` has encoded.
+
+The keys' mean, of each head a step and a byte a number; then for keys, and for values: an exponent
+(two bytes), a byte a row, and codes, rows of one width after another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..card.digest import Bytes
+from ..card.errors import CardFormatError
+from ..kernels.levels import TIERS, UNIT
+from ..kernels.reference import eights
+from ..kernels.rotation import power_of_two
+from .base import Shape
+
+MEAN_TOKENS = 8  # below this the mean costs more than it brings
+OCTAVE = 3  # scales per factor of two
+LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
+_WIDTHS = np.array(TIERS, np.uint8)
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One part's rows as they lie: exponent, a byte ``[rows]``, and codes."""
+
+    top: int
+    info: Bytes
+    codes: Bytes
+
+    def scales(self, dim: int) -> Floats:
+        """What the levels of rows of ``dim`` numbers are multiplied with, ``[32]``."""
+        return _scales(self.top, dim)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layer's bytes: mean ``[kv_heads, head_dim]``, None of a few tokens; from ``start`` on rows
+    of keys, and of values."""
+
+    start: int
+    mean: Floats | None
+    keys: Rows
+    values: Rows
+
+    @classmethod
+    def of(cls, blob: Bytes, shape: Shape) -> tuple[Self, int]:
+        """Also where it ends. Raises `CardFormatError`."""
+        start = mean_bytes(shape)
+        keys, end = _find_rows(blob, start, shape.keys)
+        values, end = _find_rows(blob, end, shape.values)
+        return cls(start, _read_mean(blob[:start], shape), keys, values), end
+
+
+def mean_bytes(shape: Shape) -> int:
+    """Of the keys' mean."""
+    return shape.kv_heads * (4 + shape.head_dim) if shape.tokens >= MEAN_TOKENS else 0
+
+
+def _read_mean(data: Bytes, shape: Shape) -> Floats | None:
+    """``[kv_heads, head_dim]``; of a few tokens none was taken away."""
+    if data.nbytes == 0:
+        return None
+    split = 4 * shape.kv_heads
+    step = data[:split].copy().view(np.float32)
+    codes = data[split:].view(np.int8).reshape(shape.kv_heads, shape.head_dim)
+    return codes * step[:, None]
+
+
+def units(top: int) -> list[float]:
+    """The 32 scales up to exponent ``top``, as multiples of a row's mean square root."""
+    return [2.0 ** ((top - 31 + scale) / OCTAVE) for scale in range(32)]
+
+
+@lru_cache(maxsize=4096)
+def _scales(top: int, dim: int) -> Floats:
+    root = np.sqrt(power_of_two(dim))
+    return np.array([unit / (UNIT * root) for unit in units(top)], np.float32)
+
+
+def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[Rows, int]:
+    """Cut one part out of a layer's bytes; also where it ends. Raises `CardFormatError`."""
+    heads, tokens, dim = shape
+    top = int.from_bytes(data[at : at + 2].tobytes(), "little", signed=True)
+    if not LOWEST <= top <= HIGHEST:
+        raise CardFormatError(
+            f"a layer encoded by 'packed' has exponent {top}, expected {LOWEST} to {HIGHEST}. "
+            "The card is damaged or was assembled by hand."
+        )
+    info = data[at + 2 : at + 2 + heads * tokens]
+    at += 2 + heads * tokens
+    bits = int(_WIDTHS[info & 7].sum(dtype=np.int64))
+    end = at + bits * eights(dim) // 8
+    if end > data.nbytes:
+        raise CardFormatError(
+            f"a layer encoded by 'packed' has {data.nbytes} bytes, its shape needs at least {end}. "
+            "The card is damaged or was assembled by hand."
+        )
+    return Rows(top, info, data[at:end]), end

@@ -1,0 +1,155 @@
+"""A row from its levels to where it stays, without leaving the vector registers.
+
+The inverse Hadamard transform, scale, mean, the turn to its position, and the number format: one
+load and one store a number. Loops with an array between any two of these steps take half as long
+again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .compiling import part
+from .cpu_vectors import hadamard, lanes_of, places, shuffled
+
+_SHORT, _WORD, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
+# Of this many numbers at once, in float32.
+_LANES = 8
+
+
+@intrinsic
+def _pointer(_: Any, address: Any, like: Any) -> Any:
+    """``address`` as that of numbers such as ``like`` has."""
+    kind: Any = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(address, like), generate
+
+
+@part
+def array_at(address: Any, size: Any, like: Any) -> Any:
+    """``size`` numbers such as ``like`` has, from ``address`` on. Whoever calls keeps them."""
+    return numba.carray(_pointer(address, like), (size,))  # type: ignore
+
+
+def row_writer(dim: int, turned: bool) -> Any:
+    """``f(levels, at, scale, mean, of, angles, out, to)``: one row of ``dim``, 64 or more.
+
+    ``levels`` are int16, from ``at`` on; ``mean`` float32, of the row's head from ``of`` on;
+    ``angles`` cosines and sines, flat, and where the token's are, used if ``turned``; ``out``
+    float32, or the bits of bfloat16 as uint16, from ``to`` on.
+    """
+
+    @intrinsic
+    def write(
+        _: Any, levels: Any, at: Any, scale: Any, mean: Any, of: Any, cos: Any, sin: Any,
+        angle: Any, out: Any, to: Any,
+    ) -> Any:  # fmt: skip
+        kinds = levels, at, scale, mean, of, cos, sin, angle, out, to
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def of_array(array: int, offset: int, lanes: int) -> Any:
+                one = kinds[array], args[array]
+                return places(context, builder, one, args[offset], lanes)
+
+            half, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, _LANES)
+            numbers = _sums(context, builder, of_array(0, 1, 2 * _LANES), dim, half)
+            single = builder.insert_element(ir.Constant(floats, ir.Undefined), args[2], _WORD(0))
+            scales = shuffled(builder, (single, single), [0] * _LANES)
+            means = _ordered(builder, of_array(3, 4, _LANES), dim, half)
+            for n, mean_ in enumerate(means):
+                scaled = builder.fmul(builder.sitofp(numbers[n], floats), scales)
+                numbers[n] = builder.fadd(scaled, mean_)
+            if turned:
+                angles = [
+                    _ordered(builder, of_array(array, 7, _LANES), dim // 2, half)
+                    for array in (5, 6)
+                ]
+                _turn(builder, numbers, *angles)
+            if half:
+                there = of_array(8, 9, 2 * _LANES)
+                for n in range(0, len(numbers), 2):
+                    there.store(n * _LANES, _rounded(builder, *numbers[n : n + 2]))
+            else:
+                there = of_array(8, 9, _LANES)
+                for n, vector in enumerate(numbers):
+                    there.store(n * _LANES, vector)
+            return context.get_dummy_value()
+
+        return types.void(*kinds), generate
+
+    return write
+
+
+def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
+    """Levels transformed, as vectors of int32, in the order of `_ordered`."""
+    vectors = [levels.load(start) for start in range(0, dim, 2 * _LANES)]
+    words, out = ir.VectorType(_WORD, _LANES), []
+    narrow = dim <= 64  # sums fit 16 bits
+    if narrow:
+        assert lanes_of(context, _SHORT) == 2 * _LANES
+        hadamard(context, builder, vectors, _SHORT)
+    if narrow and half:
+        sixteen = ir.Constant(words, [16] * _LANES)
+        for vector in vectors:
+            pairs = builder.bitcast(vector, words)
+            out += [
+                builder.ashr(builder.shl(pairs, sixteen), sixteen),
+                builder.ashr(pairs, sixteen),
+            ]
+        return out
+    for vector in vectors:
+        for start in (0, _LANES):
+            part = shuffled(builder, (vector, vector), range(start, start + _LANES))
+            out.append(builder.sext(part, words))
+    if not narrow:
+        hadamard(context, builder, out, _WORD)
+        if half:
+            return _parted(builder, out)
+    return out
+
+
+def _ordered(builder: Any, place: Any, count: int, half: bool) -> list[Any]:
+    """``count`` numbers as vectors of 8: as they lie; or, in half precision, of each 16 first the
+    even ones, then the odd, which then come together without shuffles."""
+    vectors = [place.load(start) for start in range(0, count, _LANES)]
+    return _parted(builder, vectors) if half else vectors
+
+
+def _parted(builder: Any, vectors: list[Any]) -> list[Any]:
+    evens, out = list(range(0, 2 * _LANES, 2)), []
+    for n in range(0, len(vectors), 2):
+        pair = vectors[n], vectors[n + 1]
+        out += [shuffled(builder, pair, [at + odd for at in evens]) for odd in (0, 1)]
+    return out
+
+
+def _turn(builder: Any, numbers: list[Any], cos: list[Any], sin: list[Any]) -> None:
+    """Number ``i`` with number ``i + dim / 2``, as `cpu_turn` does."""
+    half = len(numbers) // 2
+    for n, (c, s) in enumerate(zip(cos, sin, strict=True)):
+        first, second = numbers[n], numbers[n + half]
+        numbers[n] = builder.fsub(builder.fmul(first, c), builder.fmul(second, s))
+        numbers[n + half] = builder.fadd(builder.fmul(second, c), builder.fmul(first, s))
+
+
+def _rounded(builder: Any, evens: Any, odds: Any) -> Any:
+    """The bits of 16 numbers as bfloat16: to nearest, ties to even, as processors and torch."""
+    words, rounded = ir.VectorType(_WORD, _LANES), []
+
+    def each(value: int) -> Any:
+        return ir.Constant(words, [value] * _LANES)
+
+    for vector in (evens, odds):
+        bits = builder.bitcast(vector, words)
+        odd = builder.and_(builder.lshr(bits, each(16)), each(1))
+        rounded.append(builder.add(builder.add(bits, each(0x7FFF)), odd))
+    low, high = builder.lshr(rounded[0], each(16)), builder.and_(rounded[1], each(0xFFFF0000))
+    return builder.bitcast(builder.or_(low, high), ir.VectorType(_SHORT, 2 * _LANES))
