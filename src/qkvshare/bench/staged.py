@@ -17,6 +17,7 @@ from ..card.errors import CodecError
 from ..codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
 from ..codecs.packed_layout import Layout
 from ..hf.cache import CardCache, Place, rooms
+from ..hf.layers import empty_cache
 from ..hf.room import SPARE
 from ..hf.rope import Rope
 from ..hf.state import State
@@ -73,10 +74,10 @@ class CardStaged(Card):
         assert self.card is not None
         tokens, dtype = self.card.tokens, dtype_of(self.card)
         known = self.card.manifest.layers
-        cache = CardCache(self.card, tokens, config=self.model.config)
+        cache = CardCache(self.card, tokens, empty_cache(self.model))
         shapes = [Shape.of(at, tokens + SPARE) for at in known]
         places = rooms(shapes, [self.model.device] * len(known), dtype)
-        rope, positions, parts, settled = Rope(self.model), torch.arange(tokens), [], []
+        rope, positions, parts, settled = Rope(self.model), range(tokens), [], []
         for number, (room, staged) in enumerate(zip(places, self._layers, strict=True)):
             layout, blob, mean = staged
             there = LayerKV(room.keys[:, :tokens], room.values[:, :tokens])

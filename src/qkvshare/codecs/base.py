@@ -105,8 +105,8 @@ class Codec(ABC):
 
         ``into`` has a layer's shape and number format; its tokens' rows may lie anywhere, such as
         in the middle of a longer cache, as long as a row's numbers and a head's rows are one behind
-        the other. It is taken a few layers ahead. ``then`` is called with each layer once it is
-        decoded, on the thread that did so, and several may be at work.
+        the other. It is taken a few layers ahead, a list as far as is useful. ``then`` is called
+        with each layer once it is decoded, on the thread that did so, and several may be at work.
         """
 
     @classmethod

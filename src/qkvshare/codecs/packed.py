@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -96,17 +96,21 @@ class Packed(Codec):
         first = next(pairs, None)
         if first is None:
             return
-        decode = _decoder(first[1])
-        pairs = _again(first, pairs)
+        on_cpu, pairs = first[1].keys.device.type == "cpu", _again(first, pairs)
         del first  # nothing is held that the caller has let go
-        yield from decode(self, pairs, then)
+        if on_cpu:
+            yield from decode(self, pairs, then, isinstance(into, list))
+            return
+        from . import packed_cuda
+
+        yield from packed_cuda.decode(self, pairs, then)
 
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
         """On the caller's thread."""
         if layer.keys.device.type == "cpu":
             decode_job(self, [(blob, layer)])
         else:
-            list(_decoder(layer)(self, [(blob, layer)], leave))
+            super().decode_layer(blob, layer)
 
     def open(self, blob: Bytes, shape: Shape) -> Layout:
         """Where all lies in ``blob``. Raises `CardFormatError`."""
@@ -128,15 +132,6 @@ class Packed(Codec):
         overhead = self.overhead(shape)
         maps = 2 * shape.kv_heads * shape.tokens * 3 // 8
         return {"codes": nbytes - overhead, "scales": overhead - maps, "maps": maps}
-
-
-def _decoder(layer: LayerKV) -> Callable[..., Iterator[Any]]:
-    """Where ``layer`` is."""
-    if layer.keys.device.type == "cpu":
-        return decode
-    from . import packed_cuda
-
-    return packed_cuda.decode
 
 
 def _require_dims(shape: Shape, error: type[QKVShareError]) -> None:

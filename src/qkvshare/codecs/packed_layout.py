@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
-from ..kernels.levels import TIERS, UNIT
+from ..kernels.cpu_decode import widths
+from ..kernels.levels import UNIT
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
 from .base import Shape
@@ -23,7 +24,6 @@ from .base import Shape
 MEAN_TOKENS = 8  # below this the mean costs more than it brings
 OCTAVE = 3  # scales per factor of two
 LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
-_WIDTHS = np.array(TIERS, np.uint8)
 
 Floats = npt.NDArray[np.float32]
 
@@ -97,8 +97,7 @@ def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[Rows,
         )
     info = data[at + 2 : at + 2 + heads * tokens]
     at += 2 + heads * tokens
-    bits = int(_WIDTHS[info & 7].sum(dtype=np.int64))
-    end = at + bits * eights(dim) // 8
+    end = at + widths(info) * eights(dim) // 8
     if end > data.nbytes:
         raise CardFormatError(
             f"a layer encoded by 'packed' has {data.nbytes} bytes, its shape needs at least {end}. "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,10 +29,11 @@ class CardCache(DynamicCache):
         decoded: how many of the tokens that it holds are still as the card's bytes say.
     """
 
-    def __init__(self, card: CacheCard, decoded: int, **arguments: Any) -> None:
-        """Empty; ``arguments`` as for ``DynamicCache``."""
-        super().__init__(**arguments)
-        self.layers: list[Any] = [growing(layer) for layer in self.layers]
+    def __init__(self, card: CacheCard, decoded: int, empty: DynamicCache) -> None:
+        """With layers of the kinds that an ``empty`` one of the model has."""
+        super().__init__()
+        vars(self).update(vars(empty))
+        self.layers: list[Any] = [growing(cast(Any, layer)) for layer in empty.layers]
         self.card, self.decoded = card, decoded
 
     def crop(self, *arguments: Any, **named: Any) -> None:
@@ -89,8 +91,9 @@ def rooms(
     shapes: Sequence[Shape], devices: Sequence[torch.device], dtype: torch.dtype
 ) -> list[LayerKV]:
     """Memory for each layer on its device, not initialized."""
-    sizes = [[_aligned(prod(of) * dtype.itemsize) for of in (at.keys, at.values)] for at in shapes]
-    left, coming, out = torch.empty(0, dtype=torch.uint8), sum(map(sum, sizes)), []
+    sizes = [[prod(of) * dtype.itemsize for of in (at.keys, at.values)] for at in shapes]
+    space, at, out = torch.empty(0, dtype=torch.uint8), 0, list[LayerKV]()
+    coming = sum(map(_aligned, chain.from_iterable(sizes)))
     for shape, size, device in zip(shapes, sizes, devices, strict=True):
         if device.type != "cpu":
             keys, values = (
@@ -98,12 +101,15 @@ def rooms(
             )
             out.append(LayerKV(keys, values))
             continue
-        if sum(size) > len(left):
-            left = pages(max(sum(size), min(coming, LARGE)))
-        first, second, left = torch.split(left, [*size, len(left) - sum(size)])
-        coming -= sum(size)
-        parts = ((first, shape.keys), (second, shape.values))
-        out.append(LayerKV(*(part.view(dtype)[: prod(of)].view(of) for part, of in parts)))
+        both = sum(map(_aligned, size))
+        if at + both > len(space):
+            space, at = pages(max(both, min(coming, LARGE))), 0
+        coming -= both
+        parts = []
+        for nbytes, of in zip(size, (shape.keys, shape.values), strict=True):
+            parts.append(space.narrow(0, at, nbytes).view(dtype).view(of))
+            at += _aligned(nbytes)
+        out.append(LayerKV(*parts))
     return out
 
 

@@ -7,7 +7,7 @@ after the card is kept in full, as in any other layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..codecs import Codec, LayerKV, Shape
+from ..kernels.ahead import beside
 from .cache import Place
 from .room import SPARE, FullLayer
-
-_beside = ThreadPoolExecutor(1)
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Scratch:
         if ahead is not None and ahead[0] == number and ahead[1] is room:
             return room
         if number % 2 == 0 and number + 1 < len(self.layers) and torch.get_num_threads() > 1:
-            beside = self._room(number + 1, batch, tokens)
-            self.coming = number + 1, beside, _beside.submit(self._decode, number + 1, beside)
+            other = self._room(number + 1, batch, tokens)
+            self.coming = number + 1, other, beside(self._decode, number + 1, other)
         self._decode(number, room)
         return room
 

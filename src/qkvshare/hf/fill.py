@@ -6,9 +6,8 @@ decode into it, run by run, and keys are turned to their positions in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -42,12 +41,12 @@ class _Plan:
     needed: int
 
 
-def _plan(card: CacheCard, number: int, kept: int, known: int) -> _Plan:
+def _plan(card: CacheCard, runs: list[Run], number: int, kept: int, known: int) -> _Plan:
     """For layer ``number``, when ``known`` tokens are held. Raises `PromptError`."""
     window = card.manifest.layers[number].window
     needed = 0 if window is None else max(0, kept - window + 1)
     first = card.tokens
-    for run in reversed(card.manifest.runs):
+    for run in reversed(runs):
         # A sliding layer may have forgotten what is between two runs.
         if first <= needed or run.start < known or run.end != first:
             break
@@ -71,7 +70,8 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
     card, kept = cache.card, cache.decoded
     known = 0 if held is None else held.card.tokens
     layers = card.manifest.layers
-    plans = [_plan(card, number, kept, known) for number in range(len(layers))]
+    runs = card.manifest.runs
+    plans = [_plan(card, runs, number, kept, known) for number in range(len(layers))]
     decoder = cast(Any, model).get_decoder()
     devices = [next(layer.parameters()).device for layer in decoder.layers]
     coded = [isinstance(layer, CodedLayer) for layer in cache.layers]
@@ -82,25 +82,25 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
     places = rooms(shapes, devices, dtype_of(card))
     # Found before anything is decoded: torch's threads would have to wait for the decoder's.
     rope = Rope(model)
-    turns = {
-        run.start: _turns(rope, run, places) for run in card.manifest.runs if run.start >= known
-    }
+    turns = {run.start: _turns(rope, run, places) for run in runs if run.start >= known}
 
-    def into(run: Run) -> Iterator[Place]:
-        codec = find_codec(run.codec.name)
-        for number, shape in enumerate(shapes_of(card, run)):
-            end = run.end - plans[number].first
-            room, at = places[number], slice(end - run.held(number), end)
-            used = at.start >= 0 and not coded[number]
-            there = LayerKV(room.keys[:, at], room.values[:, at]) if used else None
-            yield Place.of(there, shape, dtype_of(card), turns[run.start][number], codec)
+    def into(run: Run) -> Iterable[Place]:
+        whole = all(run.end - run.held(n) >= plan.first for n, plan in enumerate(plans))
+        found = (place(run, number, shape) for number, shape in enumerate(shapes_of(card, run)))
+        return list(found) if whole and not any(coded) else found
+
+    def place(run: Run, number: int, shape: Shape) -> Place:
+        codec, end = find_codec(run.codec.name), run.end - plans[number].first
+        room, count = places[number], run.held(number)
+        at = end - count
+        used = at >= 0 and not coded[number]
+        there = (
+            LayerKV(*(p.narrow(1, at, count) for p in (room.keys, room.values))) if used else None
+        )
+        return Place.of(there, shape, dtype_of(card), turns[run.start][number], codec)
 
     decoded = decode_runs(card, into, Place.settle)
-    streams = [
-        stream
-        for run, stream in zip(card.manifest.runs, decoded, strict=True)
-        if run.start >= known
-    ]
+    streams = [stream for run, stream in zip(runs, decoded, strict=True) if run.start >= known]
     for number, (plan, room) in enumerate(zip(plans, places, strict=True)):
         for stream in streams:
             next(stream)
@@ -119,9 +119,8 @@ def _turns(rope: Rope, run: Run, rooms: list[LayerKV]) -> list[Turn | None]:
     positions may differ in their last bits."""
     if not find_codec(run.codec.name).pre_rope:
         return [None] * len(rooms)
-    positions = lru_cache(torch.arange)
     return [
-        rope.turn(number, positions(run.end - run.held(number), run.end), room.keys)
+        rope.turn(number, range(run.end - run.held(number), run.end), room.keys)
         for number, room in enumerate(rooms)
     ]
 
@@ -164,5 +163,5 @@ def _coded(card: CacheCard, run: Run, number: int, rope: Rope, device: torch.dev
     codec, turn = from_record(run.codec), None
     if codec.pre_rope:
         like = torch.empty(shape.keys[0], 8, shape.head_dim, dtype=dtype_of(card), device=device)
-        turn = rope.turn(number, torch.arange(run.start, run.end), like)
+        turn = rope.turn(number, range(run.start, run.end), like)
     return Coded(codec, blob, run.start, shape, turn)

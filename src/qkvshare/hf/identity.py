@@ -25,6 +25,7 @@ _VOLATILE = {
 }  # fmt: skip
 
 _weights: WeakKeyDictionary[nn.Module, tuple[object, str, Adapter | None]] = WeakKeyDictionary()
+_configs: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()
 _tokenizers: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
@@ -45,7 +46,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
     weights, adapter = _weight_digests(model)
     return Identity(
         weights=weights,
-        config=digest_json(_stable(text_config(model).to_diff_dict())),
+        config=_config_digest(model),
         adapter=adapter,
         rope=msgspec.json.encode(rope_parameters(model), order="sorted").decode(),
         dtype=dtype,
@@ -55,13 +56,12 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
 
 
 def _weight_digests(model: PreTrainedModel) -> tuple[str, Adapter | None]:
-    adapters, scale = _active_adapters(model)
-    tensors = dict(sorted(model.state_dict(keep_vars=True).items()))
-    stamp = (_stamp(tensors), sorted(adapters), scale)
+    stamp = _stamp(model)
     known = _weights.get(model)
     if known is None or known[0] != stamp:
+        adapters, scale = _active_adapters(model)
         base, extra = {}, {}
-        for name, tensor in tensors.items():
+        for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
             if name in adapters:
                 extra[name] = _tensor_digest(name, tensor)
             elif not _is_adapter_tensor(name, model):
@@ -69,6 +69,15 @@ def _weight_digests(model: PreTrainedModel) -> tuple[str, Adapter | None]:
         adapter = Adapter(digest_json([extra, sorted(scale)]), _common(scale)) if extra else None
         known = _weights[model] = (stamp, digest_json(base), adapter)
     return known[1], known[2]
+
+
+def _config_digest(model: PreTrainedModel) -> str:
+    config = text_config(model)
+    # To find what differs from the defaults takes long; what a configuration says does not.
+    says, known = repr(vars(config)), _configs.get(model)
+    if known is None or known[0] != says:
+        known = _configs[model] = says, digest_json(_stable(config.to_diff_dict()))
+    return known[1]
 
 
 def _active_adapters(model: nn.Module) -> tuple[set[str], list[float]]:
@@ -123,19 +132,44 @@ def _common(scales: list[float]) -> float:
     return max(scales, default=1.0)
 
 
-def _stamp(tensors: dict[str, Tensor]) -> tuple[object, ...]:
+def _stamp(model: nn.Module) -> tuple[object, ...]:
+    """What changes when the weights, or the adapters in force, do; a sample of what they hold."""
+    tensors, plain = _tensors(model)
+    adapters = None if plain else [sorted(found) for found in _active_adapters(model)]
+    if not plain:
+        tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())]
     places, samples = [], dict[tuple[torch.device, torch.dtype], list[Tensor]]()
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for tensor in tensors:
             version = -1 if tensor.is_inference() else tensor._version
-            places.append((name, tensor.data_ptr(), version, tensor.dtype, tensor.shape))
+            places.append((tensor.data_ptr(), version, tensor.dtype, tensor.shape))
             if (size := tensor.numel()) and tensor.is_contiguous():
                 count = min(8, size)
                 sample = tensor.as_strided((count,), (size // count,))
                 samples.setdefault((tensor.device, tensor.dtype), []).append(sample)
         # Together, since a GPU is waited for each time.
         found = [torch.cat(alike).to("cpu", torch.float32) for alike in samples.values()]
-        return tuple(places), digest_bytes(torch.cat(found).numpy())
+        return adapters, places, digest_bytes(torch.cat(found).numpy())
+
+
+def _tensors(model: nn.Module) -> tuple[list[Tensor], bool]:
+    """Those of a state dict, found without the names, which take longer than all else; and whether
+    that is so: not with adapters, or modules that make their state in a way of their own."""
+    modules, tensors, plain = [model], list[Tensor](), True
+    for module in modules:  # grows on the way
+        tensors += [at for at in module._parameters.values() if at is not None]
+        if module._buffers:
+            passing = module._non_persistent_buffers_set
+            buffers = module._buffers.items()
+            tensors += [at for name, at in buffers if at is not None and name not in passing]
+        kind = type(module)
+        plain &= not (
+            module._state_dict_hooks
+            or kind._save_to_state_dict is not nn.Module._save_to_state_dict
+            or _is_tuner(module)
+        )
+        modules += [inner for inner in module._modules.values() if inner is not None]
+    return tensors, plain
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> list[object]:

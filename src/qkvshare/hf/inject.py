@@ -18,7 +18,6 @@ from .coded import CodedLayer
 from .fill import fill, keep_codes
 from .identity import identify
 from .layers import (
-    empty_cache,
     require_geometry,
 )
 from .tokens import Ids, as_ids, require_length, require_vocabulary
@@ -64,8 +63,8 @@ def inject(
         IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
         the model is touched.
     """
-    new, kept = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
-    cache = CardCache(card, kept, config=model.config)
+    new, kept, empty = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
+    cache = CardCache(card, kept, empty)
     if codes:
         keep_codes(model, cache)
     if not codes or any(at.window for at in card.manifest.layers):
@@ -86,8 +85,7 @@ def prefill(
     Needs none of the card's encoded bytes. `costs.choose` says when it is sooner. Raises as
     `inject`.
     """
-    new, kept = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
-    cache = empty_cache(model)
+    new, kept, cache = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
     ids = torch.from_numpy(card.token_ids[:kept].astype(np.int64))[None].to(model.device)
     with torch.no_grad():
         if kept:
@@ -101,17 +99,18 @@ def _admit(
     new: TokenIds,
     prompt_ids: Ids | None,
     tokenizer: PreTrainedTokenizerBase | None,
-) -> tuple[TokenIds, int]:
-    """The tokens to read, and how many of the card come before them; everything is checked."""
+) -> tuple[TokenIds, int, DynamicCache]:
+    """The tokens to read, how many of the card come before them, and an empty cache; everything is
+    checked."""
     card.require_fresh()
     card.manifest.identity.require(identify(model, tokenizer))
-    require_geometry(model, card.manifest.layers, empty_cache(model))
+    empty = require_geometry(model, card.manifest.layers)
     require_vocabulary(model, card.token_ids, "card")
     new, kept = _new_tokens(model, card, new, prompt_ids), card.tokens
     if len(new) == 0:
         new, kept = card.token_ids[-1:], kept - 1
     require_length(model, kept + len(new))
-    return new, kept
+    return new, kept, empty
 
 
 def _arguments(

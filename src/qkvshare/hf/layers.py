@@ -30,7 +30,7 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
     _require_kinds(model)
     # Without config= every layer would silently become full attention.
     cache = DynamicCache(config=model.config)
-    attention_layers(model, cache)
+    _carried(cache)
     return cache
 
 
@@ -45,6 +45,10 @@ def attention_layers(model: PreTrainedModel, cache: Cache) -> list[DynamicLayer]
             f"the cache is a {type(cache).__name__}; a card is captured from a DynamicCache, "
             "made with DynamicCache(config=model.config)."
         )
+    return _carried(cache)
+
+
+def _carried(cache: DynamicCache) -> list[DynamicLayer]:
     for number, layer in enumerate(cache.layers):
         # Subclasses keep more than keys and values, or keep them in another form.
         if type(layer) not in _KINDS:
@@ -90,9 +94,11 @@ def describe(number: int, layer: DynamicLayer) -> Layer:
     )
 
 
-def require_geometry(model: PreTrainedModel, layers: list[Layer], cache: DynamicCache) -> None:
-    """Raise `IdentityError` unless a card's layers are those of the model's empty cache."""
-    places = attention_layers(model, cache)
+def require_geometry(model: PreTrainedModel, layers: list[Layer]) -> DynamicCache:
+    """An empty cache of the model. Raises `IdentityError` unless its layers are ``layers``, a
+    card's, and `UnsupportedModelError` as `empty_cache`."""
+    cache = empty_cache(model)
+    places = _carried(cache)
     if len(layers) != len(places):
         raise IdentityError(f"the card has {len(layers)} layers, the model {len(places)}.")
     config = text_config(model)
@@ -106,6 +112,7 @@ def require_geometry(model: PreTrainedModel, layers: list[Layer], cache: Dynamic
                 f"layer {number} (window, KV heads, head dim): the card has {found}, "
                 f"the model {expected}."
             )
+    return cache
 
 
 def place_layer(place: DynamicLayer, keys: Tensor, values: Tensor, seen: int) -> None:

@@ -57,11 +57,12 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
         """
         if seen == 0:
             return
-        self.lazy_initialization(room.keys, room.values)
+        self.dtype, self.device, self.is_initialized = room.keys.dtype, room.keys.device, True
         for name in _PARTS:
-            self._rooms[name] = getattr(room, name)[None]
-            setattr(self, name, self._rooms[name][:, :, held])
+            self._rooms[name] = whole = getattr(room, name).unsqueeze(0)
+            setattr(self, name, whole.narrow(2, held.start, held.stop - held.start))
         if isinstance(self, SlidingLayer):
+            self._sliding_window_tensor = self._sliding_window_tensor.to(self.device)
             # The true length: masks and positions are computed from it, not from what is held.
             self.cumulative_length = seen
 

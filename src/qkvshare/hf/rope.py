@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,7 @@ from ..card.errors import UnsupportedModelError
 from .layers import text_config
 
 Turn = Callable[[Tensor], Tensor]
+Positions = range | Tensor  # int64 ``[tokens]``
 
 # The frequencies of these types do not depend on how long the sequence has become.
 STATIC_TYPES = {"default", "linear", "llama3", "yarn"}
@@ -68,15 +69,15 @@ class Rope:
         )
         self._turns: dict[tuple[object, ...], Turn] = {}
 
-    def rotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
-        """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions [tokens]``, float32."""
+    def rotate(self, layer: int, keys: Tensor, positions: Positions) -> Tensor:
+        """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions``, float32."""
         return self.turn(layer, positions, keys)(keys.to(torch.float32, copy=True))
 
-    def unrotate(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+    def unrotate(self, layer: int, keys: Tensor, positions: Positions) -> Tensor:
         """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
         return self.turn(layer, positions, keys, back=True)(keys.to(torch.float32, copy=True))
 
-    def turn(self, layer: int, positions: Tensor, like: Tensor, back: bool = False) -> Turn:
+    def turn(self, layer: int, positions: Positions, like: Tensor, back: bool = False) -> Turn:
         """What turns keys such as ``like`` in place; found once for all layers that share it."""
         attention = self._layers[layer].self_attn
         if not getattr(attention, "use_rope", True):  # NoPE layers, as in SmolLM3
@@ -88,19 +89,25 @@ class Rope:
                 "codecs that store keys before RoPE cannot serve it. Use the codec 'raw'."
             )
         kind = self._kinds and self._kinds[layer]
-        bytes_ = positions.cpu().numpy().tobytes()
-        key = kind, function, like.device, like.shape[-1], back, bytes_
+        # A range is known by its ends.
+        at = positions if isinstance(positions, range) else positions.cpu().numpy().tobytes()
+        key = kind, function, like.device, like.shape[-1], back, at
         if key not in self._turns:
-            cos, sin = self._angles(kind, like.float()[None], positions, back)
-            self._turns[key] = _Turn(function, cos, sin, _turns_halves(function, like, cos, sin))
+            one = like.new_empty(1, 1, 1, like.shape[-1], dtype=torch.float32)
+            cos, sin = self._angles(kind, one, positions, back)
+            halves = cos.shape[-1] == like.shape[-1] and _turns_halves(function, like.shape[-1])
+            self._turns[key] = _Turn(function, cos, sin, halves)
         return self._turns[key]
 
     def _angles(
-        self, kind: str | None, x: Tensor, positions: Tensor, back: bool
+        self, kind: str | None, x: Tensor, positions: Positions, back: bool
     ) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[1, tokens, rotary]``; with ``back`` those of the inverse."""
         chosen = {"layer_type": kind} if kind else {}
-        cos, sin = self._embedding(x, positions[None].to(x.device), **chosen)
+        at = positions
+        if isinstance(at, range):
+            at = torch.arange(at.start, at.stop)
+        cos, sin = self._embedding(x, at[None].to(x.device), **chosen)
         if back:
             scale = (cos.square() + sin.square())[:, :1]  # the square of the attention scaling
             cos, sin = cos / scale, -sin / scale
@@ -135,15 +142,15 @@ class _Turn:
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x[0])
 
 
-def _turns_halves(function: Callable[..., Any], keys: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether ``function`` does to keys shaped like ``keys`` what `_turn_halves` does."""
-    count = min(8, keys.shape[1], cos.shape[1])
-    like, cos, sin = keys[None, :1, :count], cos[:, :count], sin[:, :count]
-    if cos.shape[-1] != like.shape[-1] or like.shape[-1] % 2 or not like.numel():
+@lru_cache(maxsize=64)
+def _turns_halves(function: Callable[..., Any], dim: int) -> bool:
+    """Whether ``function`` does to rows of ``dim`` what `_turn_halves` does with any angles."""
+    if dim % 2:
         return False
-    x = torch.linspace(-1, 1, like.numel(), device=like.device).view(like.shape)
-    expected = function(x[:, :0], x, cos, sin)[1]
-    _turn_halves(x, cos, sin)
+    generator = torch.Generator().manual_seed(0)
+    x, cos, sin = torch.randn(3, 1, 1, 4, dim, generator=generator)
+    expected = function(x[:, :0], x, cos[0], sin[0])[1]
+    _turn_halves(x, cos[0], sin[0])
     return torch.allclose(expected, x, atol=1e-5)
 
 

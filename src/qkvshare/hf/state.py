@@ -81,7 +81,7 @@ class State:
         skip = max(0, start - self.first(number))
         keys, values = self.held[number].keys[:, skip:], self.held[number].values[:, skip:]
         if pre_rope:
-            positions = torch.arange(self.first(number) + skip, len(self.ids))
+            positions = range(self.first(number) + skip, len(self.ids))
             keys = self._rope.unrotate(number, keys, positions)
         return LayerKV(keys, values)
 

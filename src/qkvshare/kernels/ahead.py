@@ -1,12 +1,14 @@
-"""One thing after another, with the next already under way on another thread."""
+"""Work on another thread: one thing after another with the next already under way, or one beside
+what the caller does."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Lock, Semaphore
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +17,25 @@ R = TypeVar("R")
 
 # Each thread holds one result that nobody has taken yet; layers are large.
 _MOST = 2
+
+
+# One thread that stays, since to start one and to wait for its end takes milliseconds.
+_thread = ThreadPoolExecutor(1, "qkvshare")
+
+
+def beside(function: Callable[..., R], *arguments: Any) -> Future[R]:
+    """``function`` beside the caller; it may not use `beside` itself and wait for that."""
+    return _thread.submit(function, *arguments)
+
+
+def _start_anew() -> None:
+    """A child process has no threads but the one that forked."""
+    global _thread
+    _thread = ThreadPoolExecutor(1, "qkvshare")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .ahead import beside
 from .compiling import kernel, part
 from .cpu_blocks import hadamard, unpack
 from .cpu_rows import array_at, row_writer
@@ -28,8 +29,10 @@ _WHOLE, _LARGEST = (64, 128, 256), 256
 _WIDTHS = np.array(TIERS, np.int64)
 
 
-def decode_parts(parts: Sequence[Part]) -> None:
-    """`reference.decode_rows` of each part into its ``numbers``, keys turned."""
+def decode_parts(parts: Sequence[Part], threads: int = 1) -> None:
+    """`reference.decode_rows` of each part into its ``numbers``, keys turned; on one thread or two,
+    which meet at the end only: where both run Python, each waits for the other at every call.
+    """
     alike: dict[tuple[int, torch.dtype], list[Part]] = {}
     for one in parts:
         if one.numbers.numel():
@@ -39,18 +42,31 @@ def decode_parts(parts: Sequence[Part]) -> None:
             for one in some:
                 one.numbers.copy_(_decoded(one))
         elif dtype in (torch.float32, torch.bfloat16):
-            _decode_alike(some, dim, np.empty(0, np.float32 if dtype.itemsize == 4 else np.uint16))
+            kind = np.float32 if dtype == torch.float32 else np.uint16
+            _decode_alike(some, dim, np.empty(0, kind), threads)
         else:
             rooms = [torch.empty(one.numbers.shape) for one in some]
             wide = [replace(one, numbers=room) for one, room in zip(some, rooms, strict=True)]
-            _decode_alike(wide, dim, np.empty(0, np.float32))
+            _decode_alike(wide, dim, np.empty(0, np.float32), threads)
             for one, room in zip(some, rooms, strict=True):
                 one.numbers.copy_(room)
 
 
-def _decode_alike(parts: Sequence[Part], dim: int, format_: Any) -> None:
+def _decode_alike(parts: Sequence[Part], dim: int, format_: Any, threads: int) -> None:
     """Parts of one ``dim`` and number format, that of an array ``format_``."""
     table = np.array([part.row() for part in parts])
+    if threads == 1:
+        _decode_table(table, dim, format_)
+        return
+    first, second = np.array_split(table, 2)
+    other = beside(_decode_table, second, dim, format_)
+    try:
+        _decode_table(first, dim, format_)
+    finally:
+        other.result()  # it writes to what the caller holds
+
+
+def _decode_table(table: Any, dim: int, format_: Any) -> None:
     if dim in _WHOLE:
         _decode_whole(table, np.empty(8 * BLOCK * dim, np.int16), dim, format_)
         return
@@ -222,6 +238,15 @@ def _write(numbers: Any, out: Any, to: Any) -> None:
 
 
 _walk64, _walk128, _walk256 = _walker(64), _walker(128), _walker(256)
+
+
+@kernel
+def widths(info: Any) -> int:
+    """The sum of the rows' widths, in bits a number; ``info`` uint8 ``[rows]``."""
+    total = 0
+    for byte in info:
+        total += _WIDTHS[byte & 7]
+    return total
 
 
 @kernel
