@@ -28,9 +28,9 @@ from ..card.errors import CardFormatError, CodecError, QKVShareError
 from ..kernels.ahead import ahead
 from ..kernels.cuda import fits
 from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
-from ..kernels.operators import encode_rows
+from ..kernels.operators import encode_rows, peaks
 from ..kernels.reference import eights
-from ..kernels.rotation import power_of_two, rotate
+from ..kernels.rotation import power_of_two
 from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
 from .bits import BitMap, Energy, LayerBits
 from .packed_cpu import decode, decode_job
@@ -175,9 +175,9 @@ def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
     rms = torch.linalg.vector_norm(rows, dim=-1) / math.sqrt(rows.shape[1])
     # Eight bits are spent on rows that must not be clipped.
     wide = widths == 8
-    root = math.sqrt(power_of_two(rows.shape[1]))
-    peak = rotate(rows[wide]).abs().amax(-1) * (UNIT / root / levels(8)[-1].item())
-    rms[wide] = torch.maximum(rms[wide], peak)
+    root, chosen = math.sqrt(power_of_two(rows.shape[1])), wide.nonzero()[:, 0]
+    peak = peaks(rows, chosen) * (UNIT / root / levels(8)[-1].item())
+    rms[chosen] = torch.maximum(rms[chosen], peak)
     exact = torch.log2(rms.clamp(min=2.0 ** (LOWEST / OCTAVE))) * OCTAVE
     exponent = torch.where(wide, exact.ceil(), exact.round()).to(torch.int32)
     top = int(exponent.max())

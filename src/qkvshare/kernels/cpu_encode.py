@@ -8,13 +8,11 @@ import numpy as np
 
 from .compiling import kernel, part
 from .cpu_blocks import hadamard, pack
+from .cpu_vectors import counter
 from .levels import TIERS, thresholds
 from .reference import BLOCK
 
 _WIDTHS = np.array(TIERS, np.int64)
-# All thresholds, tier after tier; where each tier's begin.
-_THRESHOLDS = np.concatenate([thresholds(bits) for bits in TIERS[1:]])
-_FIRST = np.cumsum([0, 0, *(2**bits - 1 for bits in TIERS[1:])])
 
 
 @part
@@ -34,23 +32,64 @@ def _load(row: Any, matrix: Any, x: Any) -> None:
                 x[j * h + i] = total
 
 
+def _coder(tier: int) -> Any:
+    """``f(x, codes)``: the nearest levels of a tier, as many as there are thresholds below."""
+    count = counter(thresholds(TIERS[tier]).tolist())
+
+    def code(x: Any, codes: Any) -> None:
+        whole = codes.size // 8 * 8
+        for at in range(0, whole, 8):
+            count(x, at, codes)
+        if whole < codes.size:
+            last, found = np.zeros(8, np.float32), np.empty(8, np.uint8)
+            last[: codes.size - whole] = x[whole:]
+            count(last, 0, found)
+            codes[whole:] = found[: codes.size - whole]
+
+    return part(code, tier)
+
+
+_code1, _code2, _code3, _code4, _code5, _code6 = map(_coder, range(1, 7))
+
+
 @part
-def _count_below(x: Any, codes: Any, threshold: Any) -> None:
+def _code7(x: Any, codes: Any) -> None:
+    """Eight bits have equal steps, of 8, from -1016 on: no search, and exact."""
     for i in range(np.uint64(codes.size)):
-        codes[i] += np.uint8(x[i] > threshold)
+        step = np.ceil(x[i] * np.float32(0.125)) + np.float32(127)
+        codes[i] = np.uint8(np.int32(min(max(step, np.float32(0)), np.float32(255))))
 
 
 @part
-def _guess(x: Any, codes: Any, threshold: Any) -> None:
-    """The widest tier has equal steps: a guess, then its neighbours are compared."""
-    step, last = threshold[1] - threshold[0], threshold.size
-    for i in range(codes.size):
-        code = int(min(max((x[i] - threshold[0]) / step, np.float32(0)), np.float32(last)))
-        while code < last and x[i] > threshold[code]:
-            code += 1
-        while code > 0 and x[i] <= threshold[code - 1]:
-            code -= 1
-        codes[i] = np.uint8(code)
+def _code(tier: Any, x: Any, codes: Any) -> None:
+    if tier == 1:
+        _code1(x, codes)
+    elif tier == 2:
+        _code2(x, codes)
+    elif tier == 3:
+        _code3(x, codes)
+    elif tier == 4:
+        _code4(x, codes)
+    elif tier == 5:
+        _code5(x, codes)
+    elif tier == 6:
+        _code6(x, codes)
+    else:
+        _code7(x, codes)
+
+
+@kernel
+def peaks(rows: Any, chosen: Any, matrix: Any, out: Any) -> None:
+    """The largest magnitude that each of ``chosen`` rows has once it is rotated, to ``out``."""
+    dim, m = rows.shape[1], matrix.shape[0]
+    x = np.empty(dim, np.float32)
+    for n in range(chosen.size):
+        _load(rows[chosen[n]], matrix, x)
+        hadamard(dim // m, x, m)
+        peak = np.float32(0)
+        for i in range(dim):
+            peak = max(peak, abs(x[i]))
+        out[n] = peak
 
 
 @kernel
@@ -68,7 +107,6 @@ def encode(rows: Any, info: Any, scales: Any, matrix: Any, out: Any) -> None:
             if info[number] & 7 == tier:
                 mine[total] = number
                 total += 1
-        threshold = _THRESHOLDS[_FIRST[tier] : _FIRST[tier + 1]]
         for first in range(0, total, BLOCK):
             count = min(BLOCK, total - first)
             for r in range(count):
@@ -80,11 +118,10 @@ def encode(rows: Any, info: Any, scales: Any, matrix: Any, out: Any) -> None:
                 scale = scales[info[mine[first + r]] >> 3]
                 for i in range(np.uint64(dim)):
                     own[i] *= scale
-                if tier == 7:
-                    _guess(own, into, threshold)
-                else:
-                    for t in threshold:
-                        _count_below(own, into, t)
+                if wide != dim:
+                    _code(tier, own, into)
+            if wide == dim:
+                _code(tier, x[: count * dim], codes[: count * dim])
             size = count * wide * _WIDTHS[tier] // 8
             pack(tier, codes[: count * wide], out[at : at + size])
             at += size

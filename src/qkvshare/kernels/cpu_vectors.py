@@ -1,11 +1,12 @@
-"""Vector code by hand, where LLVM would not make it of loops: the Hadamard transform.
+"""Vector code by hand where LLVM would not make it of loops: Hadamard transforms, and counting.
 
-Loops over neighbours become two loads, shuffles and two stores a stage, and took half of decoding.
-Here LLVM is given the stages as whole vectors, so that numbers are loaded and stored once. A number
-lies in one of the vectors, in one half of it, at one place of that half; each is a bit, or some
-bits, of its index, and a butterfly is a sum and a difference of vectors once the index bit that it
-works on tells vectors apart. The shuffles that bring it there are single instructions where vectors
-are halves of 128 bits (x86, ARM), and in the end all numbers are where they began.
+Of a transform, loops over neighbours become two loads, shuffles and two stores a stage, and took
+half of decoding. Here LLVM is given the stages as whole vectors, so that numbers are loaded and
+stored once. A number lies in one of the vectors, in one half of it, at one place of that half; each
+is a bit, or some bits, of its index, and a butterfly is a sum and a difference of vectors once the
+index bit that it works on tells vectors apart. The shuffles that bring it there are single
+instructions where vectors are halves of 128 bits (x86, ARM), and in the end all numbers are where
+they began.
 
 Stages are in the order of the index bits, lowest first, as `rotation.hadamard` has them: rounding
 depends on the order.
@@ -43,6 +44,30 @@ def transformer(size: int) -> Any:
         return types.void(x, at), generate
 
     return transform
+
+
+def counter(limits: Sequence[float]) -> Any:
+    """``f(x, at, codes)``: of the 8 float32 numbers of ``x`` from ``at`` on, how many ``limits``
+    each is above, to the same places of ``codes``, uint8. All comparisons stay in registers."""
+
+    @intrinsic
+    def count(_: Any, x: Any, at: Any, codes: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            lanes = _REGISTER // 4
+            vector = places(context, builder, (x, args[0]), args[1], lanes).load(0)
+            counts = ir.VectorType(ir.IntType(32), lanes)
+            total = ir.Constant(counts, [0] * lanes)
+            for limit in limits:
+                splat = ir.Constant(vector.type, [float(limit)] * lanes)
+                above = builder.fcmp_ordered(">", vector, splat)
+                total = builder.sub(total, builder.sext(above, counts))  # all ones are -1
+            small = builder.trunc(total, ir.VectorType(ir.IntType(8), lanes))
+            places(context, builder, (codes, args[2]), args[1], lanes).store(0, small)
+            return context.get_dummy_value()
+
+        return types.void(x, at, codes), generate
+
+    return count
 
 
 @dataclass(frozen=True)

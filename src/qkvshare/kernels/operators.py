@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import reference
 from .parts import Part
-from .rotation import dct, power_of_two
+from .rotation import dct, power_of_two, rotate
 
 # Hadamard transforms of more numbers are left to the reference: no model has such heads.
 _LARGEST = 256
@@ -37,6 +37,17 @@ def decode_rows(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: 
     A head's rows lie one behind the other; heads may be any number of rows apart.
     """
     torch.ops.qkvshare.decode_rows.default(codes, info, scales, mean, out)
+
+
+def peaks(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Of ``chosen`` rows, int64 ``[rows chosen]``, the largest magnitudes once they are rotated."""
+    if rows.device.type != "cpu" or power_of_two(rows.shape[1]) > _LARGEST:
+        return rotate(rows[chosen]).abs().amax(-1)
+    from .cpu_encode import peaks
+
+    out = torch.empty(len(chosen))
+    peaks(_array(rows), _array(chosen), _matrix(rows.shape[1]), _array(out))
+    return out
 
 
 def _encode_anywhere(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
