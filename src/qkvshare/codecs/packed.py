@@ -16,10 +16,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -187,8 +189,15 @@ def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
     info = (tier | scale << 3).to(torch.uint8)
     head = torch.tensor([top], dtype=torch.int16).view(torch.uint8)
     nbytes = int(widths.sum()) * eights(rows.shape[1]) // 8
-    inverse = torch.tensor([UNIT / root / unit for unit in units(top)], device=rows.device)
+    inverse = torch.from_numpy(_inverse(top, rows.shape[1])).to(rows.device)
     return [head.to(rows.device), info, encode_rows(rows, info, inverse, nbytes)]
+
+
+@lru_cache(maxsize=4096)
+def _inverse(top: int, dim: int) -> npt.NDArray[np.float32]:
+    """What rows of ``dim`` numbers are multiplied with to be in units of levels, ``[32]``."""
+    root = math.sqrt(power_of_two(dim))
+    return np.array([UNIT / root / unit for unit in units(top)], np.float32)
 
 
 def _again(first: T, others: Iterator[T]) -> Iterator[T]:
