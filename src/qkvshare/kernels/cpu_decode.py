@@ -54,16 +54,19 @@ def decode_parts(parts: Sequence[Part], threads: int = 1) -> None:
 
 def _decode_alike(parts: Sequence[Part], dim: int, format_: Any, threads: int) -> None:
     """Parts of one ``dim`` and number format, that of an array ``format_``."""
-    table = np.array([part.row() for part in parts])
-    if threads == 1:
-        _decode_table(table, dim, format_)
+    if threads == 1 or len(parts) == 1:
+        _decode_table(_table(parts), dim, format_)
         return
-    first, second = np.array_split(table, 2)
-    other = beside(_decode_table, second, dim, format_)
+    half = len(parts) // 2
+    other = beside(_decode_table, _table(parts[half:]), dim, format_)
     try:
-        _decode_table(first, dim, format_)
+        _decode_table(_table(parts[:half]), dim, format_)
     finally:
         other.result()  # it writes to what the caller holds
+
+
+def _table(parts: Sequence[Part]) -> Any:
+    return np.array([part.row() for part in parts])
 
 
 def _decode_table(table: Any, dim: int, format_: Any) -> None:
