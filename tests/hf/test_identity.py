@@ -92,6 +92,23 @@ def test_tokenizer_state_does_not_count(llama: Any) -> None:
     assert identify(llama, tokenizer) == before
 
 
+def test_what_is_changed_after_the_first_look_counts() -> None:
+    """The first look is remembered; a configuration, a buffer or a module changed later is seen."""
+    model = tiny_model()
+    seen = [identify(model)]
+    model.config.rms_norm_eps *= 2
+    seen.append(identify(model))
+    model.register_buffer("extra", torch.ones(3))
+    seen.append(identify(model))
+    model.extra[1] = 5.0
+    seen.append(identify(model))
+    model.lm_head = torch.nn.Linear(*model.lm_head.weight.shape[::-1], bias=False)
+    seen.append(identify(model))
+    assert len({(found.weights, found.config) for found in seen}) == len(seen)
+    model.register_buffer("passing", torch.ones(3), persistent=False)
+    assert identify(model) == seen[-1]
+
+
 def test_adapters() -> None:
     plain, one, two = tiny_model(), with_lora(), with_lora(seed=1)
     identities = [identify(model) for model in (plain, one, two, with_lora(alpha=32))]

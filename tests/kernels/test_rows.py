@@ -8,19 +8,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
-from qkvshare.kernels import cpu_blocks, cpu_decode, cpu_encode, reference
+from qkvshare.kernels import cpu_blocks, cpu_decode, cpu_encode, cpu_rows, reference
 from qkvshare.kernels.ahead import ahead
+from qkvshare.kernels.cpu_vectors import transformer
 from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
 from qkvshare.kernels.operators import decode_rows, encode_rows
+from qkvshare.kernels.parts import Part
 from qkvshare.kernels.rotation import mix, power_of_two, rotate
 
 DIMS = [8, 20, 64, 80, 96, 128, 256]
@@ -81,6 +85,65 @@ def compare(
             assert torch.equal(out.flatten(0, 1), rounded(back, dtype))
             assert (room[:, :before] == 7).all()
             assert (room[:, before + tokens :] == 7).all()
+
+
+@pytest.mark.parametrize("dim", [8, 64, 80, 128, 256, 512])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype, threads: int) -> None:
+    """Keys turned on the way, values without a mean, of any length, and nothing beside them."""
+    parts, expected = [], []
+    for seed, tokens in enumerate((33, 33, 0, 1, 70)):
+        rows, info, inverse, scales, mean = random_rows(2, tokens, dim, seed)
+        codes = reference.encode_rows(rows, info, inverse)
+        keys = seed % 2 == 0
+        angle = torch.randn(tokens, dim // 2, generator=torch.Generator().manual_seed(seed))
+        turn = (angle.cos(), angle.sin()) if keys else None
+        room = torch.full((2, tokens + 3, dim), 7.0, dtype=dtype)
+        own = mean if keys else torch.zeros_like(mean)
+        back = reference.decode_rows(codes, info, scales, own, dim).view(2, tokens, dim)
+        expected.append(back if turn is None else cpu_decode.turned(back, *turn))
+        added = own if keys else None
+        parts.append(Part(codes, info, scales, room[:, 1 : 1 + tokens], added, turn))
+    cpu_decode.decode_parts(parts, threads)
+    for part, right in zip(parts, expected, strict=True):
+        assert torch.equal(part.numbers, right.to(dtype))
+        assert part.numbers._base is not None
+        assert (part.numbers._base[:, [0, -2, -1]] == 7).all()
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32])
+def test_transforms_in_registers(size: int, kind: Any) -> None:
+    """Every size and number format, to the last bit."""
+    transform = transformer(size)
+
+    @njit  # type: ignore[untyped-decorator]
+    def run(x: Any, at: Any) -> None:
+        transform(x, at)
+
+    generator = np.random.default_rng(size)
+    x = (100 * generator.standard_normal(size + 5)).astype(kind)
+    right = reference.hadamard(torch.from_numpy(x[3 : 3 + size].astype(np.float32))[None])[0]
+    after = x.copy()
+    run(after, 3)
+    assert np.array_equal(after[3 : 3 + size], right.numpy().astype(kind))
+    assert np.array_equal(np.delete(after, np.s_[3 : 3 + size]), np.delete(x, np.s_[3 : 3 + size]))
+
+
+@pytest.mark.parametrize("bits", TIERS[1:])
+def test_numbers_on_thresholds_get_the_codes_of_the_reference(bits: int) -> None:
+    """A number on a threshold, just beside it, and far outside."""
+    at = thresholds(bits)
+    beside = [np.nextafter(at, np.float32(side), dtype=np.float32) for side in (-1e9, 1e9)]
+    x = np.concatenate([at, *beside, np.float32([0, -0.0, 1e30, -1e30])])
+    rows = torch.from_numpy(np.resize(x, (-(-len(x) // 8), 8))) / math.sqrt(8)
+    rows = reference.hadamard(rows) / math.sqrt(8)  # so that rotation gives numbers near these
+    info = torch.full((len(rows),), TIERS.index(bits) | 31 << 3, dtype=torch.uint8)
+    for scale in (1.0, math.sqrt(8)):
+        scales = torch.full((32,), scale)
+        expected = reference.encode_rows(rows, info, scales)
+        assert torch.equal(encode_rows(rows, info, scales, len(expected)), expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -152,6 +215,21 @@ def test_ahead_keeps_order_and_raises_in_place(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+def test_a_child_process_has_a_thread_of_its_own() -> None:
+    """A fork copies no threads, so work given to the parent's would never be done."""
+    script = (
+        "import os\n"
+        "from qkvshare.kernels.ahead import beside\n"
+        "assert beside(int).result() == 0\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(beside(lambda: 7).result(timeout=20))\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_said() -> None:
     """Neither beside the source nor in the user's cache: compiled all the same, with a warning."""
     script = (
@@ -171,7 +249,7 @@ def test_no_two_parts_have_one_name() -> None:
     """Numba would take one for the other as soon as one of them comes from disk."""
     parts = {
         id(part): part.py_func.__qualname__
-        for module in (cpu_blocks, cpu_decode, cpu_encode)
+        for module in (cpu_blocks, cpu_decode, cpu_encode, cpu_rows)
         for part in vars(module).values()
         if isinstance(part, Dispatcher)
     }
