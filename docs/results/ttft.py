@@ -65,13 +65,11 @@ def ratios(rows: list[Row]) -> None:
     for tokens in lengths(rows):
         at = {(row["path"], row["codec"]): row for row in rows if row["context_tokens"] == tokens}
         card, held = at["card-file", "packed"], at["card", "packed"]
-        base = at["resident", "none"]
+        base, text = at["resident", "none"], at.get(("re-prefill", "none"))
+        again = "—" if text is None else f"{first(text) / first(card):.1f}"
         after = base["decode_ms_per_token"]["median"] / card["decode_ms_per_token"]["median"]
-        print(
-            f"| {tokens} | {first(at['re-prefill', 'none']) / first(card):.1f} "
-            f"| {first(card) / first(base):.2f} | {first(held) / first(base):.2f} "
-            f"| {after:.2f} × as fast |"
-        )
+        of_base = f"{first(card) / first(base):.2f} | {first(held) / first(base):.2f}"
+        print(f"| {tokens} | {again} | {of_base} | {after:.2f} × as fast |")
 
 
 def alone(rows: list[Row]) -> None:
