@@ -148,3 +148,16 @@ def test_two_processes_agree_on_a_new_tenants_salt(tmp_path: Path) -> None:
         salts = list(pool.map(lambda _: Store(tmp_path, tenant="new").salt, range(8)))
     assert all(one == other for one, other in pairwise(salts))
     assert salts[0] is not None
+
+
+def test_many_open_a_new_index_at_once(tmp_path: Path) -> None:
+    """Each waits for the others, also while the file is made."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from qkvshare.store.index import Index
+
+    with ThreadPoolExecutor(16) as pool:
+        for number in range(8):
+            at = tmp_path / f"{number}.sqlite"
+            for job in [pool.submit(Index, at) for _ in range(16)]:
+                job.result()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ class Index:
             )
             path.chmod(0o600)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._write_ahead()
             # An acknowledged card survives a power cut, not only a kill.
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
@@ -85,6 +86,19 @@ class Index:
                 f"the index {path} cannot be used: {error}. If it is damaged, remove it: "
                 "it is made again from the files when the store is opened."
             ) from error
+
+    def _write_ahead(self) -> None:
+        """Whoever opens a new index besides is waited for, which SQLite does not do here."""
+        latest = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > latest:
+                    raise
+                time.sleep(0.005)
 
     def _migrate(self) -> None:
         with self.writing():  # two processes may open a new store at once
