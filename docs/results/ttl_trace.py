@@ -19,6 +19,7 @@ from qkvshare.store.ttl import State
 Rng = np.random.Generator
 Draw = Callable[[Rng], float]
 _TTFT = Path(__file__).with_name("ttft.md")
+_CELLS = 13  # of its table of all paths, with the empty ones at both ends
 
 
 class Call(NamedTuple):
@@ -133,5 +134,5 @@ def rows(path: str) -> list[tuple[int, float, float]]:
     return [
         (int(row[1]), float(row[3].split("[")[0].replace(",", "")), float(row[9]))
         for row in cells
-        if len(row) > 9 and row[2].strip() == path and "[" in row[3]
+        if len(row) == _CELLS and row[2].strip() == path and "[" in row[3]
     ]
