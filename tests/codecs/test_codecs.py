@@ -25,7 +25,9 @@ from qkvshare.codecs import (
     empty,
     find_codec,
     from_record,
+    packed,
 )
+from qkvshare.codecs.base import Turned, upright
 from qkvshare.codecs.bits import BitMap
 from qkvshare.codecs.packed import _mean
 from qkvshare.codecs.packed_layout import MEAN_TOKENS
@@ -293,7 +295,7 @@ def test_packed_error_is_that_of_its_width(bits: int) -> None:
     (blob,) = codec.encode([layer], [every])
     assert 8 * (blob.nbytes - codec.overhead(shape)) == 3 * 2000 * (64 + 80) * bits
     (back,) = codec.decode([blob], empty([shape], torch.float32))
-    energy, expected = codec.energy(layer), codec.distortion[codec.tiers.index(bits)]
+    energy, expected = codec.energies([layer])[0], codec.distortion[codec.tiers.index(bits)]
     for x, y, energies in (
         (layer.keys, back.keys, energy.keys),
         (layer.values, back.values, energy.values),
@@ -328,3 +330,29 @@ def test_packed_refuses_exponents_of_no_float32(exponent: int) -> None:
     blob[:2] = np.frombuffer(np.int16(exponent).tobytes(), np.uint8)
     with pytest.raises(CardFormatError, match=f"exponent {exponent}, expected -300 to 384"):
         list(codec.decode([blob], empty([shape], torch.float32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "dim"), [(1, 8), (7, 64), (45, 80), (300, 96), (64, 256)])
+def test_packed_kernels_give_what_torch_does(tokens: int, dim: int, dtype: torch.dtype) -> None:
+    """Whole layers, from where a cache has them: as by torch, of keys that were turned back."""
+    draw = torch.Generator().manual_seed(dim)
+    cos, sin = torch.rand(2, tokens, dim // 2, generator=draw)
+    # A head's tokens are a part of a longer cache.
+    room = torch.randn(2, 3, tokens + 5, dim, generator=draw).to(dtype)
+    layers: list[LayerKV] = [
+        Turned(room[0, :, 2 : tokens + 2], room[1, :, 5:], (cos, sin)),
+        LayerKV(room[1, :, 5:], room[0, :, :tokens]),
+    ]
+    widths = torch.tensor(Packed.tiers, dtype=torch.uint8)
+    bits = [LayerBits(*widths[torch.randint(0, 8, (2, 3, tokens), generator=draw)]) for _ in layers]
+    codec = Packed()
+    for at_once in (layers, iter(layers)):
+        for blob, layer, own in zip(codec.encode(at_once, bits), layers, bits, strict=True):
+            parts = packed._encode_keys(upright(layer).keys, own.keys)
+            parts += packed._encode_rows(layer.values.float(), own.values)
+            assert blob.tobytes() == torch.cat(parts).numpy().tobytes()
+    for energy, layer in zip(codec.energies(layers), layers, strict=True):
+        expected = packed._energy(layer)
+        torch.testing.assert_close(energy.keys, expected.keys)
+        torch.testing.assert_close(energy.values, expected.values)

@@ -25,7 +25,7 @@ from qkvshare.kernels.cpu_vectors import transformer
 from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
 from qkvshare.kernels.operators import decode_rows, encode_rows
 from qkvshare.kernels.parts import Part
-from qkvshare.kernels.rotation import mix, power_of_two, rotate
+from qkvshare.kernels.rotation import mix, power_of_two, rotate, turned
 
 DIMS = [8, 20, 64, 80, 96, 128, 256]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -102,7 +102,7 @@ def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype, threads: 
         room = torch.full((2, tokens + 3, dim), 7.0, dtype=dtype)
         own = mean if keys else torch.zeros_like(mean)
         back = reference.decode_rows(codes, info, scales, own, dim).view(2, tokens, dim)
-        expected.append(back if turn is None else cpu_decode.turned(back, *turn))
+        expected.append(back if turn is None else turned(back, *turn))
         added = own if keys else None
         parts.append(Part(codes, info, scales, room[:, 1 : 1 + tokens], added, turn))
     cpu_decode.decode_parts(parts, threads)

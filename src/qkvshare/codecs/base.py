@@ -15,6 +15,7 @@ from ..card import Codec as CodecRecord
 from ..card import Layer
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
+from ..kernels.rotation import turned
 from .bits import BitMap, Energy
 
 
@@ -53,7 +54,8 @@ class LayerKV:
     @property
     def angles(self) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``[tokens, head_dim / 2]`` to turn keys by, for codecs that do so, see
-        `Codec.turns`; None where they stay as they are."""
+        `Codec.turns`: before they are encoded, or after they are decoded. None where they stay as
+        they are."""
         return None
 
     @property
@@ -61,6 +63,20 @@ class LayerKV:
         """Its geometry."""
         heads, tokens, dim = self.keys.shape
         return Shape(heads, tokens, dim, self.values.shape[2])
+
+
+@dataclass(frozen=True)
+class Turned(LayerKV):
+    """Keys that ``angles`` take back to before RoPE."""
+
+    angles: tuple[Tensor, Tensor] | None = None
+
+
+def upright(layer: LayerKV) -> LayerKV:
+    """With keys before RoPE; a copy, in float32, where they are turned."""
+    if layer.angles is None:
+        return layer
+    return LayerKV(turned(layer.keys.float(), *layer.angles), layer.values)
 
 
 Into = TypeVar("Into", bound=LayerKV)
@@ -94,6 +110,8 @@ class Codec(ABC):
     def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
         """Yield each layer's bytes, uint8 ``[bytes]``; ``bits`` for codecs with `tiers`.
 
+        A list of ``layers`` may be encoded in one go.
+
         Raises `CodecError`.
         """
 
@@ -123,8 +141,8 @@ class Codec(ABC):
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Split a layer's ``nbytes`` bytes by kind: codes, scales, maps."""
 
-    def energy(self, layer: LayerKV) -> Energy:
-        """Energies of a layer's rows; for codecs with `tiers`."""
+    def energies(self, layers: Iterable[LayerKV]) -> list[Energy]:
+        """Energies of each layer's rows; for codecs with `tiers`."""
         raise NotImplementedError
 
     def row_bits(self, dim: int, bits: int) -> int:

@@ -29,17 +29,17 @@ from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CodecError, QKVShareError
 from ..kernels.ahead import ahead
 from ..kernels.cuda import fits
-from ..kernels.levels import DISTORTION, TIERS, UNIT, levels
-from ..kernels.operators import encode_rows, peaks
+from ..kernels.levels import DISTORTION, LOWEST, OCTAVE, TIERS, UNIT, levels
+from ..kernels.operators import encode_rows
 from ..kernels.reference import eights
-from ..kernels.rotation import power_of_two
-from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
+from ..kernels.rotation import power_of_two, rotate
+from .base import Codec, Into, LayerKV, Shape, leave, require_bytes, upright
 from .bits import BitMap, Energy, LayerBits
-from .packed_cpu import decode, decode_job
-from .packed_layout import LOWEST, MEAN_TOKENS, OCTAVE, Layout, mean_bytes, units
+from .packed_cpu import decode, decode_job, encode, energies, has_kernels
+from .packed_layout import MEAN_TOKENS, Layout, mean_bytes, units
 
-# Half-precision parts are encoded from a float32 copy; those of two layers would be too much.
-_ONE_AT_A_TIME = Lock()
+# Parts of other formats are encoded from a float32 copy; those of two layers would be too much.
+_READ_AS_IT_IS, _ONE_AT_A_TIME = (torch.float32, torch.bfloat16), Lock()
 # Rows of a layer's keys: two layers at once only get in each other's way when they are small.
 _WORTH_THREADS = 8192
 # Head dims: rotating has work and memory of its own that grow with them, a DCT's with the square of
@@ -59,12 +59,10 @@ class Packed(Codec):
     distortion = DISTORTION
     turns = True
 
-    def energy(self, layer: LayerKV) -> Energy:
+    def energies(self, layers: Iterable[LayerKV]) -> list[Energy]:
         """Mean squares; rotation does not change them."""
-        keys = layer.keys.float()
-        if keys.shape[1] >= MEAN_TOKENS:
-            keys = keys - _mean(keys)[0]
-        return Energy(keys.square().mean(-1), layer.values.float().square().mean(-1))
+        some = list(layers)
+        return energies(some) if all(map(has_kernels, some)) else list(map(_energy, some))
 
     def row_bits(self, dim: int, bits: int) -> int:
         """Codes fill whole bytes."""
@@ -78,14 +76,22 @@ class Packed(Codec):
         """Means, then keys, then values. Raises `CodecError`."""
         if bits is None:
             raise CodecError("packed needs a bit map; capture with budget=.")
+        if isinstance(layers, list) and all(map(_at_once, layers)):
+            for layer in layers:
+                _require_dims(layer.shape, CodecError)
+            pairs = list(zip(layers, bits, strict=True))
+            yield from encode(pairs, min(2, torch.get_num_threads()))
+            return
         large = any(part.keys.numel() >= _WORTH_THREADS for part in bits)
         run = ahead if large else map
         yield from run(lambda one: self._encode(*one), zip(layers, bits, strict=True))
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
         _require_dims(layer.shape, CodecError)
-        with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
-            parts = _encode_keys(layer.keys, widths.keys)
+        with nullcontext() if layer.keys.dtype in _READ_AS_IT_IS else _ONE_AT_A_TIME:
+            if has_kernels(layer):
+                return encode([(layer, widths)])[0]
+            parts = _encode_keys(upright(layer).keys, widths.keys)
             parts += _encode_rows(layer.values.float(), widths.values)
         return np.concatenate([part.cpu().numpy() for part in parts])
 
@@ -145,12 +151,24 @@ def _require_dims(shape: Shape, error: type[QKVShareError]) -> None:
             )
 
 
+def _at_once(layer: LayerKV) -> bool:
+    """Whether it is encoded from where it lies, without a copy."""
+    return has_kernels(layer) and layer.keys.dtype in _READ_AS_IT_IS
+
+
+def _energy(layer: LayerKV) -> Energy:
+    keys = upright(layer).keys.float()
+    if keys.shape[1] >= MEAN_TOKENS:
+        keys = keys - _mean(keys)[0]
+    return Energy(keys.square().mean(-1), layer.values.float().square().mean(-1))
+
+
 def _mean(keys: Tensor) -> tuple[Tensor, Tensor]:
     """The mean ``[kv_heads, 1, head_dim]`` as the decoder will see it, and its bytes.
 
     Eight bits are enough: what is subtracted is exactly what is added again.
     """
-    mean = keys.mean(1)
+    mean = keys.mean(1, dtype=torch.float64).float()
     step = (mean.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
     codes = (mean / step).round().to(torch.int8)
     blob = torch.cat(
@@ -178,7 +196,7 @@ def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
     # Eight bits are spent on rows that must not be clipped.
     wide = widths == 8
     root, chosen = math.sqrt(power_of_two(rows.shape[1])), wide.nonzero()[:, 0]
-    peak = peaks(rows, chosen) * (UNIT / root / levels(8)[-1].item())
+    peak = rotate(rows[chosen]).abs().amax(-1) * (UNIT / root / levels(8)[-1].item())
     rms[chosen] = torch.maximum(rms[chosen], peak)
     exact = torch.log2(rms.clamp(min=2.0 ** (LOWEST / OCTAVE))) * OCTAVE
     exponent = torch.where(wide, exact.ceil(), exact.round()).to(torch.int32)

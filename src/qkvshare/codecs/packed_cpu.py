@@ -1,4 +1,4 @@
-"""``packed`` decoded on a processor: several small layers in one call, keys turned on the way."""
+"""``packed`` on a processor: several small layers in one call, keys turned on the way."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ..card.digest import Bytes
 from ..kernels.ahead import ahead
 from ..kernels.cpu_decode import decode_parts
+from ..kernels.cpu_source import Source
+from ..kernels.cpu_source import encode as encode_sources
+from ..kernels.cpu_source import measure as measure_sources
+from ..kernels.operators import LARGEST
 from ..kernels.parts import Part
+from ..kernels.reference import eights
+from ..kernels.rotation import power_of_two
 from .base import Into, LayerKV
+from .bits import Energy, LayerBits
+from .packed_layout import MEAN_TOKENS, mean_bytes
 
 if TYPE_CHECKING:
     from .packed import Packed
@@ -22,6 +32,61 @@ _WORTH_A_JOB = 1 << 21
 # Numbers of a card that is decoded in one call, where its memory is there anyway: threads that
 # open layers beside each other gain less than they wait.
 _AT_ONCE = 1 << 25
+
+
+def has_kernels(layer: LayerKV) -> bool:
+    """Whether `encode` and `energies` take it."""
+    dims = layer.keys.shape[2], layer.values.shape[2]
+    return layer.keys.device.type == "cpu" and all(power_of_two(dim) <= LARGEST for dim in dims)
+
+
+def energies(layers: Sequence[LayerKV]) -> list[Energy]:
+    """As `Packed.energies`."""
+    out, sources = [], []
+    for layer in layers:
+        room = np.empty(mean_bytes(layer.shape), np.uint8)
+        found = Energy(*(torch.empty(part.shape[:2]) for part in (layer.keys, layer.values)))
+        mean = room if layer.keys.shape[1] >= MEAN_TOKENS else None
+        sources += [
+            Source(_readable(layer.keys), layer.angles, mean, found.keys.numpy()),
+            Source(_readable(layer.values), None, None, found.values.numpy()),
+        ]
+        out.append(found)
+    measure_sources(sources, min(2, torch.get_num_threads()))
+    return out
+
+
+def encode(job: Sequence[tuple[LayerKV, LayerBits]], threads: int = 1) -> list[Bytes]:
+    """Layers as `Packed.encode`."""
+    out, sources = [], []
+    for layer, bits in job:
+        mean, rows = mean_bytes(layer.shape), bits.keys.numel()
+        sizes = [
+            2 + rows + int(widths.sum()) * eights(part.shape[2]) // 8
+            for widths, part in ((bits.keys, layer.keys), (bits.values, layer.values))
+        ]
+        blob = np.empty(mean + sum(sizes), np.uint8)
+        first, keys, values = np.split(blob, np.cumsum([mean, sizes[0]]))
+        sources += [
+            _source(layer.keys, layer.angles, first if mean else None, keys, bits.keys),
+            _source(layer.values, None, None, values, bits.values),
+        ]
+        out.append(blob)
+    encode_sources(sources, threads)
+    return out
+
+
+def _source(
+    part: Tensor, angles: tuple[Tensor, Tensor] | None, mean: Bytes | None, to: Bytes, bits: Tensor
+) -> Source:
+    return Source(_readable(part), angles, mean, to, bits.to("cpu", torch.uint8).contiguous())
+
+
+def _readable(part: Tensor) -> Tensor:
+    """In a number format that kernels read, a head's rows one behind the other."""
+    part = part.detach()
+    part = part if part.dtype in (torch.float32, torch.bfloat16) else part.float()
+    return part if part.stride()[1:] == (part.shape[2], 1) else part.contiguous()
 
 
 def decode(

@@ -15,11 +15,12 @@ from ..card.digest import Bytes
 from ..kernels.ahead import ahead
 from ..kernels.cuda_copy import Copies, pinned
 from ..kernels.cuda_decode import decode_parts
+from ..kernels.levels import LOWEST
 from ..kernels.parts import Part
 from .base import Into, LayerKV
 from .packed import Packed
 from .packed_cpu import together
-from .packed_layout import HIGHEST, LOWEST, Layout, Rows
+from .packed_layout import HIGHEST, Layout, Rows
 
 # A layer to be decoded: what its bytes are, the bytes, and where to.
 Ready = tuple[Layout, Tensor, LayerKV]

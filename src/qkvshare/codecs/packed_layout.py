@@ -16,14 +16,13 @@ import numpy.typing as npt
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels.cpu_decode import widths
-from ..kernels.levels import UNIT
+from ..kernels.levels import LOWEST, OCTAVE, UNIT
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
 from .base import Shape
 
 MEAN_TOKENS = 8  # below this the mean costs more than it brings
-OCTAVE = 3  # scales per factor of two
-LOWEST, HIGHEST = -300, 384  # exponents: numbers of 2**-100 to 2**128
+HIGHEST = 384  # exponents: numbers of 2**-100 to 2**128
 
 Floats = npt.NDArray[np.float32]
 

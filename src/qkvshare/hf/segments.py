@@ -6,7 +6,7 @@ that fits, and any other is narrowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,7 +19,7 @@ from ..card.container import Array, blob_name, ids_name
 from ..card.digest import Bytes, digest_bytes, empty_chain, extend_chain
 from ..card.errors import BudgetError
 from ..card.manifest import LOWEST_SLOPE, runs_of
-from ..codecs import Codec, LayerKV, Transform
+from ..codecs import Codec, Transform
 from ..registry import label
 from ..scorers import label_scorer
 from .spend import Spending, least_bits, shapes_of, spend, spend_steps
@@ -71,7 +71,7 @@ def encode_alike(
     """A codec without tiers: narrower and narrower until the card fits."""
     narrower: Codec | None = codec
     while narrower is not None:
-        layers = _layers(state, start, narrower)
+        layers = state.for_codec(narrower, start)
         allocation = Allocation(budget=budget)
         segment, new = _segment(state, start, before, narrower, allocation, narrower.encode(layers))
         card = before.card(state, segment, new)
@@ -114,7 +114,7 @@ def encode_tiers(
             raise _impossible(budget, draft.tokens, (8 * fixed + least) / draft.values)
     spent = spend(state, start, codec, how, before.identity, room, slope)
     allocation = replace(allocation, slope=spent.slope)
-    encoded = codec.encode(_layers(state, start, codec), spent.bits)
+    encoded = codec.encode(state.for_codec(codec, start), spent.bits)
     return before.card(state, *_segment(state, start, before, codec, allocation, encoded))
 
 
@@ -146,7 +146,7 @@ def encode_steps(
 
     def make(step: int) -> CacheCard:
         fitted = codec.at(step)
-        blobs = fitted.encode(_layers(state, start, codec), exponents=exponents)
+        blobs = fitted.encode(state.for_codec(codec, start), exponents=exponents)
         return before.card(state, *_segment(state, start, before, fitted, allocation, blobs))
 
     if budget is None:
@@ -166,10 +166,6 @@ def _start(before: Before, codec: Transform) -> int:
         if segment.codec.name == codec.name:
             return int(segment.codec.parameters["step"])
     return codec.basis.reference
-
-
-def _layers(state: State, start: int, codec: Codec) -> Iterator[LayerKV]:
-    return (state.layer(at, start, codec.pre_rope) for at in range(len(state.layers)))
 
 
 def _segment(

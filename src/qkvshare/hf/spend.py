@@ -86,10 +86,7 @@ def spend(
     demand = Demand(
         codec=codec,
         shapes=shapes,
-        energy=[
-            codec.energy(state.layer(number, start, codec.pre_rope))
-            for number in range(len(state.layers))
-        ],
+        energy=codec.energies(state.for_codec(codec, start)),
         salience=scores,
         sinks=_sinks(state, start),
         sensitivity=(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,8 @@ from ..allocators import Features
 from ..card import CacheCard, Layer
 from ..card.digest import TokenIds
 from ..card.errors import CaptureError
-from ..codecs import LayerKV
+from ..codecs import Codec, LayerKV
+from ..codecs.base import Turned
 from ..scorers import Scorer
 from .cache import CardCache
 from .features import read_features
@@ -84,6 +85,30 @@ class State:
             positions = range(self.first(number) + skip, len(self.ids))
             keys = self._rope.unrotate(number, keys, positions)
         return LayerKV(keys, values)
+
+    def for_codec(self, codec: Codec, start: int) -> Iterable[LayerKV]:
+        """All layers from ``start`` (or the first held) on, as ``codec`` takes them: a list where
+        that makes no copies."""
+        numbers = range(len(self.layers))
+        turns = [self._turn_back(number, start) for number in numbers] if codec.turns else [None]
+        if None in turns:
+            return (self.layer(number, start, codec.pre_rope) for number in numbers)
+        return [
+            Turned(held.keys, held.values, angles)
+            for held, angles in zip(
+                (self.layer(number, start, False) for number in numbers), turns, strict=True
+            )
+        ]
+
+    def _turn_back(self, number: int, start: int) -> tuple[Tensor, Tensor] | None:
+        """The angles that take a layer's keys back to before RoPE, where a codec can."""
+        keys = self.held[number].keys
+        if keys.device.type != "cpu":
+            return None
+        positions = range(max(start, self.first(number)), len(self.ids))
+        turn = self._rope.turn(number, positions, keys, back=True)
+        found: tuple[Tensor, Tensor] | None = getattr(turn, "angles", None)
+        return found
 
 
 def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ()) -> State:

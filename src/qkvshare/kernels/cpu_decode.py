@@ -21,7 +21,7 @@ from .cpu_rows import array_at, row_writer
 from .levels import TIERS
 from .parts import Part
 from .reference import BLOCK
-from .rotation import dct, power_of_two
+from .rotation import dct, power_of_two, turned
 
 # Rows that are written without leaving the vector registers; of others the Hadamard transforms
 # are at most so large.
@@ -86,12 +86,6 @@ def _decoded(part: Part) -> Tensor:
     codes, info, scales = map(torch.as_tensor, (part.codes, part.info, part.scales))
     rows = reference.decode_rows(codes, info, scales, mean, dim).view(part.numbers.shape)
     return rows if part.angles is None else turned(rows, *part.angles)
-
-
-def turned(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``rows [heads, tokens, dim]`` by angles ``[tokens, dim / 2]``."""
-    one, two = rows.chunk(2, -1)
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
 
 
 def _walker(dim: int) -> Any:
@@ -197,7 +191,7 @@ def _open(
         for r in range(count):
             x[r * dim : (r + 1) * dim] = found[r * wide : r * wide + dim]
     if h:
-        hadamard(h, x, count * (dim // h))
+        hadamard(h, x, 0, count * (dim // h))
     at[tier] += size
     left[tier] -= count
 

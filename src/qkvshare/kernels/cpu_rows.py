@@ -15,11 +15,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiling import part
-from .cpu_vectors import hadamard, lanes_of, places, shuffled
+from .cpu_vectors import hadamard, lanes_of, places, shuffled, splat
 
 _SHORT, _WORD, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
-# Of this many numbers at once, in float32.
-_LANES = 8
 
 
 @intrinsic
@@ -59,28 +57,27 @@ def row_writer(dim: int, turned: bool) -> Any:
                 one = kinds[array], args[array]
                 return places(context, builder, one, args[offset], lanes)
 
-            half, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, _LANES)
-            numbers = _sums(context, builder, of_array(0, 1, 2 * _LANES), dim, half)
-            single = builder.insert_element(ir.Constant(floats, ir.Undefined), args[2], _WORD(0))
-            scales = shuffled(builder, (single, single), [0] * _LANES)
-            means = _ordered(builder, of_array(3, 4, _LANES), dim, half)
+            lanes = lanes_of(context, _FLOAT)
+            half, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, lanes)
+            numbers = _sums(context, builder, of_array(0, 1, 2 * lanes), dim, half)
+            scales = splat(builder, args[2], lanes)
+            means = _ordered(builder, of_array(3, 4, lanes), dim, half)
             for n, mean_ in enumerate(means):
                 scaled = builder.fmul(builder.sitofp(numbers[n], floats), scales)
                 numbers[n] = builder.fadd(scaled, mean_)
             if turned:
                 angles = [
-                    _ordered(builder, of_array(array, 7, _LANES), dim // 2, half)
-                    for array in (5, 6)
+                    _ordered(builder, of_array(array, 7, lanes), dim // 2, half) for array in (5, 6)
                 ]
                 _turn(builder, numbers, *angles)
             if half:
-                there = of_array(8, 9, 2 * _LANES)
+                there = of_array(8, 9, 2 * lanes)
                 for n in range(0, len(numbers), 2):
-                    there.store(n * _LANES, _rounded(builder, *numbers[n : n + 2]))
+                    there.store(n * lanes, _rounded(builder, *numbers[n : n + 2]))
             else:
-                there = of_array(8, 9, _LANES)
+                there = of_array(8, 9, lanes)
                 for n, vector in enumerate(numbers):
-                    there.store(n * _LANES, vector)
+                    there.store(n * lanes, vector)
             return context.get_dummy_value()
 
         return types.void(*kinds), generate
@@ -90,14 +87,15 @@ def row_writer(dim: int, turned: bool) -> Any:
 
 def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
     """Levels transformed, as vectors of int32, in the order of `_ordered`."""
-    vectors = [levels.load(start) for start in range(0, dim, 2 * _LANES)]
-    words, out = ir.VectorType(_WORD, _LANES), []
+    lanes = levels.vector.count // 2
+    vectors = [levels.load(start) for start in range(0, dim, 2 * lanes)]
+    words, out = ir.VectorType(_WORD, lanes), []
     narrow = dim <= 64  # sums fit 16 bits
     if narrow:
-        assert lanes_of(context, _SHORT) == 2 * _LANES
+        assert lanes_of(context, _SHORT) == 2 * lanes
         hadamard(context, builder, vectors, _SHORT)
     if narrow and half:
-        sixteen = ir.Constant(words, [16] * _LANES)
+        sixteen = ir.Constant(words, [16] * lanes)
         for vector in vectors:
             pairs = builder.bitcast(vector, words)
             out += [
@@ -106,8 +104,8 @@ def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list
             ]
         return out
     for vector in vectors:
-        for start in (0, _LANES):
-            part = shuffled(builder, (vector, vector), range(start, start + _LANES))
+        for start in (0, lanes):
+            part = shuffled(builder, (vector, vector), range(start, start + lanes))
             out.append(builder.sext(part, words))
     if not narrow:
         hadamard(context, builder, out, _WORD)
@@ -117,14 +115,14 @@ def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list
 
 
 def _ordered(builder: Any, place: Any, count: int, half: bool) -> list[Any]:
-    """``count`` numbers as vectors of 8: as they lie; or, in half precision, of each 16 first the
-    even ones, then the odd, which then come together without shuffles."""
-    vectors = [place.load(start) for start in range(0, count, _LANES)]
+    """``count`` numbers as vectors: as they lie; or, in half precision, of each two vectors first
+    the even numbers, then the odd, which then come together without shuffles."""
+    vectors = [place.load(start) for start in range(0, count, place.vector.count)]
     return _parted(builder, vectors) if half else vectors
 
 
 def _parted(builder: Any, vectors: list[Any]) -> list[Any]:
-    evens, out = list(range(0, 2 * _LANES, 2)), []
+    evens, out = list(range(0, 2 * vectors[0].type.count, 2)), []
     for n in range(0, len(vectors), 2):
         pair = vectors[n], vectors[n + 1]
         out += [shuffled(builder, pair, [at + odd for at in evens]) for odd in (0, 1)]
@@ -141,15 +139,16 @@ def _turn(builder: Any, numbers: list[Any], cos: list[Any], sin: list[Any]) -> N
 
 
 def _rounded(builder: Any, evens: Any, odds: Any) -> Any:
-    """The bits of 16 numbers as bfloat16: to nearest, ties to even, as processors and torch."""
-    words, rounded = ir.VectorType(_WORD, _LANES), []
+    """The bits of two vectors as bfloat16: to nearest, ties to even, as processors and torch."""
+    lanes = evens.type.count
+    words, rounded = ir.VectorType(_WORD, lanes), []
 
     def each(value: int) -> Any:
-        return ir.Constant(words, [value] * _LANES)
+        return ir.Constant(words, [value] * lanes)
 
     for vector in (evens, odds):
         bits = builder.bitcast(vector, words)
         odd = builder.and_(builder.lshr(bits, each(16)), each(1))
         rounded.append(builder.add(builder.add(bits, each(0x7FFF)), odd))
     low, high = builder.lshr(rounded[0], each(16)), builder.and_(rounded[1], each(0xFFFF0000))
-    return builder.bitcast(builder.or_(low, high), ir.VectorType(_SHORT, 2 * _LANES))
+    return builder.bitcast(builder.or_(low, high), ir.VectorType(_SHORT, 2 * lanes))

@@ -2,11 +2,11 @@
 
 Of a transform, loops over neighbours become two loads, shuffles and two stores a stage, and took
 half of decoding. Here LLVM is given the stages as whole vectors, so that numbers are loaded and
-stored once. A number lies in one of the vectors, in one half of it, at one place of that half; each
-is a bit, or some bits, of its index, and a butterfly is a sum and a difference of vectors once the
-index bit that it works on tells vectors apart. The shuffles that bring it there are single
-instructions where vectors are halves of 128 bits (x86, ARM), and in the end all numbers are where
-they began.
+stored once. A number lies in one of the vectors, in one quarter of it (or half), at one place of
+that; each is a bit, or some bits, of its index, and a butterfly is a sum and a difference of
+vectors once the index bit that it works on tells vectors apart. The shuffles that bring it there
+are single instructions where vectors are made of 128 bits each (x86, ARM), and in the end all
+numbers are where they began.
 
 Stages are in the order of the index bits, lowest first, as `rotation.hadamard` has them: rounding
 depends on the order.
@@ -20,10 +20,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
-_REGISTER, _HALF = 32, 16  # bytes
+cgutils: Any = _cgutils  # it has no types
+_REGISTER, _WIDE, _QUARTER = 32, 64, 16  # bytes; vectors are wide where the processor has them
 _LANE, _OFFSET = ir.IntType(32), ir.IntType(64)
+SUMS = 16  # that `center` adds up in turn
+AT_ONCE = 32  # numbers that a `counter` takes
+_FAR = 4096.0  # of all limits
 
 
 def transformer(size: int) -> Any:
@@ -47,27 +52,88 @@ def transformer(size: int) -> Any:
 
 
 def counter(limits: Sequence[float]) -> Any:
-    """``f(x, at, codes)``: of the 8 float32 numbers of ``x`` from ``at`` on, how many ``limits``
-    each is above, to the same places of ``codes``, uint8. All comparisons stay in registers."""
+    """``f(x, at, scale, codes, to)``: of the `AT_ONCE` float32 numbers of ``x`` from ``at`` on,
+    times ``scale``, how many ``limits`` each is above, to ``codes`` from ``to`` on, uint8.
+
+    ``limits`` are halves of whole numbers. A number is above a limit if twice the number, rounded
+    up, is above twice the limit: so 16 bits are compared. As many limits are below the one in the
+    middle, which is 0, as above: so magnitudes are compared, with half as many. Of a number that is
+    not above 0 its magnitude and one: it is above a limit that it equals.
+    """
+    middle = len(limits) // 2
+    doubles = [int(2 * abs(limit)) for limit in limits]
+    pairs = list(zip(doubles[middle + 1 :], doubles[:middle][::-1], strict=True))
+    assert all(float(2 * limit).is_integer() for limit in limits)
+    assert max(doubles) < _FAR
+    assert doubles[middle] == 0
+    assert list(limits) == sorted(limits)
 
     @intrinsic
-    def count(_: Any, x: Any, at: Any, codes: Any) -> Any:
+    def count(_: Any, x: Any, at: Any, scale: Any, codes: Any, to: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            lanes = _REGISTER // 4
-            vector = places(context, builder, (x, args[0]), args[1], lanes).load(0)
-            counts = ir.VectorType(ir.IntType(32), lanes)
-            total = ir.Constant(counts, [0] * lanes)
-            for limit in limits:
-                splat = ir.Constant(vector.type, [float(limit)] * lanes)
-                above = builder.fcmp_ordered(">", vector, splat)
-                total = builder.sub(total, builder.sext(above, counts))  # all ones are -1
-            small = builder.trunc(total, ir.VectorType(ir.IntType(8), lanes))
-            places(context, builder, (codes, args[2]), args[1], lanes).store(0, small)
+            def each(vector: Any, value: float) -> Any:
+                return ir.Constant(vector, [value] * AT_ONCE)
+
+            numbers = places(context, builder, (x, args[0]), args[1], AT_ONCE).load(0)
+            floats, shorts = numbers.type, ir.VectorType(ir.IntType(16), AT_ONCE)
+            numbers = builder.fmul(numbers, splat(builder, args[2], AT_ONCE))
+            numbers = builder.fadd(numbers, numbers)
+            kind = ir.FunctionType(floats, [floats])
+            ceil = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ceil.v{AT_ONCE}f32")
+            numbers = builder.call(ceil, [numbers])
+            for sign, limit in ((">", -_FAR), ("<", _FAR)):  # what is no number is below all
+                inside = builder.fcmp_ordered(sign, numbers, each(floats, limit))
+                numbers = builder.select(inside, numbers, each(floats, limit))
+            whole = builder.fptosi(numbers, ir.VectorType(ir.IntType(32), AT_ONCE))
+            size = builder.trunc(whole, shorts)
+            positive = builder.icmp_signed(">", size, each(shorts, 0))
+            size = builder.select(positive, size, builder.sub(each(shorts, 1), size))
+            total = each(shorts, 0)
+            for up, down in pairs:
+                limit = each(shorts, up)
+                if up != down:
+                    limit = builder.select(positive, limit, each(shorts, down))
+                over = builder.icmp_signed(">", size, limit)
+                total = builder.sub(total, builder.sext(over, shorts))  # all ones are -1
+            high = builder.add(each(shorts, middle + 1), total)
+            total = builder.select(positive, high, builder.sub(each(shorts, middle), total))
+            small = builder.trunc(total, ir.VectorType(ir.IntType(8), AT_ONCE))
+            places(context, builder, (codes, args[3]), args[4], AT_ONCE).store(0, small)
             return context.get_dummy_value()
 
-        return types.void(x, at, codes), generate
+        return types.void(x, at, scale, codes, to), generate
 
     return count
+
+
+def _center(_: Any, x: Any, at: Any, count: Any, mean: Any, of: Any) -> Any:
+    """``f(x, at, count, mean, of)``: take away ``mean`` from ``of`` on; the sum of the squares of
+    what is left, ``count`` numbers, whole vectors of `SUMS`. The same sum on every processor."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = cgutils.alloca_once_value(
+            builder, ir.Constant(ir.VectorType(ir.FloatType(), SUMS), [0.0] * SUMS)
+        )
+        steps = builder.udiv(args[2], args[2].type(SUMS))
+        with cgutils.for_range(builder, steps) as loop:
+            there = builder.mul(loop.index, args[2].type(SUMS))
+            place = places(context, builder, (x, args[0]), builder.add(args[1], there), SUMS)
+            other = places(context, builder, (mean, args[3]), builder.add(args[4], there), SUMS)
+            rest = builder.fsub(place.load(0), other.load(0))
+            place.store(0, rest)
+            square = builder.fmul(rest, rest)
+            builder.store(builder.fadd(builder.load(total), square), total)
+        vector, left = builder.load(total), SUMS // 2
+        while left:
+            low = shuffled(builder, (vector, vector), range(left))
+            high = shuffled(builder, (vector, vector), range(left, 2 * left))
+            vector, left = builder.fadd(low, high), left // 2
+        return builder.extract_element(vector, _LANE(0))
+
+    return types.float32(x, at, count, mean, of), generate
+
+
+center: Any = intrinsic(_center)
 
 
 @dataclass(frozen=True)
@@ -104,7 +170,16 @@ def places(context: Any, builder: Any, array: tuple[Any, Any], at: Any, lanes: i
 
 def lanes_of(context: Any, number: Any) -> int:
     """Numbers of a full vector."""
-    return _REGISTER // int(context.get_abi_sizeof(number))
+    _, _, features = context.codegen().magic_tuple()
+    register = _WIDE if "+avx512bw" in features.split(",") else _REGISTER
+    return register // int(context.get_abi_sizeof(number))
+
+
+def splat(builder: Any, number: Any, lanes: int) -> Any:
+    """A vector of ``lanes`` times ``number``."""
+    vector = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    single = builder.insert_element(vector, number, _LANE(0))
+    return shuffled(builder, (single, single), [0] * lanes)
 
 
 def shuffled(builder: Any, pair: tuple[Any, Any], of: Sequence[int]) -> Any:
@@ -116,7 +191,7 @@ def shuffled(builder: Any, pair: tuple[Any, Any], of: Sequence[int]) -> Any:
 def hadamard(context: Any, builder: Any, vectors: list[Any], number: Any) -> None:
     """Of all that ``vectors``, two at least, hold; in place."""
     lanes = vectors[0].type.count
-    half = min(lanes, _HALF // context.get_abi_sizeof(number))
+    quarter = min(lanes, _QUARTER // context.get_abi_sizeof(number))
     whole = isinstance(number, ir.IntType)
     plus, minus = (builder.add, builder.sub) if whole else (builder.fadd, builder.fsub)
 
@@ -132,28 +207,27 @@ def hadamard(context: Any, builder: Any, vectors: list[Any], number: Any) -> Non
             vectors[one] = shuffled(builder, pair, low)
             vectors[one + 1] = shuffled(builder, pair, [at + step for at in low])
 
+    def turns(low: list[int], step: int, places: int) -> None:
+        for _ in range(places.bit_length() - 1):
+            shuffle(low, step)
+            butterflies(1)
+        if places > 1:
+            shuffle(low, step)
+
     # Two ways to turn a place's bits round by one, each time with the next one telling the two
     # vectors apart; once more, and all are back. Even places to one vector and odd to the other
     # takes the lowest bit first. Interleaving takes the highest first, which makes no difference
     # to whole numbers, and is one instruction for those of 16 bits too.
     if whole:
-        pairs = [at for place in range(half // 2) for at in (place, lanes + place)]
-        step = half // 2
+        pairs = [at for place in range(quarter // 2) for at in (place, lanes + place)]
+        step = quarter // 2
     else:
-        pairs = [*range(0, half, 2), *range(lanes, lanes + half, 2)]
+        pairs = [*range(0, quarter, 2), *range(lanes, lanes + quarter, 2)]
         step = 1
-    low = [at + start for start in range(0, lanes, half) for at in pairs]
-    for _ in range(half.bit_length() - 1):
-        shuffle(low, step)
-        butterflies(1)
-    if half > 1:
-        shuffle(low, step)
-    if lanes > half:
-        # The lower halves of two vectors to one, the upper to the other, and back.
-        lower = [*range(half), *range(lanes, lanes + half)]
-        shuffle(lower, half)
-        butterflies(1)
-        shuffle(lower, half)
+    turns([at + start for start in range(0, lanes, quarter) for at in pairs], step, quarter)
+    # Then the same with even and odd quarters.
+    even = [start + at for start in range(0, 2 * lanes, 2 * quarter) for at in range(quarter)]
+    turns(even, quarter, lanes // quarter)
     apart = 1
     while apart < len(vectors):
         butterflies(apart)

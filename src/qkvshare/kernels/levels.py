@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 UNIT = 256  # one standard deviation
+# Rows have scales of their own, so many per factor of two, from 2**(LOWEST / OCTAVE) on.
+OCTAVE, LOWEST = 3, -300
 TIERS = (0, 1, 2, 3, 4, 5, 6, 8)
 
 # Per tier: a, b, k, s.

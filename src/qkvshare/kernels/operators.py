@@ -13,10 +13,10 @@ from torch import Tensor
 
 from . import reference
 from .parts import Part
-from .rotation import dct, power_of_two, rotate
+from .rotation import dct, power_of_two
 
 # Hadamard transforms of more numbers are left to the reference: no model has such heads.
-_LARGEST = 256
+LARGEST = 256
 
 _library: Any = torch.library.Library("qkvshare", "DEF")  # type: ignore[no-untyped-call]
 _library.define("encode_rows(Tensor rows, Tensor info, Tensor scales, SymInt nbytes) -> Tensor")
@@ -39,17 +39,6 @@ def decode_rows(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: 
     torch.ops.qkvshare.decode_rows.default(codes, info, scales, mean, out)
 
 
-def peaks(rows: Tensor, chosen: Tensor) -> Tensor:
-    """Of ``chosen`` rows, int64 ``[rows chosen]``, the largest magnitudes once they are rotated."""
-    if rows.device.type != "cpu" or power_of_two(rows.shape[1]) > _LARGEST:
-        return rotate(rows[chosen]).abs().amax(-1)
-    from .cpu_encode import peaks
-
-    out = torch.empty(len(chosen))
-    peaks(_array(rows), _array(chosen), _matrix(rows.shape[1]), _array(out))
-    return out
-
-
 def _encode_anywhere(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
     out = reference.encode_rows(rows, info, scales)
     assert len(out) == nbytes
@@ -63,7 +52,7 @@ def _decode_anywhere(
 
 
 def _encode_on_cpu(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
-    if power_of_two(rows.shape[1]) > _LARGEST:
+    if power_of_two(rows.shape[1]) > LARGEST:
         return _encode_anywhere(rows, info, scales, nbytes)
     from .cpu_encode import encode
 

@@ -61,3 +61,10 @@ def dct(n: int) -> npt.NDArray[np.float32]:
     matrix = np.cos(math.pi * k * (i + 0.5) / n) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)
     return matrix.astype(np.float32)
+
+
+def turned(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``rows [heads, tokens, dim]`` by RoPE's angles ``[tokens, dim / 2]``: number ``i`` with
+    number ``i + dim / 2``."""
+    one, two = rows.chunk(2, -1)
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)

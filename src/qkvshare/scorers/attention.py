@@ -44,17 +44,24 @@ class Attention(Scorer):
 
     def score(self, glance: Glance) -> Tensor:
         """A late token is judged by few queries: the mean is over those, not over all."""
-        counts, judges = _judged(glance.sight, glance.tokens, self.local, self.recent)
-        given = glance.attention()[..., : glance.tokens].mean(1) * counts
-        score = given.sum(1) / judges
+        local, judges = _judged(glance.sight, glance.tokens, self.local, self.recent)
+        given = glance.attention()
+        heads, group, probes, seen = given.shape
+        # Few of them say nothing: those are put out, and all that is left is summed by a product.
+        given.view(heads * group, probes * seen).index_fill_(1, local, 0)
+        ones = given.new_ones(()).expand(heads, 1, group * probes)
+        score = torch.bmm(ones, given.view(heads, group * probes, seen))[:, 0, : glance.tokens]
+        score = score / (group * judges)
         score = score / score.mean(1, keepdim=True).clamp(min=1e-30)
         return torch.lerp(score, score.mean(0, keepdim=True), self.shared)
 
 
 @lru_cache(maxsize=4)
 def _judged(sight: Sight, tokens: int, local: int, recent: int) -> tuple[Tensor, Tensor]:
-    """Which probes say something of each token, ``[probes, tokens]``, and how many do."""
+    """Of which tokens which probes say nothing though they see them, as places in ``[probes,
+    tokens + behind]``; and how many say something, ``[tokens]``."""
     places = sight.positions[:, None]
-    far = torch.arange(tokens, device=places.device) <= places - local
-    counts = sight.visible[:, :tokens] & (far | (places >= tokens - recent))
-    return counts.float(), counts.sum(0).clamp(min=1)
+    far = torch.arange(sight.visible.shape[1], device=places.device) <= places - local
+    counts = sight.visible & (far | (places >= tokens - recent))
+    near = (sight.visible & ~counts).flatten().nonzero()[:, 0]
+    return near, counts[:, :tokens].sum(0).clamp(min=1)

@@ -32,6 +32,16 @@ class Sight:
         hidden = torch.zeros_like(self.visible, dtype=torch.float32)
         return hidden.masked_fill_(~self.visible, float("-inf"))
 
+    def repeated(self, group: int) -> Tensor:
+        """`hidden` for each of ``group`` heads, ``[group · probes, tokens + behind]``."""
+        if group not in self._repeated:
+            self._repeated[group] = self.hidden.repeat(group, 1)
+        return self._repeated[group]
+
+    @cached_property
+    def _repeated(self) -> dict[int, Tensor]:
+        return {}
+
 
 @dataclass(frozen=True)
 class Glance:
@@ -60,10 +70,9 @@ class Glance:
         heads, group, probes, _ = self.queries.shape
         rows = self.queries.flatten(1, 2).float() * self.scaling
         # A query head has no keys of its own: all of a group go through one product.
-        given = torch.baddbmm(self.sight.hidden.repeat(group, 1), rows, self.keys.float().mT)
+        given = torch.baddbmm(self.sight.repeated(group), rows, self.keys.float().mT)
         # In place: memory for another matrix takes longer to get than the softmax itself.
-        given.sub_(given.amax(-1, keepdim=True)).exp_()
-        return given.div_(given.sum(-1, keepdim=True)).view(heads, group, probes, -1)
+        return torch.softmax(given, -1, out=given).view(heads, group, probes, -1)
 
     def slices(self, size: int = 128) -> Iterator[Glance]:
         """The same with ``size`` probes at a time, where the matrix of all would be large."""
