@@ -163,9 +163,8 @@ class Ladder:
         """What every row is given at ``slope``."""
         return self._widths(self._chosen(slope))
 
-    def fill(self, budget: int) -> BitMap:
-        """At the slope of ``budget``; what is left over goes to those next in line, in order."""
-        slope = self.slope(budget)
+    def fill(self, budget: int, slope: int) -> BitMap:
+        """At the ``slope`` of ``budget``; what is left over goes to those next in line, in order."""
         now, next_ = self._chosen(slope), self._chosen(slope - 1)
         extra = self.prices[self.kind, next_] - self.prices[self.kind, now]
         now = torch.where(extra.cumsum(0) <= budget - self._spent(slope), next_, now)
@@ -194,7 +193,8 @@ def fill(
 
     Raises `BudgetError` where the narrowest tier everywhere already costs more.
     """
-    return Ladder(demand, worth, distortion).fill(budget)
+    ladder = Ladder(demand, worth, distortion)
+    return ladder.fill(budget, ladder.slope(budget))
 
 
 def evenly(tokens: int) -> Tensor:

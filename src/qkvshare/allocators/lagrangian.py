@@ -39,7 +39,8 @@ class Lagrangian(Allocator):
 
     def allocate(self, demand: Demand, budget: int) -> BitMap:
         """Raises `BudgetError`."""
-        return self.ladder(demand).fill(budget)
+        ladder = self.ladder(demand)
+        return ladder.fill(budget, ladder.slope(budget))
 
     def ladder(self, demand: Demand) -> Ladder:
         """Worth is relative to what else there is, so a slope means the same in every segment."""

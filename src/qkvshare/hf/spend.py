@@ -99,7 +99,8 @@ def spend(
     ladder = how.allocator.ladder(demand)
     if slope is not None:
         return Spent(ladder.at(slope), slope)
-    return Spent(ladder.fill(budget), ladder.slope(budget))
+    found = ladder.slope(budget)
+    return Spent(ladder.fill(budget, found), found)
 
 
 def spend_steps(state: State, start: int, how: Spending) -> list[npt.NDArray[np.int32]]:

@@ -32,14 +32,16 @@ class Sight:
         hidden = torch.zeros_like(self.visible, dtype=torch.float32)
         return hidden.masked_fill_(~self.visible, float("-inf"))
 
-    def repeated(self, group: int) -> Tensor:
-        """`hidden` for each of ``group`` heads, ``[group · probes, tokens + behind]``."""
-        if group not in self._repeated:
-            self._repeated[group] = self.hidden.repeat(group, 1)
-        return self._repeated[group]
+    def room(self, heads: int, group: int) -> tuple[Tensor, Tensor]:
+        """`hidden` for each of ``group`` query heads, ``[group · probes, tokens + behind]``, and
+        memory for ``heads`` of it: to get that anew for every layer takes as long as a softmax."""
+        if (heads, group) not in self._rooms:
+            hidden = self.hidden.repeat(group, 1)
+            self._rooms[heads, group] = hidden, hidden.new_empty(heads, *hidden.shape)
+        return self._rooms[heads, group]
 
     @cached_property
-    def _repeated(self) -> dict[int, Tensor]:
+    def _rooms(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         return {}
 
 
@@ -66,13 +68,14 @@ class Glance:
     turn: Callable[[Tensor, Tensor], Tensor]
 
     def attention(self) -> Tensor:
-        """Probabilities ``[kv_heads, group, probes, tokens + behind]``, float32."""
+        """Probabilities ``[kv_heads, group, probes, tokens + behind]``, float32; in memory that the
+        next layer's will be in."""
         heads, group, probes, _ = self.queries.shape
-        rows = self.queries.flatten(1, 2).float() * self.scaling
+        hidden, room = self.sight.room(heads, group)
         # A query head has no keys of its own: all of a group go through one product.
-        given = torch.baddbmm(self.sight.repeated(group), rows, self.keys.float().mT)
-        # In place: memory for another matrix takes longer to get than the softmax itself.
-        return torch.softmax(given, -1, out=given).view(heads, group, probes, -1)
+        rows, keys = self.queries.flatten(1, 2).float(), self.keys.float().mT
+        torch.baddbmm(hidden, rows, keys, alpha=self.scaling, out=room)
+        return torch.softmax(room, -1, out=room).view(heads, group, probes, -1)
 
     def slices(self, size: int = 128) -> Iterator[Glance]:
         """The same with ``size`` probes at a time, where the matrix of all would be large."""
