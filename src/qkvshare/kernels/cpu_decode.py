@@ -17,16 +17,17 @@ from . import reference
 from .ahead import beside
 from .compiling import kernel, part
 from .cpu_blocks import hadamard, unpack
-from .cpu_rows import array_at, row_writer
+from .cpu_rows import array_at, borrowed, row_writer
 from .levels import TIERS
 from .parts import Part
-from .reference import BLOCK
+from .reference import BLOCK, eights
 from .rotation import dct, power_of_two, turned
 
 # Rows that are written without leaving the vector registers; of others the Hadamard transforms
 # are at most so large.
 _WHOLE, _LARGEST = (64, 128, 256), 256
 _WIDTHS = np.array(TIERS, np.int64)
+_AT, _HERE = 8, 16  # see `_arrays`
 
 
 def decode_parts(parts: Sequence[Part], threads: int = 1) -> None:
@@ -71,12 +72,13 @@ def _table(parts: Sequence[Part]) -> Any:
 
 def _decode_table(table: Any, dim: int, format_: Any) -> None:
     if dim in _WHOLE:
-        _decode_whole(table, np.empty(8 * BLOCK * dim, np.int16), dim, format_)
+        space = np.empty(BLOCK * dim, np.uint8)
+        _decode_whole(table, np.empty(8 * BLOCK * dim, np.int16), space, dim, format_)
         return
     # Sums of levels fit 16 bits up to 64 numbers.
     number = np.int16 if power_of_two(dim) <= 64 else np.int32
-    matrix = dct(dim // power_of_two(dim))
-    _decode_any(table, np.empty(8 * BLOCK * dim, number), dim, format_, matrix)
+    matrix, space = dct(dim // power_of_two(dim)), np.empty(BLOCK * eights(dim), np.uint8)
+    _decode_any(table, np.empty(8 * BLOCK * dim, number), space, dim, format_, matrix)
 
 
 def _decoded(part: Part) -> Tensor:
@@ -89,73 +91,77 @@ def _decoded(part: Part) -> Tensor:
 
 
 def _walker(dim: int) -> Any:
-    """``f(row, levels, format_)``: all of one part, in the order of its rows.
+    """``f(row, levels, space, format_)``: all of one part, in the order of its rows.
 
     Memory is written fastest so. Each tier has an open block in ``levels``, and its next one is
-    opened when those rows have gone.
+    opened when those rows have gone; ``space`` is room for a block's codes.
     """
     plain, turning = row_writer(dim, False), row_writer(dim, True)
 
-    def walk(row: Any, levels: Any, format_: Any) -> None:
-        info, codes, scales, mean, out, cos, sin, left, at = _arrays(row, dim, format_)
-        tokens, apart, turned, here = row[8], row[9], row[5] != 0, np.full(8, BLOCK)
-        space, unused = np.empty(BLOCK * dim, np.uint8), np.empty(0, np.int16)
-        number = 0
+    def walk(row: Any, levels_: Any, space_: Any, format_: Any) -> None:
+        tiers_ = np.empty(24, np.int64)
+        levels, space, tiers = borrowed(levels_), borrowed(space_), borrowed(tiers_)
+        info, codes, scales, mean, out, cos, sin = _arrays(row, dim, format_, tiers)
+        tokens, apart, turned, number = row[8], row[9], row[5] != 0, 0
         for head in range(row[7] // tokens):
             for token in range(tokens):
                 byte = info[number]
                 number += 1
                 tier = np.int64(byte & 7)
-                if here[tier] == BLOCK:
-                    _open(tier, codes, left, at, levels, dim, dim, 0, space, unused)
-                    here[tier] = 0
-                first = (tier * BLOCK + here[tier]) * dim
-                here[tier] += 1
+                if tiers[_HERE + tier] == BLOCK:
+                    _open(tier, codes, tiers, levels, dim, dim, 0, space, levels)
+                first = (tier * BLOCK + tiers[_HERE + tier]) * dim
+                tiers[_HERE + tier] += 1
                 scale, to = scales[byte >> 3], head * apart + token * dim
                 own, angle = head * dim, token * (dim // 2)
                 if turned:
                     turning(levels, first, scale, mean, own, cos, sin, angle, out, to)
                 else:
                     plain(levels, first, scale, mean, own, cos, sin, angle, out, to)
+        tiers_[0] = 0  # it is kept until here
 
     return part(walk, dim)
 
 
 @part
-def _walk_any(row: Any, levels: Any, dim: Any, format_: Any, matrix: Any) -> None:
+def _walk_any(row: Any, levels_: Any, space_: Any, dim: Any, format_: Any, matrix: Any) -> None:
     """The same for any ``dim``, with a DCT."""
-    info, codes, scales, mean, out, cos, sin, left, at = _arrays(row, dim, format_)
-    tokens, apart, wide, turned, here = row[8], row[9], row[10], row[5] != 0, np.full(8, BLOCK)
-    space, found = np.empty(BLOCK * wide, np.uint8), np.empty(BLOCK * wide, np.int16)
+    tiers_, wide = np.empty(24, np.int64), row[10]
+    found_ = np.empty(BLOCK * wide, np.int16)
+    levels, space = borrowed(levels_), borrowed(space_)
+    tiers, found = borrowed(tiers_), borrowed(found_)
+    info, codes, scales, mean, out, cos, sin = _arrays(row, dim, format_, tiers)
+    tokens, apart, turned = row[8], row[9], row[5] != 0
     numbers, h, number = np.empty(dim, np.float32), dim // matrix.shape[0], 0
     for head in range(row[7] // tokens):
         for token in range(tokens):
             byte = info[number]
             number += 1
             tier = np.int64(byte & 7)
-            if here[tier] == BLOCK:
-                _open(tier, codes, left, at, levels, dim, wide, h, space, found)
-                here[tier] = 0
-            first = (tier * BLOCK + here[tier]) * dim
-            here[tier] += 1
+            if tiers[_HERE + tier] == BLOCK:
+                _open(tier, codes, tiers, levels, dim, wide, h, space, found)
+            first = (tier * BLOCK + tiers[_HERE + tier]) * dim
+            tiers[_HERE + tier] += 1
             _mix(levels, first, scales[byte >> 3], matrix, mean, head * dim, numbers)
             if turned:
                 _turn(numbers, cos, sin, token * (dim // 2))
             _write(numbers, out, head * apart + token * dim)
+    tiers_[0] = found_[0] = 0  # they are kept until here
 
 
 @part
-def _arrays(row: Any, dim: Any, format_: Any) -> Any:
-    """Of a part, from their addresses; and by tier: rows to come, and where their codes are."""
+def _arrays(row: Any, dim: Any, format_: Any, tiers: Any) -> Any:
+    """Of a part, from their addresses. ``tiers`` has for each tier the rows to come, where their
+    codes are, and how many rows of the open block have gone."""
     rows, tokens, apart, wide = row[7], row[8], row[9], row[10]
     heads, bytes_, floats = rows // tokens, np.empty(0, np.uint8), np.empty(0, np.float32)
-    info = array_at(row[0], rows, bytes_)
-    left, at, size = np.zeros(8, np.int64), np.zeros(8, np.int64), 0
-    for byte in info:
-        left[byte & 7] += 1
+    info, size = array_at(row[0], rows, bytes_), 0
     for tier in range(8):
-        at[tier] = size
-        size += left[tier] * (wide * _WIDTHS[tier] // 8)
+        count: Any = 0
+        for byte in info:  # of vectors, which one loop for all tiers would not be
+            count += np.int64(byte & 7 == tier)
+        tiers[tier], tiers[_AT + tier], tiers[_HERE + tier] = count, size, BLOCK
+        size += count * (wide * _WIDTHS[tier] // 8)
     mean = array_at(row[3], heads * dim, floats) if row[3] else np.zeros(heads * dim, np.float32)
     angles = tokens * (dim // 2) if row[5] else 0
     return (
@@ -166,24 +172,22 @@ def _arrays(row: Any, dim: Any, format_: Any) -> Any:
         array_at(row[4], (heads - 1) * apart + tokens * dim, format_),
         array_at(row[5], angles, floats),
         array_at(row[6], angles, floats),
-        left,
-        at,
     )
 
 
 @part
 def _open(
-    tier: Any, codes: Any, left: Any, at: Any, levels: Any, dim: Any, wide: Any, h: Any,
-    space: Any, found: Any,
+    tier: Any, codes: Any, tiers: Any, levels: Any, dim: Any, wide: Any, h: Any, space: Any,
+    found: Any,
 ) -> None:  # fmt: skip
     """A tier's next block; ``h`` 0 leaves its levels untransformed."""
-    first = tier * (BLOCK * dim)
+    first, tiers[_HERE + tier] = tier * (BLOCK * dim), 0
     if tier == 0:
         levels[: BLOCK * dim] = 0
         return
-    count = min(BLOCK, left[tier])
+    count, at = min(BLOCK, tiers[tier]), tiers[_AT + tier]
     size = count * wide * _WIDTHS[tier] // 8
-    packed, x = codes[at[tier] : at[tier] + size], levels[first : first + count * dim]
+    packed, x = codes[at : at + size], levels[first : first + count * dim]
     if wide == dim:
         unpack(tier, packed, space[: count * wide], x)
     else:
@@ -192,8 +196,8 @@ def _open(
             x[r * dim : (r + 1) * dim] = found[r * wide : r * wide + dim]
     if h:
         hadamard(h, x, 0, count * (dim // h))
-    at[tier] += size
-    left[tier] -= count
+    tiers[_AT + tier] += size
+    tiers[tier] -= count
 
 
 @part
@@ -247,20 +251,20 @@ def widths(info: Any) -> int:
 
 
 @kernel
-def _decode_whole(table: Any, levels: Any, dim: Any, format_: Any) -> None:
-    """Parts of ``dim`` 64, 128 or 256; ``levels`` room for eight blocks, ``format_`` an array in
-    that of the numbers."""
+def _decode_whole(table: Any, levels: Any, space: Any, dim: Any, format_: Any) -> None:
+    """Parts of ``dim`` 64, 128 or 256; ``levels`` room for eight blocks, ``space`` for the codes of
+    one, ``format_`` an array in that of the numbers."""
     for n in range(len(table)):
         if dim == 64:
-            _walk64(table[n], levels, format_)
+            _walk64(table[n], levels, space, format_)
         elif dim == 128:
-            _walk128(table[n], levels, format_)
+            _walk128(table[n], levels, space, format_)
         else:
-            _walk256(table[n], levels, format_)
+            _walk256(table[n], levels, space, format_)
 
 
 @kernel
-def _decode_any(table: Any, levels: Any, dim: Any, format_: Any, matrix: Any) -> None:
+def _decode_any(table: Any, levels: Any, space: Any, dim: Any, format_: Any, matrix: Any) -> None:
     """Of any; ``matrix`` is the DCT over the odd part."""
     for n in range(len(table)):
-        _walk_any(table[n], levels, dim, format_, matrix)
+        _walk_any(table[n], levels, space, dim, format_, matrix)

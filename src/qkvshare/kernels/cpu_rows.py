@@ -37,6 +37,13 @@ def array_at(address: Any, size: Any, like: Any) -> Any:
     return numba.carray(_pointer(address, like), (size,))  # type: ignore
 
 
+@part
+def borrowed(array: Any) -> Any:
+    """The same without an owner: at every call Numba counts references, which takes as long as a
+    row. Whoever calls keeps ``array``."""
+    return array_at(array.ctypes.data, array.size, array)
+
+
 def row_writer(dim: int, turned: bool) -> Any:
     """``f(levels, at, scale, mean, of, angles, out, to)``: one row of ``dim``, 64 or more.
 
