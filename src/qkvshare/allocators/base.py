@@ -164,7 +164,7 @@ class Ladder:
         return self._widths(self._chosen(slope))
 
     def fill(self, budget: int, slope: int) -> BitMap:
-        """At ``slope``, that of ``budget``; what is left over goes to those next in line, in order."""
+        """At the budget's ``slope``; what is left over goes to those next in line, in order."""
         now, next_ = self._chosen(slope), self._chosen(slope - 1)
         extra = self.prices[self.kind, next_] - self.prices[self.kind, now]
         now = torch.where(extra.cumsum(0) <= budget - self._spent(slope), next_, now)

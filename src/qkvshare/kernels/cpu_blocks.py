@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .compiling import part
+from .cpu_open import WHOLE, opener
 from .cpu_vectors import transformer
 from .levels import CUBICS, TIERS
 
@@ -79,9 +80,33 @@ _transform2, _transform4, _transform8, _transform16 = map(transformer, (2, 4, 8,
 _transform32, _transform64, _transform128, _transform256 = map(transformer, (32, 64, 128, 256))
 
 
+_open1, _open2, _open3, _open4, _open5, _open6, _open7 = map(opener, range(1, 8))
+
+
 @part
 def unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
-    """One block of a tier, bytes to levels ``x``."""
+    """One block of a tier, bytes to levels ``x``; ``codes`` is room for its codes."""
+    if x.size % WHOLE:
+        _unpack(tier, packed, codes, x)
+    elif tier == 1:
+        _open1(packed, x)
+    elif tier == 2:
+        _open2(packed, x)
+    elif tier == 3:
+        _open3(packed, x)
+    elif tier == 4:
+        _open4(packed, x)
+    elif tier == 5:
+        _open5(packed, x)
+    elif tier == 6:
+        _open6(packed, x)
+    else:
+        _open7(packed, x)
+
+
+@part
+def _unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
+    """The same for blocks of any size."""
     if tier == 1:
         _unpack10(packed, codes)
         _level1(codes, x)

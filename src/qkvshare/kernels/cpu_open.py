@@ -1,0 +1,102 @@
+"""A packed block from bytes to levels, as vectors, without codes in memory between.
+
+Loops over planes would write and read the codes once for every plane, and once more for the levels,
+in vectors of half the size that the processor may have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils as _cgutils
+from numba.extending import intrinsic
+
+from .cpu_vectors import places, shuffled, splat
+from .levels import CUBICS, TIERS
+from .planes import planes
+
+cgutils: Any = _cgutils  # it has no types
+_BYTE, _SHORT, _AT_ONCE = ir.IntType(8), ir.IntType(16), 64
+_BYTES = ir.VectorType(_BYTE, _AT_ONCE)
+_PAIRS, _SHORTS = (ir.VectorType(_SHORT, _AT_ONCE // 2) for _ in range(2))
+# Blocks of whole vectors in every plane, even of one bit.
+WHOLE = 8 * _AT_ONCE
+
+
+def opener(tier: int) -> Any:
+    """``f(packed, x)``: the levels of a block of ``x.size`` codes, a multiple of `WHOLE`."""
+
+    @intrinsic
+    def open_block(_: Any, packed: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            count = context.make_array(x)(context, builder, args[1]).nitems
+            number = count.type
+            each = [_Plane(builder, number, width) for width in planes(TIERS[tier])]
+            with cgutils.for_range(builder, builder.udiv(count, number(_AT_ONCE))) as loop:
+                codes, start, low = ir.Constant(_BYTES, [0] * _AT_ONCE), number(0), 0
+                for plane in each:
+                    at = builder.add(start, builder.load(plane.at))
+                    found = places(context, builder, (packed, args[0]), at, _AT_ONCE).load(0)
+                    codes = builder.or_(codes, plane.part(builder, found, low))
+                    size = builder.lshr(builder.mul(count, number(plane.width)), number(3))
+                    plane.go_on(builder, size)
+                    start, low = builder.add(start, size), low + plane.width
+                to = builder.mul(loop.index, number(_AT_ONCE))
+                there = places(context, builder, (x, args[1]), to, _AT_ONCE // 2)
+                for half in (0, _AT_ONCE // 2):
+                    own = shuffled(builder, (codes, codes), range(half, half + _AT_ONCE // 2))
+                    there.store(half, _levels(builder, tier, builder.zext(own, _SHORTS)))
+            return context.get_dummy_value()
+
+        return types.void(packed, x), generate
+
+    return open_block
+
+
+class _Plane:
+    """Where the loop is in one of a block's planes: its next byte, and its lowest bit there."""
+
+    def __init__(self, builder: Any, number: Any, width: int) -> None:
+        self.width = width
+        self.at = cgutils.alloca_once_value(builder, number(0))
+        self.bit = cgutils.alloca_once_value(builder, _SHORT(0))
+
+    def part(self, builder: Any, found: Any, low: int) -> Any:
+        """Those bits of ``found`` that belong to codes, from bit ``low`` of them on."""
+        if self.width == 8:
+            return found
+        # Bytes are moved two at a time; what comes over from the next is cut off.
+        pairs = builder.bitcast(found, _PAIRS)
+        right = splat(builder, builder.load(self.bit), _AT_ONCE // 2)
+        moved = builder.bitcast(builder.lshr(pairs, right), _BYTES)
+        mask = ir.Constant(_BYTES, [(1 << self.width) - 1] * _AT_ONCE)
+        part = builder.and_(moved, mask)
+        return builder.shl(part, ir.Constant(_BYTES, [low] * _AT_ONCE)) if low else part
+
+    def go_on(self, builder: Any, size: Any) -> None:
+        """To the next bytes of the plane, ``size`` in all, or to its beginning and higher bits."""
+        number = size.type
+        next_ = builder.add(builder.load(self.at), number(_AT_ONCE))
+        over = builder.icmp_unsigned("==", next_, size)
+        builder.store(builder.select(over, number(0), next_), self.at)
+        bit = builder.load(self.bit)
+        higher = builder.add(bit, _SHORT(self.width))
+        builder.store(builder.select(over, higher, bit), self.bit)
+
+
+def _levels(builder: Any, tier: int, codes: Any) -> Any:
+    """See `levels`; ``codes`` as 16 bits."""
+    a, b, k, s = (int(constant) for constant in CUBICS[tier])
+
+    def each(value: int) -> Any:
+        return ir.Constant(_SHORTS, [value] * (_AT_ONCE // 2))
+
+    u = builder.sub(builder.add(codes, codes), each((1 << TIERS[tier]) - 1))
+    slope = each(a)
+    if b:
+        curved = builder.mul(builder.mul(u, u), each(b))
+        slope = builder.add(slope, builder.ashr(curved, each(k)))
+    level = builder.mul(u, slope)
+    return builder.ashr(builder.add(level, each((1 << s) >> 1)), each(s)) if s else level
