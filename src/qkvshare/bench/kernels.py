@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.cpu_decode import decode_parts
 from ..kernels.levels import TIERS
-from ..kernels.operators import decode_rows, encode_rows
+from ..kernels.operators import encode_rows
+from ..kernels.parts import Part
 from ..kernels.reference import eights
 
 MIXED = 0  # in place of a width: rows of all widths, in random order
@@ -80,19 +81,16 @@ def _encoded(geometry: Geometry, bits: int) -> tuple[Tensor, Tensor]:
     return info, torch.randint(0, 256, (nbytes,), generator=generator, dtype=torch.uint8)
 
 
-def _decoder(geometry: Geometry, info: Tensor, codes: Tensor) -> Callable[[Tensor], object]:
+def _decoder(geometry: Geometry, info: Tensor, codes: Tensor) -> Callable[[list[Tensor]], object]:
+    """In one call, as a card's layers are."""
     scales = torch.ones(32)
     mean = torch.zeros(geometry.kv_heads, geometry.head_dim)
-
-    def decode(out: Tensor) -> None:
-        decode_rows(codes, info, scales, mean, out)
-
-    return decode
+    return lambda outs: decode_parts([Part(codes, info, scales, out, mean) for out in outs])
 
 
-def _encoder(geometry: Geometry, info: Tensor, nbytes: int) -> Callable[[Tensor], object]:
-    rows = torch.randn(geometry.rows, geometry.head_dim)
-    return lambda _: encode_rows(rows, info, torch.full((32,), 32.0), nbytes)
+def _encoder(geometry: Geometry, info: Tensor, nbytes: int) -> Callable[[list[Tensor]], object]:
+    rows, scales = torch.randn(geometry.rows, geometry.head_dim), torch.full((32,), 32.0)
+    return lambda outs: [encode_rows(rows, info, scales, nbytes) for _ in outs]
 
 
 def _time(
@@ -101,12 +99,16 @@ def _time(
     dtype: torch.dtype,
     threads: int,
     geometry: Geometry,
-    function: Callable[[Tensor], object],
+    function: Callable[[list[Tensor]], object],
     rounds: int,
 ) -> Timing:
     shape = geometry.kv_heads, geometry.tokens, geometry.head_dim
     source = torch.ones(shape, dtype=dtype)
-    ways = (function, lambda out: out.fill_(1.0), lambda out: out.copy_(source))
+    ways: tuple[Callable[[list[Tensor]], object], ...] = (
+        function,
+        lambda outs: [out.fill_(1.0) for out in outs],
+        lambda outs: [out.copy_(source) for out in outs],
+    )
     parts = [source.clone() for _ in range(2 * geometry.layers)]
     found = []
     with ThreadPoolExecutor(threads) as pool:
@@ -114,14 +116,9 @@ def _time(
             times = []
             for way in ways:
                 start = time.perf_counter()
-                list(pool.map(partial(_all, way), [parts[n::threads] for n in range(threads)]))
+                list(pool.map(way, [parts[n::threads] for n in range(threads)]))
                 times.append(1000 * (time.perf_counter() - start))
             if number:  # the first warms up
                 found.append((times[0], times[1], times[2]))
     nbytes = len(parts) * source.nbytes
     return Timing(kernel, bits, dtype, threads, nbytes, found)
-
-
-def _all(way: Callable[[Tensor], object], parts: list[Tensor]) -> None:
-    for part in parts:
-        way(part)
