@@ -15,9 +15,16 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiling import part
-from .cpu_vectors import hadamard, lanes_of, places, shuffled, splat
+from .cpu_vectors import hadamard, has, lanes_of, places, shuffled, splat
 
 _SHORT, _WORD, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+class _BFloat16(ir.Type):  # type: ignore[misc]
+    """What llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
 
 
 @intrinsic
@@ -65,7 +72,9 @@ def row_writer(dim: int, turned: bool) -> Any:
                 return places(context, builder, one, args[offset], lanes)
 
             lanes = lanes_of(context, _FLOAT)
-            half, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, lanes)
+            narrow, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, lanes)
+            native = narrow and has(context, "avx512bf16")
+            half = narrow and not native
             numbers = _sums(context, builder, of_array(0, 1, 2 * lanes), dim, half)
             scales = splat(builder, args[2], lanes)
             means = _ordered(builder, of_array(3, 4, lanes), dim, half)
@@ -77,10 +86,10 @@ def row_writer(dim: int, turned: bool) -> Any:
                     _ordered(builder, of_array(array, 7, lanes), dim // 2, half) for array in (5, 6)
                 ]
                 _turn(builder, numbers, *angles)
-            if half:
-                there = of_array(8, 9, 2 * lanes)
+            if narrow:
+                there, rounded = of_array(8, 9, 2 * lanes), _rounded_at_once if native else _rounded
                 for n in range(0, len(numbers), 2):
-                    there.store(n * lanes, _rounded(builder, *numbers[n : n + 2]))
+                    there.store(n * lanes, rounded(builder, *numbers[n : n + 2]))
             else:
                 there = of_array(8, 9, lanes)
                 for n, vector in enumerate(numbers):
@@ -159,3 +168,12 @@ def _rounded(builder: Any, evens: Any, odds: Any) -> Any:
         rounded.append(builder.add(builder.add(bits, each(0x7FFF)), odd))
     low, high = builder.lshr(rounded[0], each(16)), builder.and_(rounded[1], each(0xFFFF0000))
     return builder.bitcast(builder.or_(low, high), ir.VectorType(_SHORT, 2 * lanes))
+
+
+def _rounded_at_once(builder: Any, first: Any, second: Any) -> Any:
+    """The same of numbers in order, where the processor has an instruction for it, which takes
+    numbers below 2**-126 for 0."""
+    count = 2 * first.type.count
+    both = shuffled(builder, (first, second), range(count))
+    narrow = builder.fptrunc(both, ir.VectorType(_BFloat16(), count))
+    return builder.bitcast(narrow, ir.VectorType(_SHORT, count))

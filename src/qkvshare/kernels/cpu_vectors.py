@@ -170,9 +170,13 @@ def places(context: Any, builder: Any, array: tuple[Any, Any], at: Any, lanes: i
 
 def lanes_of(context: Any, number: Any) -> int:
     """Numbers of a full vector."""
-    _, _, features = context.codegen().magic_tuple()
-    register = _WIDE if "+avx512bw" in features.split(",") else _REGISTER
+    register = _WIDE if has(context, "avx512bw") else _REGISTER
     return register // int(context.get_abi_sizeof(number))
+
+
+def has(context: Any, feature: str) -> bool:
+    """Whether there is code made for processors with ``feature``."""
+    return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
 
 
 def splat(builder: Any, number: Any, lanes: int) -> Any:
