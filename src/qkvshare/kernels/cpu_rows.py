@@ -15,8 +15,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiling import part
-from .cpu_vectors import hadamard, has, lanes_of, places, shuffled, splat
+from .cpu_vectors import cgutils, hadamard, has, lanes_of, places, shuffled, splat
 
+_AHEAD = 16  # rows
 _SHORT, _WORD, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
@@ -86,6 +87,7 @@ def row_writer(dim: int, turned: bool) -> Any:
                     _ordered(builder, of_array(array, 7, lanes), dim // 2, half) for array in (5, 6)
                 ]
                 _turn(builder, numbers, *angles)
+            _fetch(context, builder, (out, args[8]), args[9], dim)
             if narrow:
                 there, rounded = of_array(8, 9, 2 * lanes), _rounded_at_once if native else _rounded
                 for n in range(0, len(numbers), 2):
@@ -99,6 +101,18 @@ def row_writer(dim: int, turned: bool) -> Any:
         return types.void(*kinds), generate
 
     return write
+
+
+def _fetch(context: Any, builder: Any, array: tuple[Any, Any], at: Any, dim: int) -> None:
+    """Have the memory of a later row come, so that what is written need not wait for it."""
+    place = places(context, builder, array, at, 1)
+    byte, flag = ir.IntType(8).as_pointer(), _WORD
+    fetch = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+    )
+    for line in range(_AHEAD * dim * place.each, (_AHEAD + 1) * dim * place.each, 64):
+        to = builder.gep(builder.bitcast(place.first, byte), [ir.Constant(ir.IntType(64), line)])
+        builder.call(fetch, [to, flag(1), flag(3), flag(1)])
 
 
 def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
