@@ -12,7 +12,7 @@ import numpy as np
 
 from .compiling import part
 from .cpu_open import WHOLE, opener
-from .cpu_vectors import transformer
+from .cpu_vectors import CHUNK, transformer
 from .levels import CUBICS, TIERS
 
 
@@ -84,10 +84,17 @@ _open1, _open2, _open3, _open4, _open5, _open6, _open7 = map(opener, range(1, 8)
 
 
 @part
-def unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
-    """One block of a tier, bytes to levels ``x``; ``codes`` is room for its codes."""
+def unpack_parted(tier: Any, packed: Any, codes: Any, x: Any) -> None:
+    """One block of a tier, bytes to levels ``x``, of each `CHUNK` first the even ones; ``codes`` is
+    room for its codes."""
     if x.size % WHOLE:
-        _unpack(tier, packed, codes, x)
+        unpack(tier, packed, codes, x)
+        own, half = np.empty(CHUNK, np.int16), np.uint64(CHUNK // 2)
+        for at in range(np.uint64(0), np.uint64(x.size), np.uint64(CHUNK)):
+            for i in range(np.uint64(CHUNK)):
+                own[i] = x[at + i]
+            for i in range(half):
+                x[at + i], x[at + half + i] = own[i + i], own[i + i + np.uint64(1)]
     elif tier == 1:
         _open1(packed, x)
     elif tier == 2:
@@ -105,8 +112,8 @@ def unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
 
 
 @part
-def _unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
-    """The same for blocks of any size."""
+def unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
+    """The same in order."""
     if tier == 1:
         _unpack10(packed, codes)
         _level1(codes, x)

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import reference
 from .ahead import beside
 from .compiling import kernel, part
-from .cpu_blocks import hadamard, unpack
+from .cpu_blocks import hadamard, unpack, unpack_parted
 from .cpu_rows import array_at, borrowed, row_writer
 from .levels import TIERS
 from .parts import Part
@@ -180,7 +180,7 @@ def _open(
     tier: Any, codes: Any, tiers: Any, levels: Any, dim: Any, wide: Any, h: Any, space: Any,
     found: Any,
 ) -> None:  # fmt: skip
-    """A tier's next block; ``h`` 0 leaves its levels untransformed."""
+    """A tier's next block; ``h`` 0 leaves its levels untransformed, the even ones first."""
     first, tiers[_HERE + tier] = tier * (BLOCK * dim), 0
     if tier == 0:
         levels[: BLOCK * dim] = 0
@@ -188,7 +188,9 @@ def _open(
     count, at = min(BLOCK, tiers[tier]), tiers[_AT + tier]
     size = count * wide * _WIDTHS[tier] // 8
     packed, x = codes[at : at + size], levels[first : first + count * dim]
-    if wide == dim:
+    if h == 0:
+        unpack_parted(tier, packed, space[: count * wide], x)
+    elif wide == dim:
         unpack(tier, packed, space[: count * wide], x)
     else:
         unpack(tier, packed, space[: count * wide], found)

@@ -1,7 +1,9 @@
 """A packed block from bytes to levels, as vectors, without codes in memory between.
 
 Loops over planes would write and read the codes once for every plane, and once more for the levels,
-in vectors of half the size that the processor may have.
+in vectors of half the size that the processor may have. Of each 64 levels those of even places come
+first, then those of odd ones: bytes become 16 bits without a shuffle, and the first stage of a
+Hadamard transform needs none, see `parted_hadamard`.
 """
 
 from __future__ import annotations
@@ -10,23 +12,22 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
-from .cpu_vectors import places, shuffled, splat
+from .cpu_vectors import CHUNK, cgutils, places, splat
 from .levels import CUBICS, TIERS
 from .planes import planes
 
-cgutils: Any = _cgutils  # it has no types
-_BYTE, _SHORT, _AT_ONCE = ir.IntType(8), ir.IntType(16), 64
+_BYTE, _SHORT, _AT_ONCE = ir.IntType(8), ir.IntType(16), CHUNK
 _BYTES = ir.VectorType(_BYTE, _AT_ONCE)
-_PAIRS, _SHORTS = (ir.VectorType(_SHORT, _AT_ONCE // 2) for _ in range(2))
+_SHORTS = ir.VectorType(_SHORT, _AT_ONCE // 2)
 # Blocks of whole vectors in every plane, even of one bit.
 WHOLE = 8 * _AT_ONCE
 
 
 def opener(tier: int) -> Any:
-    """``f(packed, x)``: the levels of a block of ``x.size`` codes, a multiple of `WHOLE`."""
+    """``f(packed, x)``: the levels of a block of ``x.size`` codes, a multiple of `WHOLE`; of each
+    `CHUNK` first the even ones."""
 
     @intrinsic
     def open_block(_: Any, packed: Any, x: Any) -> Any:
@@ -45,9 +46,10 @@ def opener(tier: int) -> Any:
                     start, low = builder.add(start, size), low + plane.width
                 to = builder.mul(loop.index, number(_AT_ONCE))
                 there = places(context, builder, (x, args[1]), to, _AT_ONCE // 2)
-                for half in (0, _AT_ONCE // 2):
-                    own = shuffled(builder, (codes, codes), range(half, half + _AT_ONCE // 2))
-                    there.store(half, _levels(builder, tier, builder.zext(own, _SHORTS)))
+                both, eight = builder.bitcast(codes, _SHORTS), _each(8)
+                even = builder.lshr(builder.shl(both, eight), eight)
+                there.store(0, _levels(builder, tier, even))
+                there.store(_AT_ONCE // 2, _levels(builder, tier, builder.lshr(both, eight)))
             return context.get_dummy_value()
 
         return types.void(packed, x), generate
@@ -68,7 +70,7 @@ class _Plane:
         if self.width == 8:
             return found
         # Bytes are moved two at a time; what comes over from the next is cut off.
-        pairs = builder.bitcast(found, _PAIRS)
+        pairs = builder.bitcast(found, _SHORTS)
         right = splat(builder, builder.load(self.bit), _AT_ONCE // 2)
         moved = builder.bitcast(builder.lshr(pairs, right), _BYTES)
         mask = ir.Constant(_BYTES, [(1 << self.width) - 1] * _AT_ONCE)
@@ -90,13 +92,14 @@ def _levels(builder: Any, tier: int, codes: Any) -> Any:
     """See `levels`; ``codes`` as 16 bits."""
     a, b, k, s = (int(constant) for constant in CUBICS[tier])
 
-    def each(value: int) -> Any:
-        return ir.Constant(_SHORTS, [value] * (_AT_ONCE // 2))
-
-    u = builder.sub(builder.add(codes, codes), each((1 << TIERS[tier]) - 1))
-    slope = each(a)
+    u = builder.sub(builder.add(codes, codes), _each((1 << TIERS[tier]) - 1))
+    slope = _each(a)
     if b:
-        curved = builder.mul(builder.mul(u, u), each(b))
-        slope = builder.add(slope, builder.ashr(curved, each(k)))
+        curved = builder.mul(builder.mul(u, u), _each(b))
+        slope = builder.add(slope, builder.ashr(curved, _each(k)))
     level = builder.mul(u, slope)
-    return builder.ashr(builder.add(level, each((1 << s) >> 1)), each(s)) if s else level
+    return builder.ashr(builder.add(level, _each((1 << s) >> 1)), _each(s)) if s else level
+
+
+def _each(value: int) -> Any:
+    return ir.Constant(_SHORTS, [value] * (_AT_ONCE // 2))

@@ -15,7 +15,17 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiling import part
-from .cpu_vectors import cgutils, hadamard, has, lanes_of, places, shuffled, splat
+from .cpu_vectors import (
+    CHUNK,
+    butterflies,
+    cgutils,
+    has,
+    lanes_of,
+    parted_hadamard,
+    places,
+    shuffled,
+    splat,
+)
 
 _AHEAD = 16  # rows
 _SHORT, _WORD, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -76,7 +86,7 @@ def row_writer(dim: int, turned: bool) -> Any:
             narrow, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, lanes)
             native = narrow and has(context, "avx512bf16")
             half = narrow and not native
-            numbers = _sums(context, builder, of_array(0, 1, 2 * lanes), dim, half)
+            numbers = _sums(builder, of_array(0, 1, 2 * lanes), dim, half)
             scales = splat(builder, args[2], lanes)
             means = _ordered(builder, of_array(3, 4, lanes), dim, half)
             for n, mean_ in enumerate(means):
@@ -115,32 +125,27 @@ def _fetch(context: Any, builder: Any, array: tuple[Any, Any], at: Any, dim: int
         builder.call(fetch, [to, flag(1), flag(3), flag(1)])
 
 
-def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
+def _sums(builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
     """Levels transformed, as vectors of int32, in the order of `_ordered`."""
-    lanes = levels.vector.count // 2
-    vectors = [levels.load(start) for start in range(0, dim, 2 * lanes)]
-    words, out = ir.VectorType(_WORD, lanes), []
-    narrow = dim <= 64  # sums fit 16 bits
-    if narrow:
-        assert lanes_of(context, _SHORT) == 2 * lanes
-        hadamard(context, builder, vectors, _SHORT)
-    if narrow and half:
-        sixteen = ir.Constant(words, [16] * lanes)
-        for vector in vectors:
-            pairs = builder.bitcast(vector, words)
-            out += [
-                builder.ashr(builder.shl(pairs, sixteen), sixteen),
-                builder.ashr(pairs, sixteen),
-            ]
-        return out
-    for vector in vectors:
-        for start in (0, lanes):
-            part = shuffled(builder, (vector, vector), range(start, start + lanes))
-            out.append(builder.sext(part, words))
-    if not narrow:
-        hadamard(context, builder, out, _WORD)
-        if half:
-            return _parted(builder, out)
+    lanes, out = levels.vector.count // 2, list[Any]()
+    words = ir.VectorType(_WORD, lanes)
+    sixteen = ir.Constant(words, [16] * lanes)
+    for chunk in range(0, dim, CHUNK):
+        # Sums of so many fit 16 bits.
+        loaded = [levels.load(chunk + at) for at in range(0, CHUNK, 2 * lanes)]
+        for vector in parted_hadamard(builder, loaded):
+            if half:
+                pairs = builder.bitcast(vector, words)
+                low = builder.ashr(builder.shl(pairs, sixteen), sixteen)
+                out += [low, builder.ashr(pairs, sixteen)]
+                continue
+            for start in (0, lanes):
+                part = shuffled(builder, (vector, vector), range(start, start + lanes))
+                out.append(builder.sext(part, words))
+    apart = CHUNK // lanes
+    while apart < len(out):
+        butterflies(builder, out, apart)
+        apart *= 2
     return out
 
 

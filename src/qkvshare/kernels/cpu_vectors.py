@@ -26,6 +26,7 @@ from numba.extending import intrinsic
 cgutils: Any = _cgutils  # it has no types
 _REGISTER, _WIDE, _QUARTER = 32, 64, 16  # bytes; vectors are wide where the processor has them
 _LANE, _OFFSET = ir.IntType(32), ir.IntType(64)
+CHUNK = 64  # levels of which the even ones lie first, see `cpu_open`
 SUMS = 16  # that `center` adds up in turn
 AT_ONCE = 32  # numbers that a `counter` takes
 _FAR = 4096.0  # of all limits
@@ -196,43 +197,91 @@ def hadamard(context: Any, builder: Any, vectors: list[Any], number: Any) -> Non
     """Of all that ``vectors``, two at least, hold; in place."""
     lanes = vectors[0].type.count
     quarter = min(lanes, _QUARTER // context.get_abi_sizeof(number))
-    whole = isinstance(number, ir.IntType)
-    plus, minus = (builder.add, builder.sub) if whole else (builder.fadd, builder.fsub)
-
-    def butterflies(apart: int) -> None:
-        for one in range(len(vectors)):
-            if not one & apart:
-                low, high = vectors[one], vectors[one | apart]
-                vectors[one], vectors[one | apart] = plus(low, high), minus(low, high)
-
-    def shuffle(low: list[int], step: int) -> None:
-        for one in range(0, len(vectors), 2):
-            pair = vectors[one], vectors[one + 1]
-            vectors[one] = shuffled(builder, pair, low)
-            vectors[one + 1] = shuffled(builder, pair, [at + step for at in low])
 
     def turns(low: list[int], step: int, places: int) -> None:
         for _ in range(places.bit_length() - 1):
-            shuffle(low, step)
-            butterflies(1)
+            _shuffle(builder, vectors, low, step)
+            butterflies(builder, vectors, 1)
         if places > 1:
-            shuffle(low, step)
+            _shuffle(builder, vectors, low, step)
 
     # Two ways to turn a place's bits round by one, each time with the next one telling the two
     # vectors apart; once more, and all are back. Even places to one vector and odd to the other
     # takes the lowest bit first. Interleaving takes the highest first, which makes no difference
     # to whole numbers, and is one instruction for those of 16 bits too.
-    if whole:
+    if isinstance(number, ir.IntType):
         pairs = [at for place in range(quarter // 2) for at in (place, lanes + place)]
         step = quarter // 2
     else:
         pairs = [*range(0, quarter, 2), *range(lanes, lanes + quarter, 2)]
         step = 1
     turns([at + start for start in range(0, lanes, quarter) for at in pairs], step, quarter)
-    # Then the same with even and odd quarters.
-    even = [start + at for start in range(0, 2 * lanes, 2 * quarter) for at in range(quarter)]
-    turns(even, quarter, lanes // quarter)
+    turns(_even(lanes, quarter), quarter, lanes // quarter)
     apart = 1
     while apart < len(vectors):
-        butterflies(apart)
+        butterflies(builder, vectors, apart)
         apart *= 2
+
+
+def parted_hadamard(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Of `CHUNK` numbers of 16 bits, the even ones first; what comes out is in order.
+
+    As `hadamard`, but the lowest bit tells vectors apart from the start, so that after all turns
+    every bit is where it belongs, and none is turned back.
+    """
+    lanes, half = vectors[0].type.count, len(vectors) // 2
+    quarter = _QUARTER // 2
+    pairs = [[start + at for at in (0, 1, 4, 5)] for start in range(0, lanes, quarter)]
+    doubles = [at for start in pairs for at in (*start, *(lanes + one for one in start))]
+    out = []
+    for both in zip(vectors[:half], vectors[half:], strict=True):
+        pair = list(both)
+        butterflies(builder, pair, 1)
+        pair = _swapped(builder, *pair)
+        butterflies(builder, pair, 1)
+        for low, step, places_ in (
+            (doubles, 2, quarter // 2),
+            (_even(lanes, quarter), quarter, lanes // quarter),
+        ):
+            for _ in range(places_.bit_length() - 1):
+                _shuffle(builder, pair, low, step)
+                butterflies(builder, pair, 1)
+        out += pair
+    apart = 2
+    while apart < len(out):
+        butterflies(builder, out, apart)
+        apart *= 2
+    return out
+
+
+def _even(lanes: int, size: int) -> list[int]:
+    """Every other run of ``size`` places of a pair of vectors."""
+    return [start + at for start in range(0, 2 * lanes, 2 * size) for at in range(size)]
+
+
+def _shuffle(builder: Any, vectors: list[Any], low: list[int], step: int) -> None:
+    """Of each two neighbours: places ``low`` to one, and those ``step`` behind to the other."""
+    for one in range(0, len(vectors), 2):
+        pair = vectors[one], vectors[one + 1]
+        vectors[one] = shuffled(builder, pair, low)
+        vectors[one + 1] = shuffled(builder, pair, [at + step for at in low])
+
+
+def butterflies(builder: Any, vectors: list[Any], apart: int) -> None:
+    """Sums and differences of vectors that are ``apart``."""
+    whole = isinstance(vectors[0].type.element, ir.IntType)
+    plus, minus = (builder.add, builder.sub) if whole else (builder.fadd, builder.fsub)
+    for one in range(len(vectors)):
+        if not one & apart:
+            low, high = vectors[one], vectors[one | apart]
+            vectors[one], vectors[one | apart] = plus(low, high), minus(low, high)
+
+
+def _swapped(builder: Any, one: Any, two: Any) -> list[Any]:
+    """Even places of both, of 16 bits, to one vector and odd to the other: no shuffle."""
+    words = ir.VectorType(_LANE, one.type.count // 2)
+    half, low = (ir.Constant(words, [value] * words.count) for value in (16, 0xFFFF))
+    first, second = (builder.bitcast(at, words) for at in (one, two))
+    even = builder.or_(builder.and_(first, low), builder.shl(second, half))
+    odd = builder.or_(builder.lshr(first, half), builder.and_(second, builder.not_(low)))
+    return [builder.bitcast(at, one.type) for at in (even, odd)]
