@@ -38,7 +38,8 @@ from .bits import BitMap, Energy, LayerBits
 from .packed_cpu import decode, decode_job, encode, energies, has_kernels
 from .packed_layout import MEAN_TOKENS, Layout, mean_bytes, units
 
-# Parts of other formats are encoded from a float32 copy; those of two layers would be too much.
+# Half-precision parts are encoded from a float32 copy; those of two layers, where layers are copies
+# themselves, would be too much.
 _READ_AS_IT_IS, _ONE_AT_A_TIME = (torch.float32, torch.bfloat16), Lock()
 # Rows of a layer's keys: two layers at once only get in each other's way when they are small.
 _WORTH_THREADS = 8192
@@ -88,7 +89,7 @@ class Packed(Codec):
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
         _require_dims(layer.shape, CodecError)
-        with nullcontext() if layer.keys.dtype in _READ_AS_IT_IS else _ONE_AT_A_TIME:
+        with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
             if has_kernels(layer):
                 return encode([(layer, widths)])[0]
             parts = _encode_keys(upright(layer).keys, widths.keys)
