@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -276,3 +277,19 @@ def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
             for which in "abab"
         ]
         assert [process.wait() for process in started] == [0] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names a processor of that kind")
+def test_vectors_of_256_bits_give_the_same(tmp_path: Path) -> None:
+    """As on processors without those of 512."""
+    features = "+sse4.2,+popcnt,+avx,+avx2,+bmi,+bmi2,+fma,+f16c,+lzcnt"
+    alike = os.environ | {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": features,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    chosen = [__file__, "-k", "reference or turned or whole or thresholds"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(command, env=alike, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
