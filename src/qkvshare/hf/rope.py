@@ -114,7 +114,7 @@ class Rope:
         at, most = at[None].to(x.device), len(at)
         if x.device.type == "cpu" and most * x.shape[-1] <= _ALONE:
             most = _UNDIVIDED // x.shape[-1] or 1
-        found = [self._embedding(x, some, **chosen) for some in at.split(most, 1)]
+        found = [self._embedding(x, some, **chosen) for some in torch.split(at, most, 1)]
         cos, sin = map(torch.cat, zip(*found, strict=True), (1, 1)) if found[1:] else found[0]
         if back:
             scale = (cos.square() + sin.square())[:, :1]  # the square of the attention scaling
