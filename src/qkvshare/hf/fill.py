@@ -29,6 +29,7 @@ from ..codecs import (
 )
 from .cache import CardCache, Place, rooms
 from .coded import Coded, CodedLayer, Scratch
+from .layers import device_of
 from .room import SPARE
 from .rope import Rope, Turn
 
@@ -78,7 +79,7 @@ def fill(
     runs = card.manifest.runs
     plans = [_plan(card, runs, number, kept, known) for number in range(len(layers))]
     decoder = cast(Any, model).get_decoder()
-    devices = [next(layer.parameters()).device for layer in decoder.layers]
+    devices = [device_of(layer) for layer in decoder.layers]
     far = [device.type != "cpu" for device in devices]
     coded = [isinstance(layer, CodedLayer) for layer in cache.layers]
     shapes = [
@@ -160,7 +161,7 @@ def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
     decoder = cast(Any, model).get_decoder()
     for number, at in enumerate(card.manifest.layers):
         if at.window is None:
-            device = next(decoder.layers[number].parameters()).device
+            device = device_of(decoder.layers[number])
             scratch = scratches.setdefault(device, Scratch(dtype_of(card), device))
             parts = [_coded(card, run, number, rope, device) for run in card.manifest.runs]
             cache.layers[number] = CodedLayer(parts, cache.decoded, scratch)

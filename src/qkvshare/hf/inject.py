@@ -18,7 +18,7 @@ from .cache import CardCache
 from .coded import CodedLayer
 from .fill import fill, keep_codes
 from .identity import identify
-from .layers import require_geometry
+from .layers import empty_cache, require_geometry
 from .tokens import Ids, as_ids, require_length, require_vocabulary
 
 # From this length on, new_ids that begin with the whole card are taken for a mistake.
@@ -94,7 +94,8 @@ def prefill(
     given = as_ids(new_ids, "new_ids")
     card.require_fresh()
     _Bound(model, card, tokenizer)()
-    new, kept, cache = _admit(model, card, given, prompt_ids)
+    new, kept, _ = _admit(model, card, given, prompt_ids)
+    cache = empty_cache(model)
     ids = torch.from_numpy(card.token_ids[:kept].astype(np.int64))[None].to(model.device)
     with torch.no_grad():
         if kept:
@@ -125,8 +126,8 @@ class _Bound:
 def _admit(
     model: PreTrainedModel, card: CacheCard, new: TokenIds, prompt_ids: Ids | None
 ) -> tuple[TokenIds, int, DynamicCache]:
-    """The tokens to read, how many of the card come before them, and an empty cache; all but the
-    identity is checked."""
+    """The tokens to read, how many of the card come before them, and an empty cache as
+    `require_geometry` has it; all but the identity is checked."""
     empty = require_geometry(model, card.manifest.layers)
     require_vocabulary(model, card.token_ids, "card")
     new, kept = _new_tokens(model, card, new, prompt_ids), card.tokens

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 _SAMPLE = 8  # values of a tensor
+_PLAIN = (Tensor, nn.Parameter)
 
 Places = list[tuple[object, ...]]
 
@@ -52,30 +53,31 @@ def stamp(model: nn.Module, tensors: list[Tensor]) -> tuple[object, ...]:
         versions = [at._version for at in tensors]
     except RuntimeError:  # inference tensors have none
         versions = [-1 if at.is_inference() else at._version for at in tensors]
+    # Whatever another thread does meanwhile.
+    held = [at.untyped_storage() for at in tensors if type(at) in _PLAIN]
     places: Places = [
-        (at.data_ptr(), at.dtype, at.shape, at.is_contiguous(), at.device) for at in tensors
+        (at.data_ptr(), type(at), at.dtype, at.shape, at.is_contiguous(), at.device)
+        for at in tensors
     ]
-    return versions, places, _sample(model, tensors, places)
+    found = versions, places, _sample(model, tensors, places)
+    del held
+    return found
 
 
 def _sample(model: nn.Module, tensors: list[Tensor], places: Places) -> bytes:
     """The bits of some values of each tensor whose values follow each other."""
-    if not all(_plain(at) for at in tensors):
-        return _sample_any(tensors)
-    held = [at.untyped_storage() for at in tensors]  # whatever another thread does meanwhile
     known = _windows.get(model)
     if known is None or known[0] != places:
+        _windows.pop(model, None)
+        if not all(_plain(at) for at in tensors):
+            return _sample_any(tensors)
         known = _windows[model] = places, _look(tensors)
-    found = [np.concatenate(alike).tobytes() for alike in known[1]]
-    del held
-    return b"".join(found)
+    return b"".join(np.concatenate(alike).tobytes() for alike in known[1])
 
 
 def _plain(tensor: Tensor) -> bool:
     """Whether it has an address on this processor."""
-    return (
-        tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    )
+    return tensor.is_cpu and type(tensor) in _PLAIN and tensor.layout is torch.strided
 
 
 @dataclass(frozen=True)
