@@ -10,6 +10,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qkvshare import Raw, capture, identify, inject
+from qkvshare.hf import attention as attention_module
 from qkvshare.hf.attention import NAME, attention
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
@@ -124,3 +125,68 @@ def test_probes_see_the_same(llama: Any) -> None:
     model.set_attn_implementation(NAME)
     cards.append(capture(model, token_ids=CONTEXT, budget=9))
     assert cards[0].manifest.segments[0].blobs == cards[1].manifest.segments[0].blobs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("new", "tokens"), [(1, 41), (1, 40), (11, 41), (11, 40)])
+def test_threads_with_unequal_shares_take_parts_of_the_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+    new: int,
+    tokens: int,
+    added: bool,
+    window: int | None,
+    dtype: Any,
+) -> None:
+    """Also where a part has nothing that a query sees, and where one token is in both."""
+    query, key, value = (
+        each[:, : each.shape[1] // 2] for each in tensors(1, 3, new, tokens, dtype)
+    )
+    taken = []
+
+    def by_parts(*arguments: Any) -> torch.Tensor:
+        taken.append(arguments)
+        return _by_parts(*arguments)
+
+    _by_parts = attention_module._by_parts
+    monkeypatch.setattr(attention_module, "_by_parts", by_parts)
+    monkeypatch.setattr(attention_module, "_WORTH_PARTS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    seen = causal(1, new, tokens, window)
+    lowest = -torch.inf if new == 11 else torch.finfo(dtype).min
+    given = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, lowest) if added else seen
+    exact = sdpa_attention_forward(
+        Module(3), query.float(), key.float(), value.float(), seen, scaling=0.3
+    )[0]
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    for _ in range(2):  # layers share a mask
+        with torch.no_grad():
+            found, _ = attention(Module(3), query, key, value, given, scaling=0.3)
+        torch.testing.assert_close(found.float(), exact, atol=bound, rtol=bound)
+    assert len(taken) == 2 * added
+    if added:
+        given[..., -1] = lowest  # what was made of it is not used any more
+        with torch.no_grad():
+            found, _ = attention(Module(3), query, key, value, given, scaling=0.3)
+        seen[..., -1] = False
+        exact = sdpa_attention_forward(
+            Module(3), query.float(), key.float(), value.float(), seen, scaling=0.3
+        )[0]
+        torch.testing.assert_close(found.float(), exact, atol=bound, rtol=bound)
+    with torch.inference_mode():
+        given = given.clone()
+        attention(Module(3), query, key, value, given, scaling=0.3)
+    assert len(taken) == 3 * added
+
+
+def test_parts_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "_WORTH_PARTS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for tokens in (50, 51):
+        query, key, value = (each[:, :3] for each in tensors(1, 3, 1, tokens, torch.float32))
+        key, value = key[:, :1], value[:, :1]
+        with torch.no_grad():
+            found, _ = attention(Module(3), query, key, value, None)
+        expected, _ = sdpa_attention_forward(Module(3), query, key, value, None)
+        torch.testing.assert_close(found, expected)

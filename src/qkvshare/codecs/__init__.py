@@ -111,20 +111,24 @@ def decode_runs(
     card: CacheCard,
     into: Callable[[Run], Iterable[LayerKV]] | None = None,
     then: Callable[[Any], None] = leave,
+    read: Callable[[], None] = lambda: None,
 ) -> list[Iterator[LayerKV]]:
     """For each run of a card its layers in order, verified and decoded one by one.
 
     ``into`` says where to, in the card's dtype, and ``then`` what is done with it, as
     `Codec.decode` takes them; by default new memory. Keys are as the run's codec keeps them: see
-    `Codec.pre_rope`. Raises `CardError`.
+    `Codec.pre_rope`. ``read`` is called whenever all bytes of a run have been read and verified,
+    which is before the codec hands out its last layer. Raises `CardError`.
     """
     # The parts of a compacted segment are in one blob, and are read side by side.
     shared = lru_cache(maxsize=4)(card.blob)
 
     def blobs(run: Run) -> Iterator[Bytes]:
         if run.spans is None:
-            return card.blobs(run.segment)
-        return (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
+            yield from card.blobs(run.segment)
+        else:
+            yield from (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
+        read()
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
         room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..kernels.ahead import ahead
+from ..kernels.ahead import ahead, beside
 from ..kernels.cpu_decode import decode_parts
 from ..kernels.cpu_source import Source
 from ..kernels.cpu_source import encode as encode_sources
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 
 # Numbers of a job: threads that come back for less wait for each other.
 _WORTH_A_JOB = 1 << 21
-# Numbers of a card that is decoded in one call, where its memory is there anyway: threads that
-# open layers beside each other gain less than they wait.
-_AT_ONCE = 1 << 25
+# Numbers whose bytes may have been read and not been decoded.
+_BEFOREHAND = 1 << 23
+
+Job = list[tuple[Bytes, Into]]
 
 
 def has_kernels(layer: LayerKV) -> bool:
@@ -94,16 +96,10 @@ def decode(
 ) -> Iterator[Into]:
     """As `Packed.decode`; ``there`` says that the memory of all layers is."""
     if there:
-        first = next(together(pairs, _AT_ONCE), [])
-        if _numbers(first) < _AT_ONCE:  # so these are all
-            decode_job(codec, first, min(2, torch.get_num_threads()))
-            for _, layer in first:
-                then(layer)
-                yield layer
-            return
-        pairs = chain(first, pairs)
+        yield from _decode_there(codec, pairs, then)
+        return
 
-    def work(job: list[tuple[Bytes, Into]]) -> list[Into]:
+    def work(job: Job[Into]) -> list[Into]:
         decode_job(codec, job)
         for _, layer in job:
             then(layer)
@@ -114,8 +110,51 @@ def decode(
             yield done.pop(0)
 
 
-def decode_job(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]], threads: int = 1) -> None:
-    """Layers that are all on the processor. Raises `CardFormatError`."""
+def _decode_there(
+    codec: Packed, pairs: Iterator[tuple[Bytes, Into]], then: Callable[[Into], None]
+) -> list[Into]:
+    """All layers. The caller's thread reads, checks and opens them, and another one decodes: two
+    that both run Python wait for each other at every call. Who reads faster decodes too."""
+    layers, jobs = list[Into](), deque[tuple[Future[None], list[Part], list[Into]]]()
+    alone = torch.get_num_threads() == 1
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def work(parts: list[Part], some: list[Into]) -> None:
+        # Both modes are a thread's own.
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            decode_parts(parts)
+            for layer in some:
+                then(layer)
+
+    try:
+        for job in together(pairs, _WORTH_A_JOB):
+            parts, some = opened(codec, job), [layer for _, layer in job]
+            layers += some
+            while jobs and jobs[0][0].done():
+                jobs.popleft()[0].result()
+            waiting = sum(_numbers(some) for future, _, some in jobs if not future.running())
+            if alone or waiting >= _BEFOREHAND:
+                work(parts, some)
+            else:
+                jobs.append((beside(work, parts, some), parts, some))
+            del job, parts, some
+        while jobs:
+            future, parts, some = jobs.pop()
+            if future.cancel():  # it has not begun
+                work(parts, some)
+            else:
+                jobs.append((future, parts, some))
+                break
+    finally:
+        # It writes to what the caller holds.
+        wait([future for future, _, _ in jobs if not future.cancel()])
+    for future, _, _ in jobs:
+        future.result()
+    return layers
+
+
+def opened(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]]) -> list[Part]:
+    """What the kernel is told of layers that are all on the processor. Raises `CardFormatError`."""
     parts = []
     for blob, layer in job:
         found = codec.open(blob, layer.shape)
@@ -125,11 +164,16 @@ def decode_job(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]], threads: int
         ):
             scales = rows.scales(to.shape[2])
             parts.append(Part(rows.codes, rows.info, scales, to, mean, angles))
-    decode_parts(parts, threads)
+    return parts
 
 
-def _numbers(job: Sequence[tuple[Bytes, LayerKV]]) -> int:
-    return sum(layer.keys.numel() + layer.values.numel() for _, layer in job)
+def decode_job(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]]) -> None:
+    """Layers that are all on the processor, on the caller's thread. Raises `CardFormatError`."""
+    decode_parts(opened(codec, job))
+
+
+def _numbers(layers: Iterable[LayerKV]) -> int:
+    return sum(layer.keys.numel() + layer.values.numel() for layer in layers)
 
 
 def together(

@@ -93,6 +93,7 @@ def rooms(
     """Memory for each layer on its device, not initialized."""
     sizes = [[prod(of) * dtype.itemsize for of in (at.keys, at.values)] for at in shapes]
     space, at, out = torch.empty(0, dtype=torch.uint8), 0, list[LayerKV]()
+    numbers = space.view(dtype)
     coming = sum(map(_aligned, chain.from_iterable(sizes)))
     for shape, size, device in zip(shapes, sizes, devices, strict=True):
         if device.type != "cpu":
@@ -104,10 +105,12 @@ def rooms(
         both = sum(map(_aligned, size))
         if at + both > len(space):
             space, at = pages(max(both, min(coming, LARGE))), 0
+            numbers = space[: len(space) // dtype.itemsize * dtype.itemsize].view(dtype)
         coming -= both
         parts = []
         for nbytes, of in zip(size, (shape.keys, shape.values), strict=True):
-            parts.append(space.narrow(0, at, nbytes).view(dtype).view(of))
+            _, tokens, dim = of
+            parts.append(numbers.as_strided(of, (tokens * dim, dim, 1), at // dtype.itemsize))
             at += _aligned(nbytes)
         out.append(LayerKV(*parts))
     return out

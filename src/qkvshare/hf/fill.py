@@ -6,7 +6,7 @@ decode into it, run by run, and keys are turned to their positions in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from ..card import CacheCard, Run
 from ..card.errors import CodecError, PromptError
 from ..codecs import (
     LayerKV,
+    Packed,
     Shape,
     decode_runs,
     dtype_of,
@@ -28,6 +29,7 @@ from ..codecs import (
 )
 from .cache import CardCache, Place, rooms
 from .coded import Coded, CodedLayer, Scratch
+from .layers import device_of
 from .room import SPARE
 from .rope import Rope, Turn
 
@@ -62,10 +64,14 @@ def _plan(card: CacheCard, runs: list[Run], number: int, kept: int, known: int) 
     return _Plan(first, needed)
 
 
-def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> None:
+def fill(
+    model: PreTrainedModel, cache: CardCache, held: CardCache | None, bound: Callable[[], None]
+) -> None:
     """Decode each layer where it stays, keys rotated, with room for more tokens behind.
 
-    Layers that keep codes are left alone.
+    Layers that keep codes are left alone. ``bound`` looks whether the model is the card's, and
+    raises if not. It is called before anything is decoded, or, where another thread does that,
+    meanwhile: into memory that nobody else knows of.
     """
     card, kept = cache.card, cache.decoded
     known = 0 if held is None else held.card.tokens
@@ -73,7 +79,8 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
     runs = card.manifest.runs
     plans = [_plan(card, runs, number, kept, known) for number in range(len(layers))]
     decoder = cast(Any, model).get_decoder()
-    devices = [next(layer.parameters()).device for layer in decoder.layers]
+    devices = [device_of(layer) for layer in decoder.layers]
+    far = [device.type != "cpu" for device in devices]
     coded = [isinstance(layer, CodedLayer) for layer in cache.layers]
     shapes = [
         Shape.of(at, 0 if left else card.tokens - plan.first + SPARE)
@@ -87,7 +94,10 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
     def into(run: Run) -> Iterable[Place]:
         whole = all(run.end - run.held(n) >= plan.first for n, plan in enumerate(plans))
         found = (place(run, number, shape) for number, shape in enumerate(shapes_of(card, run)))
-        return list(found) if whole and not any(coded) else found
+        at_once = whole and not any(coded)
+        if not at_once or find_codec(run.codec.name) is not Packed or any(far):
+            bound()
+        return list(found) if at_once else found
 
     def place(run: Run, number: int, shape: Shape) -> Place:
         codec, end = find_codec(run.codec.name), run.end - plans[number].first
@@ -99,7 +109,7 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
         )
         return Place.of(there, shape, dtype_of(card), turns[run.start][number], codec)
 
-    decoded = decode_runs(card, into, Place.settle)
+    decoded = decode_runs(card, into, Place.settle, bound)
     streams = [stream for run, stream in zip(runs, decoded, strict=True) if run.start >= known]
     for number, (plan, room) in enumerate(zip(plans, places, strict=True)):
         for stream in streams:
@@ -112,6 +122,7 @@ def fill(model: PreTrainedModel, cache: CardCache, held: CardCache | None) -> No
         cache.layers[number].take(room, use, kept)
     for stream in streams:
         next(stream, None)  # what is wrong with the end of a run is found there
+    bound()  # where all is held
 
 
 def _turns(rope: Rope, run: Run, rooms: list[LayerKV]) -> list[Turn | None]:
@@ -150,7 +161,7 @@ def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
     decoder = cast(Any, model).get_decoder()
     for number, at in enumerate(card.manifest.layers):
         if at.window is None:
-            device = next(decoder.layers[number].parameters()).device
+            device = device_of(decoder.layers[number])
             scratch = scratches.setdefault(device, Scratch(dtype_of(card), device))
             parts = [_coded(card, run, number, rope, device) for run in card.manifest.runs]
             cache.layers[number] = CodedLayer(parts, cache.decoded, scratch)

@@ -16,6 +16,7 @@ from ..card.errors import UnsupportedModelError
 from ..codecs import DTYPES
 from .layers import text_config
 from .rope import rope_parameters
+from .stamp import stamp, state_tensors
 
 # Differ between two loads of the same model, and do not change what a cache means.
 _VOLATILE = {
@@ -23,6 +24,8 @@ _VOLATILE = {
     "output_hidden_states", "pad_token_id", "return_dict", "torch_dtype", "transformers_version",
     "use_cache",
 }  # fmt: skip
+
+_TUNER = "adapter_layer_names"  # what only peft's layers have
 
 _weights: WeakKeyDictionary[nn.Module, tuple[object, str, Adapter | None]] = WeakKeyDictionary()
 _configs: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()
@@ -56,9 +59,9 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
 
 
 def _weight_digests(model: PreTrainedModel) -> tuple[str, Adapter | None]:
-    stamp = _stamp(model)
+    seen = _stamp(model)
     known = _weights.get(model)
-    if known is None or known[0] != stamp:
+    if known is None or known[0] != seen:
         adapters, scale = _active_adapters(model)
         base, extra = {}, {}
         for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
@@ -67,7 +70,7 @@ def _weight_digests(model: PreTrainedModel) -> tuple[str, Adapter | None]:
             elif not _is_adapter_tensor(name, model):
                 base[_plain_name(name)] = _tensor_digest(name, tensor)
         adapter = Adapter(digest_json([extra, sorted(scale)]), _common(scale)) if extra else None
-        known = _weights[model] = (stamp, digest_json(base), adapter)
+        known = _weights[model] = (seen, digest_json(base), adapter)
     return known[1], known[2]
 
 
@@ -104,8 +107,7 @@ def _active_adapters(model: nn.Module) -> tuple[set[str], list[float]]:
 
 def _is_tuner(module: nn.Module) -> bool:
     """One of peft's layers. Asked of the class, since a module searches long for what it lacks."""
-    name = "adapter_layer_names"
-    return hasattr(type(module), name) or name in vars(module)
+    return hasattr(type(module), _TUNER) or _TUNER in vars(module)
 
 
 def _is_adapter_tensor(name: str, model: nn.Module) -> bool:
@@ -134,42 +136,11 @@ def _common(scales: list[float]) -> float:
 
 def _stamp(model: nn.Module) -> tuple[object, ...]:
     """What changes when the weights, or the adapters in force, do; a sample of what they hold."""
-    tensors, plain = _tensors(model)
-    adapters = None if plain else [sorted(found) for found in _active_adapters(model)]
-    if not plain:
-        tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())]
-    places, samples = [], dict[tuple[torch.device, torch.dtype], list[Tensor]]()
-    with torch.no_grad():
-        for tensor in tensors:
-            version = -1 if tensor.is_inference() else tensor._version
-            places.append((tensor.data_ptr(), version, tensor.dtype, tensor.shape))
-            if (size := tensor.numel()) and tensor.is_contiguous():
-                count = min(8, size)
-                sample = tensor.as_strided((count,), (size // count,))
-                samples.setdefault((tensor.device, tensor.dtype), []).append(sample)
-        # Together, since a GPU is waited for each time.
-        found = [torch.cat(alike).to("cpu", torch.float32) for alike in samples.values()]
-        return adapters, places, digest_bytes(torch.cat(found).numpy())
-
-
-def _tensors(model: nn.Module) -> tuple[list[Tensor], bool]:
-    """Those of a state dict, found without the names, which take longer than all else; and whether
-    that is so: not with adapters, or modules that make their state in a way of their own."""
-    modules, tensors, plain = [model], list[Tensor](), True
-    for module in modules:  # grows on the way
-        tensors += [at for at in module._parameters.values() if at is not None]
-        if module._buffers:
-            passing = module._non_persistent_buffers_set
-            buffers = module._buffers.items()
-            tensors += [at for name, at in buffers if at is not None and name not in passing]
-        kind = type(module)
-        plain &= not (
-            module._state_dict_hooks
-            or kind._save_to_state_dict is not nn.Module._save_to_state_dict
-            or _is_tuner(module)
-        )
-        modules += [inner for inner in module._modules.values() if inner is not None]
-    return tensors, plain
+    tensors, plain = state_tensors(model, _TUNER)
+    if plain:
+        return None, stamp(model, tensors)
+    tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())]
+    return [sorted(found) for found in _active_adapters(model)], stamp(model, tensors)
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -17,9 +18,7 @@ from .cache import CardCache
 from .coded import CodedLayer
 from .fill import fill, keep_codes
 from .identity import identify
-from .layers import (
-    require_geometry,
-)
+from .layers import empty_cache, require_geometry
 from .tokens import Ids, as_ids, require_length, require_vocabulary
 
 # From this length on, new_ids that begin with the whole card are taken for a mistake.
@@ -63,12 +62,19 @@ def inject(
         IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
         the model is touched.
     """
-    new, kept, empty = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
-    cache = CardCache(card, kept, empty)
-    if codes:
-        keep_codes(model, cache)
-    if not codes or any(at.window for at in card.manifest.layers):
-        fill(model, cache, _shared(card, held, kept))
+    ids, bound = as_ids(new_ids, "new_ids"), _Bound(model, card, tokenizer)
+    card.require_fresh()
+    try:
+        new, kept, empty = _admit(model, card, ids, prompt_ids)
+        cache = CardCache(card, kept, empty)
+        if codes:
+            bound()
+            keep_codes(model, cache)
+        if not codes or any(at.window for at in card.manifest.layers):
+            fill(model, cache, _shared(card, held, kept), bound)
+    except Exception:
+        bound()  # of a card for another model nothing else is said
+        raise
     return _arguments(model, new, kept, cache)
 
 
@@ -85,7 +91,11 @@ def prefill(
     Needs none of the card's encoded bytes. `costs.choose` says when it is sooner. Raises as
     `inject`.
     """
-    new, kept, cache = _admit(model, card, as_ids(new_ids, "new_ids"), prompt_ids, tokenizer)
+    given = as_ids(new_ids, "new_ids")
+    card.require_fresh()
+    _Bound(model, card, tokenizer)()
+    new, kept, _ = _admit(model, card, given, prompt_ids)
+    cache = empty_cache(model)
     ids = torch.from_numpy(card.token_ids[:kept].astype(np.int64))[None].to(model.device)
     with torch.no_grad():
         if kept:
@@ -93,17 +103,31 @@ def prefill(
     return _arguments(model, new, kept, cache)
 
 
+@dataclass
+class _Bound:
+    """Looks, once, whether a card is bound to a model. Raises `IdentityError`, and as `identify`.
+
+    Attributes:
+        looked: whether it has; who is told of another model needs no more.
+    """
+
+    model: PreTrainedModel
+    card: CacheCard
+    tokenizer: PreTrainedTokenizerBase | None
+    looked: bool = False
+
+    def __call__(self) -> None:
+        """Look, unless that was done."""
+        if not self.looked:
+            self.looked = True
+            self.card.manifest.identity.require(identify(self.model, self.tokenizer))
+
+
 def _admit(
-    model: PreTrainedModel,
-    card: CacheCard,
-    new: TokenIds,
-    prompt_ids: Ids | None,
-    tokenizer: PreTrainedTokenizerBase | None,
+    model: PreTrainedModel, card: CacheCard, new: TokenIds, prompt_ids: Ids | None
 ) -> tuple[TokenIds, int, DynamicCache]:
-    """The tokens to read, how many of the card come before them, and an empty cache; everything is
-    checked."""
-    card.require_fresh()
-    card.manifest.identity.require(identify(model, tokenizer))
+    """The tokens to read, how many of the card come before them, and an empty cache as
+    `require_geometry` has it; all but the identity is checked."""
     empty = require_geometry(model, card.manifest.layers)
     require_vocabulary(model, card.token_ids, "card")
     new, kept = _new_tokens(model, card, new, prompt_ids), card.tokens

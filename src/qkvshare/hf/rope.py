@@ -25,6 +25,10 @@ from .layers import text_config
 Turn = Callable[[Tensor], Tensor]
 Positions = range | Tensor  # int64 ``[tokens]``
 
+# Numbers that torch leaves to one thread; and below so many it is slower to call on others, who may
+# be asleep, than to take them piece by piece.
+_UNDIVIDED, _ALONE = 1 << 15, 1 << 18
+
 # The frequencies of these types do not depend on how long the sequence has become.
 STATIC_TYPES = {"default", "linear", "llama3", "yarn"}
 
@@ -107,7 +111,11 @@ class Rope:
         at = positions
         if isinstance(at, range):
             at = torch.arange(at.start, at.stop)
-        cos, sin = self._embedding(x, at[None].to(x.device), **chosen)
+        at, most = at[None].to(x.device), len(at)
+        if x.device.type == "cpu" and most * x.shape[-1] <= _ALONE:
+            most = _UNDIVIDED // x.shape[-1] or 1
+        found = [self._embedding(x, some, **chosen) for some in torch.split(at, most, 1)]
+        cos, sin = map(torch.cat, zip(*found, strict=True), (1, 1)) if found[1:] else found[0]
         if back:
             scale = (cos.square() + sin.square())[:, :1]  # the square of the attention scaling
             cos, sin = cos / scale, -sin / scale

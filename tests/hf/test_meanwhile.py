@@ -1,0 +1,129 @@
+"""A small card is decoded while the model is looked at: of another model's card nothing is left."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from threading import Event, current_thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qkvshare import CacheCard, Packed, capture, inject
+from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
+from qkvshare.codecs import packed_cpu
+from qkvshare.hf import fill
+
+from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
+
+CONTEXT, NEW = some_ids(150), some_ids(7, seed=1)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> CacheCard:
+    """Its layers are jobs of their own, and two threads take them."""
+    monkeypatch.setattr(packed_cpu, "_WORTH_A_JOB", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    return capture(tiny_model(), token_ids=CONTEXT, codec=Packed(), budget=8)
+
+
+def other_model() -> Any:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    return model
+
+
+def test_another_model_is_refused_while_its_card_is_decoded(
+    card: CacheCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job under way is waited for, the others are not begun, and the memory goes."""
+    begun, looked, threads, made = Event(), Event(), list[str](), list[Any]()
+    decode_parts, rooms = packed_cpu.decode_parts, fill.rooms
+
+    def decode_slowly(parts: Any) -> None:
+        threads.append(current_thread().name)
+        begun.set()
+        assert looked.wait(10)
+        decode_parts(parts)
+
+    def seen_rooms(*arguments: Any) -> Any:
+        found = rooms(*arguments)
+        made.extend(weakref.ref(at.keys) for at in found)
+        return found
+
+    def identify(*arguments: Any) -> Any:
+        assert begun.wait(10)  # decoding is under way
+        looked.set()
+        return real(*arguments)
+
+    from qkvshare.hf import inject as module
+
+    real = module.identify
+    monkeypatch.setattr(packed_cpu, "decode_parts", decode_slowly)
+    monkeypatch.setattr(fill, "rooms", seen_rooms)
+    monkeypatch.setattr(module, "identify", identify)
+    model = other_model()
+    before = greedy_from_text(model, CONTEXT + NEW)
+    with pytest.raises(IdentityError, match="weights: card has"):
+        inject(model, card, NEW)
+    assert threads
+    assert all(name.startswith("qkvshare") for name in threads)
+    count = len(threads)
+    gc.collect()
+    assert made
+    assert not any(at() is not None for at in made)
+    assert packed_cpu.beside(lambda: len(threads)).result() == count  # nothing is left to do
+    assert greedy_from_text(model, CONTEXT + NEW) == before
+    mine = tiny_model()
+    assert greedy(mine, **inject(mine, card, NEW))
+
+
+def test_of_another_models_card_nothing_else_is_said(card: CacheCard) -> None:
+    """Neither that it is damaged nor that the prompt is wrong."""
+    name = next(name for name in card.tensors if name.startswith("kv.0001"))
+    bytes_ = np.array(card.tensors[name])
+    bytes_[-1] ^= 1
+    damaged = CacheCard(card.manifest, {**card.tensors, name: bytes_})
+    with pytest.raises(CardDigestError, match="layer 1"):
+        inject(tiny_model(), damaged, NEW)
+    for given in (damaged, card):
+        with pytest.raises(IdentityError, match="weights: card has"):
+            inject(other_model(), given, NEW)
+    with pytest.raises(PromptError):
+        inject(tiny_model(), card, prompt_ids=NEW)
+    with pytest.raises(IdentityError, match="weights: card has"):
+        inject(other_model(), card, prompt_ids=NEW)
+
+
+@pytest.mark.parametrize("beforehand", [1, 1 << 23])
+def test_threads_that_share_a_card_give_the_same_numbers(
+    card: CacheCard, beforehand: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever decodes a layer, and in inference mode too."""
+    model = tiny_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 1)
+        expected = inject(model, card, NEW)["past_key_values"].layers
+    monkeypatch.setattr(packed_cpu, "_BEFOREHAND", beforehand)
+    loaded = CacheCard.load(card.save(tmp_path / "card"))
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            found = inject(model, loaded, NEW)["past_key_values"].layers
+        for mine, theirs in zip(found, expected, strict=True):
+            assert torch.equal(mine.keys, theirs.keys)
+            assert torch.equal(mine.values, theirs.values)
+
+
+def test_what_goes_wrong_on_the_other_thread_is_raised(
+    card: CacheCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(parts: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(packed_cpu, "decode_parts", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        inject(tiny_model(), card, NEW)
