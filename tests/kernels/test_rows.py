@@ -90,8 +90,7 @@ def compare(
 
 @pytest.mark.parametrize("dim", [8, 64, 80, 128, 256, 512])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype, threads: int) -> None:
+def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype) -> None:
     """Keys turned on the way, values without a mean, of any length, and nothing beside them."""
     parts, expected = [], []
     for seed, tokens in enumerate((33, 33, 0, 1, 70)):
@@ -106,7 +105,7 @@ def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype, threads: 
         expected.append(back if turn is None else turned(back, *turn))
         added = own if keys else None
         parts.append(Part(codes, info, scales, room[:, 1 : 1 + tokens], added, turn))
-    cpu_decode.decode_parts(parts, threads)
+    cpu_decode.decode_parts(parts)
     for part, right in zip(parts, expected, strict=True):
         assert torch.equal(part.numbers, right.to(dtype))
         assert part.numbers._base is not None

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .ahead import beside
 from .compiling import kernel, part
 from .cpu_blocks import hadamard, unpack, unpack_parted
 from .cpu_rows import array_at, borrowed, row_writer
@@ -30,10 +29,8 @@ _WIDTHS = np.array(TIERS, np.int64)
 _AT, _HERE = 8, 16  # see `_arrays`
 
 
-def decode_parts(parts: Sequence[Part], threads: int = 1) -> None:
-    """`reference.decode_rows` of each part into its ``numbers``, keys turned; on one thread or two,
-    which meet at the end only: where both run Python, each waits for the other at every call.
-    """
+def decode_parts(parts: Sequence[Part]) -> None:
+    """`reference.decode_rows` of each part into its ``numbers``, keys turned."""
     alike: dict[tuple[int, torch.dtype], list[Part]] = {}
     for one in parts:
         if one.numbers.numel():
@@ -44,26 +41,13 @@ def decode_parts(parts: Sequence[Part], threads: int = 1) -> None:
                 one.numbers.copy_(_decoded(one))
         elif dtype in (torch.float32, torch.bfloat16):
             kind = np.float32 if dtype == torch.float32 else np.uint16
-            _decode_alike(some, dim, np.empty(0, kind), threads)
+            _decode_table(_table(some), dim, np.empty(0, kind))
         else:
             rooms = [torch.empty(one.numbers.shape) for one in some]
             wide = [replace(one, numbers=room) for one, room in zip(some, rooms, strict=True)]
-            _decode_alike(wide, dim, np.empty(0, np.float32), threads)
+            _decode_table(_table(wide), dim, np.empty(0, np.float32))
             for one, room in zip(some, rooms, strict=True):
                 one.numbers.copy_(room)
-
-
-def _decode_alike(parts: Sequence[Part], dim: int, format_: Any, threads: int) -> None:
-    """Parts of one ``dim`` and number format, that of an array ``format_``."""
-    if threads == 1 or len(parts) == 1:
-        _decode_table(_table(parts), dim, format_)
-        return
-    half = len(parts) // 2
-    other = beside(_decode_table, _table(parts[half:]), dim, format_)
-    try:
-        _decode_table(_table(parts[:half]), dim, format_)
-    finally:
-        other.result()  # it writes to what the caller holds
 
 
 def _table(parts: Sequence[Part]) -> Any:
