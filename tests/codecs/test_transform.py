@@ -85,7 +85,11 @@ def test_a_token_far_outside_costs_bits_not_quality() -> None:
     assert size < plain + 2000
     rest = [token for token in range(TOKENS) if token != 100]
     for one, other, old in zip(layers, out, before, strict=True):
-        assert torch.equal(other.keys[:, rest], old.keys[:, rest])
+        # The token hardly moves the card's means, but one of them may be rounded to another number.
+        off, usual = (
+            (one.keys[:, rest] - found.keys[:, rest]).square().mean() for found in (other, old)
+        )
+        assert off < 1.02 * usual
         scale = one.keys[:, 100].abs().max()
         assert (one.keys[:, 100] - other.keys[:, 100]).abs().max() < 1e-3 * scale
         assert (one.values[:, 100] - other.values[:, 100]).abs().max() < 1.0

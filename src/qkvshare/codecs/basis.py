@@ -94,12 +94,19 @@ class Basis:
         return own + [known[source, at] for source in self.sources[layer] for at in (0, 1)]
 
     def predict(
-        self, layer: int, kind: int, known: Mapping[tuple[int, int], Tensor], tokens: int
+        self,
+        layer: int,
+        kind: int,
+        known: Mapping[tuple[int, int], Tensor],
+        tokens: int,
+        own: Tensor | None = None,
     ) -> Tensor:
-        """``[tokens, columns]``, float32: the same bits with any number of threads."""
+        """``[tokens, columns]``, float32: the same bits with any number of threads. ``own
+        [columns]`` is added to the mean."""
         part, at = self.parts[layer][kind], 0
         given = self.features(layer, kind, known)
-        out = part.mean.expand(tokens, -1).clone()
+        mean = part.mean if own is None else part.mean + own
+        out = mean.expand(tokens, -1).clone()
         for feature in given:
             out.addmm_(feature, part.predictor[at : at + feature.shape[1]])
             at += feature.shape[1]

@@ -123,6 +123,11 @@ def classes(scales: npt.NDArray[np.int16], number: int, reference: int) -> Ints:
     return np.asarray((between - 4 * number + 64 * _MIDDLE + 32) >> 6, np.int32)
 
 
+def width(found: Ints) -> Floats:
+    """Mean magnitude of the numbers of a class, in steps."""
+    return np.exp2((found - np.float32(_MIDDLE)) / OCTAVE).astype(np.float32)
+
+
 def shifted(base: Ints) -> Ints:
     """Tables of every shift, ``[2 · SHIFT + 1, columns]``, as indices of classes."""
     shifts = np.arange(-SHIFT, SHIFT + 1, dtype=np.int32)[:, None]

@@ -1,4 +1,4 @@
-"""The bytes of a layer encoded by ``transform``: sizes, exponents, then streams in chunks.
+"""The bytes of a layer encoded by ``transform``: sizes, exponents, means, then streams in chunks.
 
 Streams are in the order of their worth: those of the base, chunk after chunk, then those of each
 refinement. Each is a pair, codes and escapes; a refinement that was dropped has no bytes.
@@ -15,12 +15,14 @@ import numpy as np
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels import rans
-from .entropy import Ints, Tables, exact_table
+from .entropy import CLASSES, Ints, Tables, exact_table
+from .means import fitting_class
 
 CHUNK = 512  # tokens that are coded together; chunks are opened in parallel
 # Exponents of tokens' steps, in quarters of an octave.
 FINEST, COARSEST = -24, 12
 _STATES = 4 * rans.WAYS  # bytes before the words
+_HEAD = 3  # exponents, means of keys, means of values
 
 Stream = tuple[Bytes, Bytes]  # codes (states, then words), escapes
 
@@ -55,34 +57,35 @@ def read(
         raise bad("data that does not end where it should")
 
 
-def join(exponents: Ints, streams: Sequence[Stream]) -> Bytes:
-    """A layer's blob."""
+def join(exponents: Ints, means: Sequence[Bytes], streams: Sequence[Stream]) -> Bytes:
+    """A layer's blob; ``means`` of keys and of values, see `write_means`."""
     coded = _write_exponents(exponents)
-    parts = [coded, *(part for pair in streams for part in pair)]
+    parts = [coded, *means, *(part for pair in streams for part in pair)]
     head = np.frombuffer(struct.pack(f"<{len(parts)}I", *map(len, parts)), np.uint8)
     return np.concatenate([head, *parts])
 
 
-def split(blob: Bytes, tokens: int, levels: int) -> tuple[Ints, list[list[Stream]]]:
-    """Exponents, and the streams of each of ``levels`` (base and refinements): keys and values of
-    a chunk, then of the next; empty where a level was dropped. Raises `CardFormatError`."""
+def split(blob: Bytes, tokens: int, levels: int) -> tuple[Ints, list[Bytes], list[list[Stream]]]:
+    """Exponents, means, and the streams of each of ``levels`` (base and refinements): keys and
+    values of a chunk, then of the next; empty where a level was dropped. Raises
+    `CardFormatError`."""
     cuts = _cuts(blob, tokens, levels)
     parts = [blob[start:end] for start, end in pairwise(cuts)]
-    pairs = list(zip(parts[1::2], parts[2::2], strict=True))
+    pairs = list(zip(parts[_HEAD::2], parts[_HEAD + 1 :: 2], strict=True))
     each = 2 * len(chunks(tokens))
     found = [pairs[at : at + each] for at in range(0, each * levels, each)]
     while len(found) > 1 and not any(len(codes) + len(more) for codes, more in found[-1]):
         found.pop()
     if any(len(codes) < _STATES or len(codes) % 2 for level in found for codes, _ in level):
         raise bad("a stream of a wrong size")
-    return _read_exponents(parts[0], tokens), found
+    return _read_exponents(parts[0], tokens), parts[1:_HEAD], found
 
 
 def level_bytes(blob: Bytes, tokens: int, levels: int) -> list[int]:
     """Bytes of each refinement. Raises `CardFormatError`."""
     cuts = _cuts(blob, tokens, levels)
     each = 4 * len(chunks(tokens))
-    ends = [int(cuts[1 + each * level]) for level in range(1, levels + 1)]
+    ends = [int(cuts[_HEAD + each * level]) for level in range(1, levels + 1)]
     return [end - start for start, end in pairwise(ends)]
 
 
@@ -90,7 +93,7 @@ def drop(blob: Bytes, tokens: int, levels: int, keep: int) -> Bytes:
     """The blob with the first ``keep`` refinements only; nothing is decoded."""
     cuts = _cuts(blob, tokens, levels)
     each = 4 * len(chunks(tokens))
-    kept = 1 + each * (1 + keep)
+    kept = _HEAD + each * (1 + keep)
     sizes = np.diff(cuts).astype("<u4")
     sizes[kept:] = 0
     return np.concatenate([sizes.view(np.uint8), blob[cuts[0] : cuts[kept]]])
@@ -98,7 +101,7 @@ def drop(blob: Bytes, tokens: int, levels: int, keep: int) -> Bytes:
 
 def _cuts(blob: Bytes, tokens: int, levels: int) -> Ints:
     """Where each part begins, and where the last ends."""
-    count = 1 + 4 * len(chunks(tokens)) * levels
+    count = _HEAD + 4 * len(chunks(tokens)) * levels
     if len(blob) < 4 * count:
         raise bad(f"{len(blob)} bytes, expected at least {4 * count}")
     sizes = np.ascontiguousarray(blob[: 4 * count]).view("<u4").astype(np.int64)
@@ -108,15 +111,33 @@ def _cuts(blob: Bytes, tokens: int, levels: int) -> Ints:
     return cuts
 
 
+def write_means(means: Ints, tables: Tables) -> tuple[Bytes, Ints]:
+    """Whole ``means [columns]`` under one class: its number, then the codes; nothing where all are
+    0. Also the means as they were written."""
+    chosen, told = fitting_class(means, tables)
+    if not told.any():
+        return np.zeros(0, np.uint8), told
+    codes = _write_column(told, _whole(tables.freq[chosen : chosen + 1]))
+    return np.concatenate([np.array([chosen], np.uint8), codes]), told
+
+
+def read_means(data: Bytes, columns: int, tables: Tables) -> Ints:
+    """Undo `write_means`. Raises `CardFormatError`."""
+    if len(data) == 0:
+        return np.zeros(columns, np.int32)
+    if len(data) < 5 or len(data) % 2 == 0 or data[0] >= CLASSES:
+        raise bad("means of a wrong size")
+    chosen = int(data[0])
+    return _read_column(data[1:], columns, _whole(tables.freq[chosen : chosen + 1]))
+
+
 def _write_exponents(exponents: Ints) -> Bytes:
     """How many different ones, each with its frequency, then the codes."""
     freq = exact_table(exponents)
     used = np.flatnonzero(freq[0])
     head = np.concatenate([used, freq[0][used]]).astype("<u2").view(np.uint8)
-    rows, table = np.zeros(len(exponents), np.int32), np.zeros((1, 1), np.int32)
-    codes, _ = write(exponents[:, None].astype(np.int32), rows, table, _exponent_tables(freq))
-    # One column uses one state; the others stay where they begin.
-    return np.concatenate([np.array([len(used)], np.uint8), head, codes[:4], codes[_STATES:]])
+    codes = _write_column(exponents, _whole(freq))
+    return np.concatenate([np.array([len(used)], np.uint8), head, codes])
 
 
 def _read_exponents(data: Bytes, tokens: int) -> Ints:
@@ -130,16 +151,29 @@ def _read_exponents(data: Bytes, tokens: int) -> Ints:
         raise bad("exponents out of range")
     freq = np.zeros((1, rans.SYMBOLS), np.int32)
     freq[0, symbols] = counts
-    rest, begun = np.ascontiguousarray(data[1 + 4 * used :]), np.full(3, 1 << 16, "<u4")
+    return _read_column(data[1 + 4 * used :], tokens, _whole(freq))
+
+
+def _write_column(values: Ints, tables: Tables) -> Bytes:
+    """All under the same distribution, none escaped: a state, then words."""
+    rows, table = np.zeros(len(values), np.int32), np.zeros((1, 1), np.int32)
+    codes, _ = write(values[:, None].astype(np.int32), rows, table, tables)
+    # One column uses one state; the others stay where they begin.
+    return np.concatenate([codes[:4], codes[_STATES:]])
+
+
+def _read_column(data: Bytes, count: int, tables: Tables) -> Ints:
+    rest, begun = np.ascontiguousarray(data), np.full(3, 1 << 16, "<u4")
     codes = np.concatenate([rest[:4], begun.view(np.uint8), rest[4:]])
-    out, activity = np.empty((tokens, 1), np.float32), np.empty(tokens, np.int32)
-    rows, table = np.zeros(tokens, np.int32), np.zeros((1, 1), np.int32)
+    out, activity = np.empty((count, 1), np.float32), np.empty(count, np.int32)
+    rows, table = np.zeros(count, np.int32), np.zeros((1, 1), np.int32)
     stream = codes, np.zeros(0, np.uint8)
-    read(stream, rows, table, _exponent_tables(freq), np.ones(tokens, np.float32), out, activity)
+    read(stream, rows, table, tables, np.ones(count, np.float32), out, activity)
     return out[:, 0].astype(np.int32)
 
 
-def _exponent_tables(freq: Ints) -> Tables:
+def _whole(freq: Ints) -> Tables:
+    """Of numbers that stand for themselves."""
     points = (np.arange(rans.SYMBOLS, dtype=np.float32) - rans.LARGEST)[None]
     return Tables(freq, points, np.zeros(1, np.int32))
 

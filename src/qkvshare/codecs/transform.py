@@ -53,6 +53,7 @@ class Transform(Codec):
     refinements: int = 0
 
     name = "transform"
+    version = 2
     independent = False
 
     @classmethod
@@ -87,15 +88,15 @@ class Transform(Codec):
             tokens = layer.keys.shape[1]
             own = np.zeros(tokens, np.int32) if exponents is None else exponents[number]
             walk.enter(number, own)
-            coded = [
-                self._encode_part(
-                    walk, kind, part.detach().float().cpu().transpose(0, 1).flatten(1)
-                )
-                for kind, part in enumerate((layer.keys, layer.values))
-            ]
+            means, coded = [], []
+            for kind, part in enumerate((layer.keys, layer.values)):
+                x = part.detach().float().cpu().transpose(0, 1).flatten(1)
+                told, walk.means[kind] = streams.write_means(walk.left(kind, x), walk.basis.tables)
+                means.append(told)
+                coded.append(self._encode_part(walk, kind, x))
             levels = zip(*coded, strict=True)
             ordered = [one for level in levels for pair in zip(*level, strict=True) for one in pair]
-            yield streams.join(own, ordered)
+            yield streams.join(own, means, ordered)
 
     def _encode_part(self, walk: Walk, kind: int, x: Tensor) -> list[list[streams.Stream]]:
         """Streams of the base, then of each refinement: one a chunk. ``x [tokens, columns]``."""
@@ -140,8 +141,10 @@ class Transform(Codec):
                 has = [len(part.mean) for part in basis.parts[number]]
                 if columns != has:
                     raise streams.bad(f"{columns} columns in layer {number}, the profile has {has}")
-                exponents, levels = streams.split(blob, shape.tokens, 1 + self.refinements)
+                exponents, means, levels = streams.split(blob, shape.tokens, 1 + self.refinements)
                 walk.enter(number, exponents)
+                for kind, (told, wide) in enumerate(zip(means, columns, strict=True)):
+                    walk.means[kind] = streams.read_means(told, wide, basis.tables)
                 out = [np.empty((shape.tokens, wide), np.float32) for wide in columns]
                 fine = [np.zeros_like(part) for part in out] if len(levels) > 1 else []
                 for kind in (0, 1):

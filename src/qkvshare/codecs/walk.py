@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from ..kernels.rans import weighted_sum
 from .basis import Basis, PartBasis
-from .entropy import SHIFT, Ints, classes, gain, shifted
+from .entropy import SHIFT, Floats, Ints, classes, gain, shifted
+from .means import PART, choose
 
 
 @dataclass
@@ -24,6 +27,7 @@ class Walk:
         activity: the sums of magnitudes ``[tokens]`` that the parts had.
         expected: and those they were expected to have, in 1/64.
         units: the steps of the layer's tokens, ``[tokens]``.
+        means: what the card adds to the layer's means ``[columns]``, in 1/8 step, by kind.
     """
 
     basis: Basis
@@ -35,10 +39,11 @@ class Walk:
     expected: dict[tuple[int, int], Ints] = field(default_factory=dict)
     tables: list[Ints] = field(default_factory=list)
     units: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    means: dict[int, Ints] = field(default_factory=dict)
 
     def enter(self, layer: int, exponents: Ints) -> None:
         """Go on to ``layer``, whose tokens have ``exponents``."""
-        self.layer, self.exponents = layer, exponents
+        self.layer, self.exponents, self.means = layer, exponents, {}
         needed = {at for later in self.basis.sources[layer:] for at in later}
         stores: tuple[dict[tuple[int, int], Any], ...] = self.known, self.activity, self.expected
         for store in stores:
@@ -56,9 +61,41 @@ class Walk:
         """Of this layer."""
         return self.basis.parts[self.layer][kind]
 
+    @property
+    def unit(self) -> float:
+        """The card's step."""
+        return float(2.0 ** (self.step / 64))
+
     def predict(self, kind: int, tokens: int) -> Tensor:
         """``[tokens, columns]``."""
-        return self.basis.predict(self.layer, kind, self.known, tokens)
+        told, own = self.means.get(kind), None
+        if told is not None and told.any():
+            steps = told.astype(np.float32) * np.float32(self.unit / PART)
+            own = torch.from_numpy(_sum(steps, self.part(kind).back))
+        return self.basis.predict(self.layer, kind, self.known, tokens, own)
+
+    def left(self, kind: int, x: Tensor) -> Ints:
+        """Means of what prediction leaves of ``x [tokens, columns]``, as far as they are worth
+        telling; tokens that seem to be larger than others, or far outside, count for less."""
+        part = self.part(kind)
+        if len(x) == 0:
+            return np.zeros(x.shape[1], np.int32)
+        rows, tables = self.context(kind)
+        gains = (rows - SHIFT + self.exponents).astype(np.float32)
+        energy = (x - part.mean).square().mean(1)
+        usual = (4 * energy.median() / energy.clamp(min=1e-30)).clamp(max=1).numpy()
+        weights = np.exp2(-gains / 2) * usual
+        total = weights.sum(dtype=np.float64)
+        if not 0 < total < np.inf:
+            return np.zeros(x.shape[1], np.int32)
+        shares = (weights / total).astype(np.float32)
+        mean, at = _sum(shares, x) - part.mean.numpy(), 0
+        for feature in self.basis.features(self.layer, kind, self.known):
+            rest = part.predictor[at : at + feature.shape[1]]
+            mean, at = mean - _sum(_sum(shares, feature), rest), at + feature.shape[1]
+        steps = _sum(mean, part.forward) / np.float32(self.unit)
+        tokens = 1 / float(np.square(shares).sum(dtype=np.float64))
+        return choose(steps, tokens, tables[SHIFT])
 
     def context(self, kind: int, at: slice = slice(None)) -> tuple[Ints, Ints]:
         """Which row of the tables each token has, and the tables of this part."""
@@ -72,3 +109,9 @@ class Walk:
             shift = shift + gain(seen, mean)
         rows = SHIFT + np.clip(shift, -SHIFT, SHIFT)
         return rows.astype(np.int32), self.tables[kind]
+
+
+def _sum(weights: Floats, rows: Tensor) -> Floats:
+    out = np.empty(rows.shape[1], np.float32)
+    weighted_sum(weights, rows.numpy(), out)
+    return out

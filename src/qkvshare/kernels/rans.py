@@ -226,3 +226,15 @@ def tally(z: Any, values: Any, rows: Any, tables: Any, units: Any, counts: Any, 
             symbol = value + LARGEST if abs(value) <= LARGEST else ESCAPE
             counts[table, symbol] += 1
             sums[table, symbol] += abs(z[t, c]) * inverse - abs(value)
+
+
+@kernel
+def weighted_sum(weights: Any, rows: Any, out: Any) -> None:
+    """``weights [n] @ rows [n, dim]`` into ``out [dim]``: the same bits with any threads."""
+    n, dim = rows.shape
+    for c in range(dim):
+        out[c] = 0
+    for t in range(n):
+        weight, row = weights[t], rows[t]
+        for c in range(dim):
+            out[c] += weight * row[c]
