@@ -31,7 +31,7 @@ CODECS: tuple[dict[str, Any], ...] = (
     {"name": "uniform", "version": 1, "parameters": {"bits": 2}},
     {"name": "kivi", "version": 1, "parameters": {"bits": 8}},
     {"name": "packed", "version": 2, "parameters": {}},
-    {"name": "transform", "version": 1, "parameters": {"step": 0, "refinements": 1}},
+    {"name": "transform", "version": 2, "parameters": {"step": 0, "refinements": 1}},
 )
 
 

@@ -212,7 +212,7 @@ def _transform_blob(take: _Taker, tokens: int, levels: int) -> Bytes:
     # All exponents 0: one symbol that has all slots, so its stream needs no words.
     symbol, slots, state = 31, 4096, 1 << 16
     exponents = np.frombuffer(struct.pack("<BHHI", 1, symbol, slots, state), np.uint8)
-    parts = [exponents]
+    parts = [exponents, take.bytes(take.byte() % 40), take.bytes(take.byte() % 40)]
     for _ in range(-(-tokens // 512) * 2 * levels):
         parts += [take.bytes(16 + 2 * take.byte()), take.bytes(take.byte() % 8)]
     head = np.frombuffer(struct.pack(f"<{len(parts)}I", *map(len, parts)), np.uint8)

@@ -92,7 +92,7 @@ def test_manifest_that_breaks_a_rule(path: Path, edit: Callable[[Any], Any]) -> 
 @pytest.mark.parametrize("profile", ["../../profile", "x" * 5000, "a\0b", "", "0" * 64])
 def test_profile_among_the_parameters(path: Path, profile: str) -> None:
     """There it would be any text, and a place on the reader's disk."""
-    codec = {"name": "transform", "version": 1}
+    codec = {"name": "transform", "version": 2}
     codec["parameters"] = {"profile": profile, "step": 0, "refinements": 0}
     edit_manifest(path, lambda m: m["segments"][0].update(codec=codec))
     with pytest.raises(CardFormatError, match="profile beside the parameters"):
@@ -267,11 +267,14 @@ def transform() -> Transform:
 
 
 def layer_of(
-    exponents: bytes | None = None, codes: bytes | None = None, escapes: bytes = b""
+    exponents: bytes | None = None,
+    codes: bytes | None = None,
+    escapes: bytes = b"",
+    means: bytes = b"",
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A blob of one token: all its numbers 0 where nothing else is said."""
     one = struct.pack("<BHHI", 1, 31, 4096, 1 << 16)
-    parts = [one if exponents is None else exponents]
+    parts = [one if exponents is None else exponents, means, means]
     for _ in range(2):
         parts += [struct.pack("<4I", *[1 << 16] * 4) if codes is None else codes, escapes]
     head = struct.pack(f"<{len(parts)}I", *map(len, parts))
@@ -289,6 +292,11 @@ def layer_of(
         (layer_of(exponents=struct.pack("<B4HI", 2, 30, 31, 0, 4096, 1 << 16)), "out of range"),
         (layer_of(exponents=struct.pack("<BHHI", 1, 31, 4096, 1 << 17)), "end where it should"),
         (layer_of(exponents=struct.pack("<BHHIH", 1, 31, 4096, 1 << 16, 0)), "end where it should"),
+        (layer_of(means=bytes(4)), "means of a wrong size"),
+        (layer_of(means=bytes(6)), "means of a wrong size"),
+        (layer_of(means=b"\x38" + bytes(4)), "means of a wrong size"),
+        (layer_of(means=bytes(5)), "end where it should"),
+        (layer_of(means=b"\x37" + b"\xff" * 400), "end where it should"),
         (layer_of(codes=bytes(14)), "a stream of a wrong size"),
         (layer_of(codes=bytes(17)), "a stream of a wrong size"),
         (layer_of(codes=bytes(16)), "end where it should"),

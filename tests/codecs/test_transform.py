@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from qkvshare.card.digest import digest_bytes
 from qkvshare.card.errors import CardFormatError, CodecError, ProfileError
 from qkvshare.codecs import LayerKV, Shape, Transform, empty, from_record
-from qkvshare.codecs.streams import COARSEST, FINEST, _read_exponents, _write_exponents
+from qkvshare.codecs.streams import (
+    COARSEST,
+    FINEST,
+    _read_exponents,
+    _write_exponents,
+    read_means,
+    split,
+    write_means,
+)
 from qkvshare.profile import Profile
 
 from ..profiles import DIM, HEADS, made_up_layers, made_up_profile
@@ -93,6 +101,44 @@ def test_a_token_far_outside_costs_bits_not_quality() -> None:
         scale = one.keys[:, 100].abs().max()
         assert (one.keys[:, 100] - other.keys[:, 100]).abs().max() < 1e-3 * scale
         assert (one.values[:, 100] - other.values[:, 100]).abs().max() < 1.0
+
+
+def shifted(layers: list[LayerKV], by: float) -> list[LayerKV]:
+    """Text of another kind: means that the profile does not know."""
+    away = by * torch.randn(HEADS, 1, DIM, generator=torch.Generator().manual_seed(3))
+    return [LayerKV(layer.keys + away, layer.values - away) for layer in layers]
+
+
+def test_means_that_the_profile_does_not_know_are_told() -> None:
+    layers = made_up_layers(3, TOKENS)
+    plain, before = round_trip(0, layers)
+    size, out = round_trip(0, shifted(layers, 1.0))
+    # A byte a column is more than they take; untold they would cost bits in all tokens.
+    assert size < plain + 3 * 2 * HEADS * DIM + 60
+    assert spread(shifted(layers, 1.0), out) < 1.02 * spread(layers, before)
+
+
+def test_the_means_of_a_few_tokens_are_not_told() -> None:
+    made, few = codec(), made_up_layers(3, 8)
+    for blob in made.encode(few):
+        assert sum(map(len, split(blob, 8, 1)[1])) < 8
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(-31, 31), min_size=1, max_size=300))
+def test_means_come_back(means: list[int]) -> None:
+    tables = codec().basis.tables
+    data, told = write_means(np.array(means, np.int32), tables)
+    assert (read_means(data, len(means), tables) == told).all()
+    assert ((told == means) | (told == 0)).all()
+
+
+@pytest.mark.parametrize(
+    "data", [[1], [56, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 0, 5, 5], [3, 1, 2, 3, 4]]
+)
+def test_means_that_cannot_be_are_refused(data: list[int]) -> None:
+    with pytest.raises(CardFormatError, match="damaged or was assembled"):
+        read_means(np.array(data, np.uint8), 40, codec().basis.tables)
 
 
 def test_a_finer_step_for_one_token_is_for_that_token() -> None:
