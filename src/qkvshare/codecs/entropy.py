@@ -49,6 +49,19 @@ class Tables:
         return (np.cumsum(self.freq, axis=1) - self.freq).astype(np.int32)
 
     @cached_property
+    def whole(self) -> Tables:
+        """The same distributions, of numbers that stand for themselves."""
+        points = np.arange(SYMBOLS, dtype=np.float32) - LARGEST
+        made = Tables(self.freq, np.tile(points, (len(self.freq), 1)), self.expected)
+        made.__dict__["lookup"] = self.lookup  # it takes a while
+        return made
+
+    @cached_property
+    def bits(self) -> Floats:
+        """What each symbol costs in each class; twenty-two where there is none."""
+        return np.log2(TOTAL / np.maximum(self.freq, 1e-3)).astype(np.float32)
+
+    @cached_property
     def lookup(self) -> npt.NDArray[np.uint32]:
         """For each class and slot what the decoder needs, see `kernels.rans.decode`."""
         out = np.zeros((len(self.freq), TOTAL), np.uint32)

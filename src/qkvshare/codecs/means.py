@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels import rans
-from .entropy import CLASSES, Ints, Tables, width
+from .entropy import Ints, Tables, width
 
 PART = 8  # means are told in this part of the card's step
 _WORTH = 6.0  # bits that a mean must save to be told
@@ -35,6 +35,6 @@ def choose(means: npt.NDArray[np.float32], tokens: float, classes: Ints) -> Ints
 
 def fitting_class(means: Ints, tables: Tables) -> tuple[int, Ints]:
     """The class whose distribution fits whole ``means`` best; what it has no symbol for is 0."""
-    freq = tables.freq[:CLASSES, means + rans.LARGEST]
-    chosen = int(np.log2(rans.TOTAL / np.maximum(freq, 1e-3)).sum(1).argmin())
-    return chosen, np.where(freq[chosen] > 0, means, 0).astype(np.int32)
+    symbols = means + rans.LARGEST
+    chosen = int(tables.bits[:, symbols].sum(1).argmin())
+    return chosen, np.where(tables.freq[chosen, symbols] > 0, means, 0).astype(np.int32)

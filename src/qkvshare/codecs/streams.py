@@ -114,10 +114,12 @@ def _cuts(blob: Bytes, tokens: int, levels: int) -> Ints:
 def write_means(means: Ints, tables: Tables) -> tuple[Bytes, Ints]:
     """Whole ``means [columns]`` under one class: its number, then the codes; nothing where all are
     0. Also the means as they were written."""
+    if not means.any():
+        return np.zeros(0, np.uint8), means
     chosen, told = fitting_class(means, tables)
     if not told.any():
         return np.zeros(0, np.uint8), told
-    codes = _write_column(told, _whole(tables.freq[chosen : chosen + 1]))
+    codes = _write_column(told, tables, chosen)
     return np.concatenate([np.array([chosen], np.uint8), codes]), told
 
 
@@ -127,8 +129,7 @@ def read_means(data: Bytes, columns: int, tables: Tables) -> Ints:
         return np.zeros(columns, np.int32)
     if len(data) < 5 or len(data) % 2 == 0 or data[0] >= CLASSES:
         raise bad("means of a wrong size")
-    chosen = int(data[0])
-    return _read_column(data[1:], columns, _whole(tables.freq[chosen : chosen + 1]))
+    return _read_column(data[1:], columns, tables, int(data[0]))
 
 
 def _write_exponents(exponents: Ints) -> Bytes:
@@ -136,7 +137,7 @@ def _write_exponents(exponents: Ints) -> Bytes:
     freq = exact_table(exponents)
     used = np.flatnonzero(freq[0])
     head = np.concatenate([used, freq[0][used]]).astype("<u2").view(np.uint8)
-    codes = _write_column(exponents, _whole(freq))
+    codes = _write_column(exponents, _tables(freq))
     return np.concatenate([np.array([len(used)], np.uint8), head, codes])
 
 
@@ -151,31 +152,29 @@ def _read_exponents(data: Bytes, tokens: int) -> Ints:
         raise bad("exponents out of range")
     freq = np.zeros((1, rans.SYMBOLS), np.int32)
     freq[0, symbols] = counts
-    return _read_column(data[1 + 4 * used :], tokens, _whole(freq))
+    return _read_column(data[1 + 4 * used :], tokens, _tables(freq))
 
 
-def _write_column(values: Ints, tables: Tables) -> Bytes:
+def _write_column(values: Ints, tables: Tables, chosen: int = 0) -> Bytes:
     """All under the same distribution, none escaped: a state, then words."""
-    rows, table = np.zeros(len(values), np.int32), np.zeros((1, 1), np.int32)
+    rows, table = np.zeros(len(values), np.int32), np.full((1, 1), chosen, np.int32)
     codes, _ = write(values[:, None].astype(np.int32), rows, table, tables)
     # One column uses one state; the others stay where they begin.
     return np.concatenate([codes[:4], codes[_STATES:]])
 
 
-def _read_column(data: Bytes, count: int, tables: Tables) -> Ints:
+def _read_column(data: Bytes, count: int, tables: Tables, chosen: int = 0) -> Ints:
     rest, begun = np.ascontiguousarray(data), np.full(3, 1 << 16, "<u4")
     codes = np.concatenate([rest[:4], begun.view(np.uint8), rest[4:]])
     out, activity = np.empty((count, 1), np.float32), np.empty(count, np.int32)
-    rows, table = np.zeros(count, np.int32), np.zeros((1, 1), np.int32)
-    stream = codes, np.zeros(0, np.uint8)
-    read(stream, rows, table, tables, np.ones(count, np.float32), out, activity)
+    rows, table = np.zeros(count, np.int32), np.full((1, 1), chosen, np.int32)
+    stream, units = (codes, np.zeros(0, np.uint8)), np.ones(count, np.float32)
+    read(stream, rows, table, tables.whole, units, out, activity)
     return out[:, 0].astype(np.int32)
 
 
-def _whole(freq: Ints) -> Tables:
-    """Of numbers that stand for themselves."""
-    points = (np.arange(rans.SYMBOLS, dtype=np.float32) - rans.LARGEST)[None]
-    return Tables(freq, points, np.zeros(1, np.int32))
+def _tables(freq: Ints) -> Tables:
+    return Tables(freq, np.zeros((1, rans.SYMBOLS), np.float32), np.zeros(1, np.int32))
 
 
 def bad(found: str) -> CardFormatError:
