@@ -77,27 +77,32 @@ def main() -> None:
         finally:
             streams.write = before
         layers, chunks = len(card.manifest.layers), len(streams.chunks(len(own)))
-        per_layer = 2 * chunks + 1
-        assert len(spy.calls) == layers * per_layer
-        for number, call in enumerate(spy.calls):
-            layer, place = divmod(number, per_layer)
-            kind = "exponents" if place == 2 * chunks else ("keys", "values")[place // chunks]
-            sums[kind] += call["bytes"]
+        # Exponents are one column under a table of their own, means one under the profile's.
+        means = [at for at in spy.calls if at["columns"] == 1 and at["tables"] > 1]
+        exponents = [at for at in spy.calls if at["tables"] == 1]
+        parts = [at for at in spy.calls if at["columns"] > 1]
+        assert len(parts) == layers * 2 * chunks
+        assert len(exponents) == layers
+        sums["exponents"] += sum(at["bytes"] for at in exponents)
+        sums["means"] += sum(at["bytes"] for at in means)
+        for number, call in enumerate(parts):
+            layer, place = divmod(number, 2 * chunks)
+            sums[("keys", "values")[place // chunks]] += call["bytes"]
             by_layer[layer] += call["bytes"]
-            if kind != "exponents":
-                model_bytes += call["model"] + call["escapes"]
-                known = counts.setdefault(call["tables"], 0)
-                counts[call["tables"]] = known + call["counts"]
-                sums["zeros"] += call["zeros"] / (layers * 2 * chunks * given.contexts)
+            model_bytes += call["model"] + call["escapes"]
+            known = counts.setdefault(call["tables"], 0)
+            counts[call["tables"]] = known + call["counts"]
+            sums["zeros"] += call["zeros"] / (layers * 2 * chunks * given.contexts)
         sums["ids"] += 4 * again.tokens
         sums["header"] += again.header_bytes
         sums["total"] += again.nbytes
         values += again.values
     sums["sizes and states"] = sums["total"] - sum(
-        sums[name] for name in ("keys", "values", "exponents", "ids", "header")
+        sums[name] for name in ("keys", "values", "exponents", "means", "ids", "header")
     )
     print("| | bits per value | share |\n|---|---|---|")
-    for name in ("keys", "values", "exponents", "sizes and states", "ids", "header", "total"):
+    names = "keys", "values", "exponents", "means", "sizes and states", "ids", "header", "total"
+    for name in names:
         print(f"| {name} | {8 * sums[name] / values:.4f} | {sums[name] / sums['total']:.1%} |")
     print("\nlayers, bits per value of the layer:")
     print(", ".join(f"{8 * by_layer[at] / values * layers:.2f}" for at in sorted(by_layer)))

@@ -124,7 +124,7 @@ def _by_steps(codec: Transform, blob: Bytes, shape: Shape) -> tuple[Bits, Bits]:
     tokens' steps ``2 ** (exponent / 4)``: ``½ log2(1 + (4 ** rate - 1) / step²)`` bits each."""
     if not 0 <= codec.refinements <= MOST_REFINEMENTS:
         raise streams.bad(f"{codec.refinements} refinements, expected 0 to {MOST_REFINEMENTS}")
-    exponents, levels = streams.split(blob, shape.tokens, 1 + codec.refinements)
+    exponents, _, levels = streams.split(blob, shape.tokens, 1 + codec.refinements)
     bits = [np.zeros(shape.tokens, np.float32) for _ in "kv"]
     rest = blob.nbytes
     for n, at in enumerate(streams.chunks(shape.tokens)):
@@ -136,6 +136,6 @@ def _by_steps(codec: Transform, blob: Bytes, shape: Shape) -> tuple[Bits, Bits]:
             weights = np.log2(1 + np.expm1(min(rate, 32) * np.log(4)) * 2.0 ** (-exponents[at] / 2))
             if nbytes:
                 bits[kind][at] = 8 * nbytes * weights / weights.sum()
-    for one in bits:  # sizes and exponents are of both
+    for one in bits:  # sizes, exponents and means are of both
         one += _alike(rest / 2, shape)
     return bits[0], bits[1]

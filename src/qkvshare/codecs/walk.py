@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.rans import weighted_sum
+from ..kernels.rans import energies, weighted_sum
 from .basis import Basis, PartBasis
 from .entropy import SHIFT, Floats, Ints, classes, gain, shifted
 from .means import PART, choose
@@ -82,8 +82,9 @@ class Walk:
             return np.zeros(x.shape[1], np.int32)
         rows, tables = self.context(kind)
         gains = (rows - SHIFT + self.exponents).astype(np.float32)
-        energy = (x - part.mean).square().mean(1)
-        usual = (4 * energy.median() / energy.clamp(min=1e-30)).clamp(max=1).numpy()
+        energy = np.empty(len(x), np.float32)
+        energies(x.numpy(), part.mean.numpy(), energy)
+        usual = np.minimum(4 * np.median(energy) / np.maximum(energy, np.float32(1e-30)), 1)
         weights = np.exp2(-gains / 2) * usual
         total = weights.sum(dtype=np.float64)
         if not 0 < total < np.inf:

@@ -238,3 +238,24 @@ def weighted_sum(weights: Any, rows: Any, out: Any) -> None:
         weight, row = weights[t], rows[t]
         for c in range(dim):
             out[c] += weight * row[c]
+
+
+@kernel
+def energies(rows: Any, mean: Any, out: Any) -> None:
+    """Squared distances of ``rows [n, dim]`` from ``mean [dim]`` into ``out [n]``."""
+    n, dim = rows.shape
+    fours = dim // 4 * 4
+    for t in range(n):
+        row = rows[t]
+        # Four sums, or each addition would wait for the one before.
+        s0 = s1 = s2 = s3 = np.float32(0)
+        for c in range(0, fours, 4):
+            d0, d1 = row[c] - mean[c], row[c + 1] - mean[c + 1]
+            d2, d3 = row[c + 2] - mean[c + 2], row[c + 3] - mean[c + 3]
+            s0 += d0 * d0
+            s1 += d1 * d1
+            s2 += d2 * d2
+            s3 += d3 * d3
+        for c in range(fours, dim):
+            s0 += (row[c] - mean[c]) * (row[c] - mean[c])
+        out[t] = (s0 + s1) + (s2 + s3)
