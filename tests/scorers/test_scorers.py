@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -134,3 +136,14 @@ def test_names() -> None:
         CodecError, match=r"no scorer 'best'; known: accumulated, attention, expected,"
     ):
         find_scorer("best")
+
+
+def test_memory_goes_with_the_layers_that_share_it() -> None:
+    """Attention's matrix is as large as a context: nothing keeps it when capture is done."""
+    sight = Sight(torch.ones(4, 9, dtype=torch.bool).tril(5))
+    queries, keys = torch.randn(1, 2, 4, 8), torch.randn(1, 9, 8)
+    Attention().score(Glance(queries, keys, sight, 1.0, 9, lambda x, _: x))
+    gone = weakref.ref(sight)
+    del sight
+    gc.collect()
+    assert gone() is None

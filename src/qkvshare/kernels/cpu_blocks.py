@@ -163,29 +163,29 @@ def pack(tier: Any, codes: Any, packed: Any) -> None:
 
 
 @part
-def hadamard(h: Any, x: Any, at: Any, runs: Any) -> None:
-    """``runs`` transforms of ``h`` numbers each, from ``x[at]`` on, in place."""
+def hadamard(h: Any, x: Any, runs: Any) -> None:
+    """``runs`` transforms of ``h`` numbers each, in place."""
     if h == 64:
         for run in range(runs):
-            _transform64(x, at + run * 64)
+            _transform64(x, run * 64)
     elif h == 128:
         for run in range(runs):
-            _transform128(x, at + run * 128)
+            _transform128(x, run * 128)
     elif h == 256:
         for run in range(runs):
-            _transform256(x, at + run * 256)
+            _transform256(x, run * 256)
     elif h == 32:
         for run in range(runs):
-            _transform32(x, at + run * 32)
+            _transform32(x, run * 32)
     elif h == 16:
         for run in range(runs):
-            _transform16(x, at + run * 16)
+            _transform16(x, run * 16)
     elif h == 8:
         for run in range(runs):
-            _transform8(x, at + run * 8)
+            _transform8(x, run * 8)
     elif h == 4:
         for run in range(runs):
-            _transform4(x, at + run * 4)
+            _transform4(x, run * 4)
     elif h == 2:
         for run in range(runs):
-            _transform2(x, at + run * 2)
+            _transform2(x, run * 2)

@@ -181,7 +181,7 @@ def _open(
         for r in range(count):
             x[r * dim : (r + 1) * dim] = found[r * wide : r * wide + dim]
     if h:
-        hadamard(h, x, 0, count * (dim // h))
+        hadamard(h, x, count * (dim // h))
     tiers[_AT + tier] += size
     tiers[tier] -= count
 

@@ -91,7 +91,7 @@ def rotate(x: Any, rows: Any, dim: Any, matrix: Any) -> None:
             for i in range(np.uint64(dim)):
                 x[at + i] = room[i]
             at += np.uint64(dim)
-    hadamard(h, x, 0, rows * m)
+    hadamard(h, x, rows * m)
 
 
 @part

@@ -9,7 +9,7 @@ the newest queries are the best guess, so all of them are probes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -56,8 +56,20 @@ class Attention(Scorer):
         return torch.lerp(score, score.mean(0, keepdim=True), self.shared)
 
 
-@lru_cache(maxsize=4)
+# As long as the layers that share it: it has memory of their size.
+_known: WeakKeyDictionary[Sight, dict[tuple[int, int, int], tuple[Tensor, Tensor]]]
+_known = WeakKeyDictionary()
+
+
 def _judged(sight: Sight, tokens: int, local: int, recent: int) -> tuple[Tensor, Tensor]:
+    """`_judge`, once for all layers."""
+    known, key = _known.setdefault(sight, {}), (tokens, local, recent)
+    if key not in known:
+        known[key] = _judge(sight, *key)
+    return known[key]
+
+
+def _judge(sight: Sight, tokens: int, local: int, recent: int) -> tuple[Tensor, Tensor]:
     """Of which tokens which probes say nothing though they see them, as places in ``[probes,
     tokens + behind]``; and how many say something, ``[tokens]``."""
     places = sight.positions[:, None]
