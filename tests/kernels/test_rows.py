@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qkvshare.kernels import cpu_blocks, cpu_decode, cpu_encode, cpu_rows, reference
 from qkvshare.kernels.ahead import ahead
-from qkvshare.kernels.cpu_vectors import transformer
+from qkvshare.kernels.cpu_hadamard import transformer
 from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
 from qkvshare.kernels.operators import decode_rows, encode_rows
 from qkvshare.kernels.parts import Part

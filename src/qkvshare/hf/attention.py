@@ -2,32 +2,27 @@
 
 ``model.set_attn_implementation("qkvshare")``, once anything of ``qkvshare.hf`` is imported. Query
 heads that share a KV head are taken together, so keys and values are read once and never repeated;
-transformers' own ``sdpa`` does so for a single query only. Many queries at once, as when a context
-is read, go to ``sdpa``.
+transformers' own ``sdpa`` does so for a single query only. In float32 on a processor
+`cpu_attention` does it, else torch's fused kernel. Many queries at once, as when a context is read,
+go to ``sdpa``.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from ..kernels.cpu_attention import attend, attends
+
 NAME = "qkvshare"
 # From so many queries on a matrix of all scores costs more than repeating keys and values.
 _MANY = 64
-# Parts that tokens are attended to in where threads would have unequal shares, and from how many
-# tokens on.
-_PARTS, _WORTH_PARTS = 2, 4096
-# Also gives the logarithms of the sums; private, but what `sdpa` itself calls on a processor.
-_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def attention(
@@ -65,107 +60,32 @@ def attention(
             **arguments,
         )
     batch, heads, _, dim = query.shape
+    seen = None if attention_mask is None else attention_mask[:, :, :, :tokens]
+    if attends(query, key, value, seen):
+        scale = dim**-0.5 if scaling is None else scaling
+        return attend(query, key, value, seen, scale), None
     kv_heads = key.shape[1]
     group = heads // kv_heads
     rows = query.reshape(batch, kv_heads, group * new, dim)  # heads of a group, then queries
-    seen = None if attention_mask is None else _Seen.of(attention_mask, group, tokens)
-    if _uneven(key, value) and (seen is None or seen.added):
-        out = _by_parts(rows, key, value, seen, scaling)
-    else:
-        whole = None if seen is None else seen.whole
-        out = F.scaled_dot_product_attention(rows, key, value, attn_mask=whole, scale=scaling)
+    if attention_mask is not None:
+        seen = _repeated(attention_mask, group, tokens)
+    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scaling)
     return out.view(batch, heads, new, -1).transpose(1, 2).contiguous(), None
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A mask for the heads of a group as more queries of one, made once for all layers.
+def _repeated(mask: Tensor, group: int, tokens: int) -> Tensor:
+    """A mask for the heads of a group as more queries of one, ``[batch, 1, group · new, tokens]``.
 
-    Attributes:
-        whole: ``[batch, 1, group · new, tokens]``.
-        kept: whether the next layer finds it again.
+    Kept with the ``mask`` for the next layer, as long as that lives and nobody writes to it.
     """
-
-    whole: Tensor
-    kept: bool
-
-    @classmethod
-    def of(cls, mask: Tensor, group: int, tokens: int) -> _Seen:
-        """Kept with the ``mask``, as long as that lives and nobody writes to it."""
-        if mask.is_inference():  # which does not say who has written to it
-            return cls(mask[:, :, :, :tokens].repeat(1, 1, group, 1), False)
-        key = mask._version, group, tokens
-        known: tuple[object, _Seen] | None = getattr(mask, "_seen", None)
-        if known is None or known[0] != key:
-            known = key, cls(mask[:, :, :, :tokens].repeat(1, 1, group, 1), True)
-            mask._seen = known  # type: ignore[attr-defined]
-        return known[1]
-
-    @property
-    def added(self) -> bool:
-        """Whether `parts` can be made, once: it is in numbers, of one sequence."""
-        return self.kept and self.whole.is_floating_point() and len(self.whole) == 1
-
-    @cached_property
-    def parts(self) -> Tensor:
-        """Of the parts of `_by_parts`, ``[parts, 1, rows, tokens of a part]``."""
-        whole = self.whole[0]
-        of = -(-whole.shape[-1] // _PARTS)
-        # Where a part has nothing to be seen, its sum must be a number.
-        parts = torch.stack([whole[..., at : at + of] for at in _starts(whole.shape[-1])])
-        lowest = torch.finfo(parts.dtype).min
-        twice = _twice(whole.shape[-1], parts.dtype)
-        return parts.clamp_(min=lowest).add_(twice).clamp_(min=lowest)
-
-
-def _uneven(key: Tensor, value: Tensor) -> bool:
-    """Whether torch's fused kernel, which gives each thread some KV heads, would take these and
-    have more for one thread than for another."""
-    batch, kv_heads, tokens, _ = key.shape
-    threads = torch.get_num_threads()
-    return (
-        _flash is not None
-        and torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]  # here too
-        and key.device.type == "cpu"
-        and key.shape == value.shape
-        and key.stride(3) == value.stride(3) == 1
-        and batch == 1
-        and threads == _PARTS
-        and kv_heads % threads > 0
-        and tokens >= _WORTH_PARTS
-        and not torch.is_grad_enabled()
-    )
-
-
-def _by_parts(
-    rows: Tensor, key: Tensor, value: Tensor, seen: _Seen | None, scaling: float | None
-) -> Tensor:
-    """The same by parts of the tokens, as if they were more sequences, so that threads have the
-    same to do; then the parts' means in the proportion of their sums (FlashDecoding's way)."""
-    tokens, parts = key.shape[2], []
-    of, start = -(-tokens // _PARTS), _starts(tokens)[1]
-    for each in (key, value):
-        size = _PARTS, each.shape[1], of, each.shape[3]
-        _, head, token, number = each.stride()
-        parts.append(each.as_strided(size, (start * token, head, token, number)))
-    mask = _twice(tokens, key.dtype) if seen is None else seen.parts
-    found, sums = _flash(rows.expand(_PARTS, -1, -1, -1), *parts, attn_mask=mask, scale=scaling)
-    first, second = sums
-    return torch.lerp(found[1], found[0], torch.sigmoid(first - second)[..., None].to(found.dtype))
-
-
-def _starts(tokens: int) -> tuple[int, int]:
-    """Where two parts of equal length begin; of an odd number one token is in both."""
-    return 0, tokens // 2
-
-
-@lru_cache(maxsize=2)
-def _twice(tokens: int, dtype: torch.dtype) -> Tensor:
-    """What keeps a token that is in both parts from the second, ``[2, 1, 1, tokens of a part]``."""
-    mask = torch.zeros(_PARTS, 1, 1, -(-tokens // _PARTS), dtype=dtype)
-    if tokens % _PARTS:
-        mask[1, :, :, 0] = torch.finfo(dtype).min
-    return mask
+    if mask.is_inference():  # which does not say who has written to it
+        return mask[:, :, :, :tokens].repeat(1, 1, group, 1)
+    key = mask._version, group, tokens
+    known: tuple[object, Tensor] | None = getattr(mask, "_seen", None)
+    if known is None or known[0] != key:
+        known = key, mask[:, :, :, :tokens].repeat(1, 1, group, 1)
+        mask._seen = known  # type: ignore[attr-defined]
+    return known[1]
 
 
 def mask(*, q_length: int, kv_length: int, **arguments: Any) -> Tensor | None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from numba import njit
+from numba import cfunc, njit
+from numba.core.caching import FunctionCache
 
 
 def part(function: Callable[..., Any], *constants: int) -> Any:
@@ -44,6 +45,20 @@ def kernel(function: Callable[..., Any]) -> Any:
 
     compiled.compile = alone
     return compiled
+
+
+def callback(function: Callable[..., Any], signature: Any) -> Any:
+    """The same for C to call, compiled or found at once; it has an ``address``."""
+    function.__qualname__ = f"{function.__name__}_{_sources()}"
+    try:
+        cache: Any = FunctionCache(function)  # type: ignore[no-untyped-call]
+        folder = Path(cache.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError) as error:
+        _warn_once(str(error).split("for file")[-1].strip())
+        return cfunc(signature, error_model="numpy")(function)
+    with FileLock(folder / f"{function.__name__}.lock"):
+        return cfunc(signature, cache=True, error_model="numpy")(function)
 
 
 @cache

@@ -1,7 +1,7 @@
 """What both kernels for processors do with one packed block, in Numba.
 
 Blocks stay in the first-level cache. Every inner loop has one width, unit stride and unsigned
-indices, so LLVM makes vector code of it; of the Hadamard transform it would not, see `cpu_vectors`.
+indices, so LLVM makes vector code of it; of the Hadamard transform it would not (`cpu_hadamard`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .compiling import part
+from .cpu_hadamard import CHUNK, transformer
 from .cpu_open import WHOLE, opener
-from .cpu_vectors import CHUNK, transformer
 from .levels import CUBICS, TIERS
 
 

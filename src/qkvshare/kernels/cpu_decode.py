@@ -16,7 +16,8 @@ from torch import Tensor
 from . import reference
 from .compiling import kernel, part
 from .cpu_blocks import hadamard, unpack, unpack_parted
-from .cpu_rows import array_at, borrowed, row_writer
+from .cpu_memory import array_at, borrowed
+from .cpu_rows import row_writer
 from .levels import TIERS
 from .parts import Part
 from .reference import BLOCK, eights

@@ -8,7 +8,7 @@ import numpy as np
 
 from .compiling import kernel, part
 from .cpu_blocks import hadamard, pack
-from .cpu_vectors import AT_ONCE, counter
+from .cpu_counts import AT_ONCE, counter
 from .levels import TIERS, thresholds
 from .reference import BLOCK
 

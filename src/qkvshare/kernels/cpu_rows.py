@@ -9,23 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compiling import part
-from .cpu_vectors import (
-    CHUNK,
-    butterflies,
-    cgutils,
-    has,
-    lanes_of,
-    parted_hadamard,
-    places,
-    shuffled,
-    splat,
-)
+from .cpu_hadamard import CHUNK, butterflies, parted_hadamard
+from .cpu_memory import fetch
+from .cpu_vectors import has, lanes_of, places, shuffled, splat
 
 _AHEAD = 16  # rows
 _SHORT, _WORD, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -36,30 +26,6 @@ class _BFloat16(ir.Type):  # type: ignore[misc]
 
     def _to_string(self) -> str:
         return "bfloat"
-
-
-@intrinsic
-def _pointer(_: Any, address: Any, like: Any) -> Any:
-    """``address`` as that of numbers such as ``like`` has."""
-    kind: Any = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(kind))
-
-    return kind(address, like), generate
-
-
-@part
-def array_at(address: Any, size: Any, like: Any) -> Any:
-    """``size`` numbers such as ``like`` has, from ``address`` on. Whoever calls keeps them."""
-    return numba.carray(_pointer(address, like), (size,))  # type: ignore
-
-
-@part
-def borrowed(array: Any) -> Any:
-    """The same without an owner: at every call Numba counts references, which takes as long as a
-    row. Whoever calls keeps ``array``."""
-    return array_at(array.ctypes.data, array.size, array)
 
 
 def row_writer(dim: int, turned: bool) -> Any:
@@ -86,7 +52,7 @@ def row_writer(dim: int, turned: bool) -> Any:
             narrow, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, lanes)
             native = narrow and has(context, "avx512bf16")
             half = narrow and not native
-            numbers = _sums(builder, of_array(0, 1, 2 * lanes), dim, half)
+            numbers = _sums(context, builder, of_array(0, 1, 2 * lanes), dim, half)
             scales = splat(builder, args[2], lanes)
             means = _ordered(builder, of_array(3, 4, lanes), dim, half)
             for n, mean_ in enumerate(means):
@@ -98,14 +64,14 @@ def row_writer(dim: int, turned: bool) -> Any:
                 ]
                 _turn(builder, numbers, *angles)
             _fetch(context, builder, (out, args[8]), args[9], dim)
-            if narrow:
-                there, rounded = of_array(8, 9, 2 * lanes), _rounded_at_once if native else _rounded
+            if half:
+                there = of_array(8, 9, 2 * lanes)
                 for n in range(0, len(numbers), 2):
-                    there.store(n * lanes, rounded(builder, *numbers[n : n + 2]))
+                    there.store(n * lanes, _rounded(builder, *numbers[n : n + 2]))
             else:
                 there = of_array(8, 9, lanes)
                 for n, vector in enumerate(numbers):
-                    there.store(n * lanes, vector)
+                    there.store(n * lanes, _rounded_at_once(builder, vector) if native else vector)
             return context.get_dummy_value()
 
         return types.void(*kinds), generate
@@ -116,16 +82,12 @@ def row_writer(dim: int, turned: bool) -> Any:
 def _fetch(context: Any, builder: Any, array: tuple[Any, Any], at: Any, dim: int) -> None:
     """Have the memory of a later row come, so that what is written need not wait for it."""
     place = places(context, builder, array, at, 1)
-    byte, flag = ir.IntType(8).as_pointer(), _WORD
-    fetch = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
-    )
     for line in range(_AHEAD * dim * place.each, (_AHEAD + 1) * dim * place.each, 64):
-        to = builder.gep(builder.bitcast(place.first, byte), [ir.Constant(ir.IntType(64), line)])
-        builder.call(fetch, [to, flag(1), flag(3), flag(1)])
+        to = builder.bitcast(place.first, ir.IntType(8).as_pointer())
+        fetch(builder, builder.gep(to, [ir.IntType(64)(line)]), to_write=True)
 
 
-def _sums(builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
+def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
     """Levels transformed, as vectors of int32, in the order of `_ordered`."""
     lanes, out = levels.vector.count // 2, list[Any]()
     words = ir.VectorType(_WORD, lanes)
@@ -133,7 +95,7 @@ def _sums(builder: Any, levels: Any, dim: int, half: bool) -> list[Any]:
     for chunk in range(0, dim, CHUNK):
         # Sums of so many fit 16 bits.
         loaded = [levels.load(chunk + at) for at in range(0, CHUNK, 2 * lanes)]
-        for vector in parted_hadamard(builder, loaded):
+        for vector in parted_hadamard(context, builder, loaded):
             if half:
                 pairs = builder.bitcast(vector, words)
                 low = builder.ashr(builder.shl(pairs, sixteen), sixteen)
@@ -189,10 +151,9 @@ def _rounded(builder: Any, evens: Any, odds: Any) -> Any:
     return builder.bitcast(builder.or_(low, high), ir.VectorType(_SHORT, 2 * lanes))
 
 
-def _rounded_at_once(builder: Any, first: Any, second: Any) -> Any:
+def _rounded_at_once(builder: Any, vector: Any) -> Any:
     """The same of numbers in order, where the processor has an instruction for it, which takes
     numbers below 2**-126 for 0."""
-    count = 2 * first.type.count
-    both = shuffled(builder, (first, second), range(count))
-    narrow = builder.fptrunc(both, ir.VectorType(_BFloat16(), count))
+    count = vector.type.count
+    narrow = builder.fptrunc(vector, ir.VectorType(_BFloat16(), count))
     return builder.bitcast(narrow, ir.VectorType(_SHORT, count))

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .ahead import beside
 from .compiling import kernel, part
+from .cpu_counts import SUMS, center
 from .cpu_encode import code_rows, rotate
-from .cpu_rows import array_at
-from .cpu_vectors import SUMS, center
+from .cpu_memory import array_at
 from .levels import LOWEST, OCTAVE, TIERS, UNIT, levels
 from .rotation import dct, power_of_two
 

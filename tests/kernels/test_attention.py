@@ -1,0 +1,139 @@
+"""Attention of few queries on a processor, against the same in double precision."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qkvshare.kernels import cpu_attention
+from qkvshare.kernels.cpu_attention import attend, attends
+
+LOWEST = torch.finfo(torch.float32).min
+
+pytestmark = pytest.mark.skipif(
+    cpu_attention._threads() is None, reason="torch has other threads than GNU's OpenMP here"
+)
+
+
+def tensors(
+    batch: int, kv_heads: int, group: int, new: int, tokens: int, dim: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As a model gives them: queries with heads side by side, keys and values with spare room,
+    which is no number."""
+    draw = torch.Generator().manual_seed(seed)
+    query = torch.randn(batch, new, kv_heads * group, dim, generator=draw).transpose(1, 2)
+    held = []
+    for spare in (9, 5):
+        room = torch.full((batch, kv_heads, tokens + spare, dim), torch.nan)
+        room[:, :, :tokens] = torch.randn(batch, kv_heads, tokens, dim, generator=draw)
+        held.append(room[:, :, :tokens])
+    return query, *held
+
+
+def causal(batch: int, new: int, tokens: int, hidden: float) -> Tensor:
+    """Added, ``[batch, 1, new, tokens]``; the second sequence does not see its first half."""
+    at, to = torch.arange(tokens - new, tokens)[:, None], torch.arange(tokens)[None]
+    mask = torch.zeros(batch, 1, new, tokens).masked_fill_(to > at, hidden)
+    if batch > 1:
+        mask[1, :, :, : tokens // 2] = hidden
+    return mask
+
+
+def exact(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    key, value = (each.double().repeat_interleave(group, 1) for each in (key, value))
+    scores = query.double() @ key.transpose(2, 3) * 0.3
+    if mask is not None:
+        scores += mask
+    return (scores.softmax(-1) @ value).transpose(1, 2).float()
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize(("batch", "kv_heads", "group"), [(1, 3, 3), (2, 1, 7), (2, 2, 1)])
+@pytest.mark.parametrize(
+    ("new", "tokens"), [(1, 1), (1, 64), (2, 63), (11, 65), (5, 700), (1, 1500), (33, 1040)]
+)
+@pytest.mark.parametrize("hidden", [None, LOWEST, -torch.inf])
+def test_equals_attention_in_double_precision(
+    batch: int, kv_heads: int, group: int, new: int, tokens: int, dim: int, hidden: float | None
+) -> None:
+    query, key, value = tensors(batch, kv_heads, group, new, tokens, dim)
+    mask = None if hidden is None else causal(batch, new, tokens, hidden)
+    assert attends(query, key, value, mask)
+    found = attend(query, key, value, mask, 0.3)
+    expected = exact(query, key, value, mask)
+    seen = ~expected.isnan()  # a query that sees nothing has no answer
+    torch.testing.assert_close(found[seen], expected[seen], atol=2e-5, rtol=1e-4)
+    assert found.isfinite().all()
+    assert found.is_contiguous()
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_shape_and_any_scores(data: st.DataObject) -> None:
+    """Also scores that are far apart, and masks in the middle."""
+    kv_heads, group, new, tokens = (
+        data.draw(st.integers(1, most), label=name)
+        for name, most in (("kv_heads", 4), ("group", 5), ("new", 9), ("tokens", 1200))
+    )
+    query, key, value = tensors(1, kv_heads, group, new, tokens, 64, data.draw(st.integers(0, 99)))
+    query = query * data.draw(st.sampled_from([0.0, 1.0, 30.0, 1e4]), label="scale")
+    mask = torch.zeros(1, 1, new, tokens)
+    start = data.draw(st.integers(0, tokens), label="start")
+    mask[..., start : data.draw(st.integers(start, tokens), label="stop")] = LOWEST
+    found = attend(query, key, value, mask, 0.3)
+    if (mask == 0).any():
+        expected = exact(query, key, value, mask)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-2)
+    assert found.isfinite().all()
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    query, key, value = tensors(1, 3, 3, 7, 2100, 64)
+    mask, before, found = causal(1, 7, 2100, LOWEST), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(attend(query, key, value, mask, 0.3))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_several_agents_at_once() -> None:
+    """From threads of their own."""
+    cases = [tensors(1, 2, 3, 2, 900, 64, seed) for seed in range(8)]
+    expected = [attend(*case, None, 0.3) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda case: attend(*case, None, 0.3), cases))
+            assert all(map(torch.equal, found, expected))
+
+
+def test_a_number_that_is_none_is_told() -> None:
+    query, key, value = tensors(1, 1, 1, 1, 100, 64)
+    key[0, 0, 70, 3] = torch.nan
+    assert attend(query, key, value, None, 0.3).isnan().any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q, k, v: (q.bfloat16(), k.bfloat16(), v.bfloat16(), None),
+        lambda q, k, v: (q[..., :40], k[..., :40], v[..., :40], None),
+        lambda q, k, v: (q, k, v[..., :32], None),
+        lambda q, k, v: (q, k.transpose(2, 3).contiguous().transpose(2, 3), v, None),
+        lambda q, k, v: (q, k, v, torch.ones(1, 1, 1, 90, dtype=torch.bool)),
+        lambda q, k, v: (q.clone().requires_grad_(), k, v, None),
+    ],
+    ids=["bfloat16", "dim", "value dim", "strides", "boolean", "gradient"],
+)
+def test_what_it_leaves_to_others(change: Any) -> None:
+    assert not attends(*change(*tensors(1, 1, 2, 1, 90, 64)))
