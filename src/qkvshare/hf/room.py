@@ -42,8 +42,8 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
             room, start = held.new_empty(shape), 0
             room[:, :, :tokens] = held
             self._rooms[name] = room
-        whole = room[:, :, start : start + tokens + count]
-        whole[:, :, tokens:] = new
+        whole = room.narrow(2, start, tokens + count)
+        whole.narrow(2, tokens, count).copy_(new)
         return whole
 
     def _used_up(self, name: str) -> None:

@@ -1,8 +1,9 @@
 """The products of attention, as whole vectors: what is summed stays in registers.
 
-Of a block of `BLOCK` tokens the keys are transposed, so that scores of neighbouring tokens lie side
-by side, and a product with a query needs no sum across a vector. Up to `ROWS` rows are taken at
-once, since a key or a value that is loaded serves all of them. Everything is float32, by address.
+Of a block of `BLOCK` tokens the keys are transposed for many rows, so that scores of neighbouring
+tokens lie side by side, and a product with a query needs no sum across a vector. Up to `ROWS` rows
+are taken at once, since a key or a value that is loaded serves all of them. Everything is float32,
+by address.
 """
 
 from __future__ import annotations
@@ -64,14 +65,78 @@ def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:
     """As many as lanes: number ``i`` of the ``j``-th becomes number ``j`` of the ``i``-th."""
     out, lanes, bit = list(vectors), len(vectors), 1
     while bit < lanes:
-        low = [lanes + (j ^ bit) if j & bit else j for j in range(lanes)]
-        high = [lanes + j if j & bit else j | bit for j in range(lanes)]
+        low, high = _pairs(lanes, bit)
         for i in range(lanes):
             if not i & bit:
                 pair = out[i], out[i | bit]
                 out[i], out[i | bit] = (shuffled(builder, pair, of) for of in (low, high))
         bit *= 2
     return out
+
+
+def dotter(rows: int) -> Any:
+    """``f(queries, keys, apart, dim, to)``: what `transpose` and `scorer` do, for so few rows that
+    to sum across vectors costs less than to transpose; keys are read in their order."""
+
+    @intrinsic
+    def dot(_: Any, queries: Any, keys: Any, apart: Any, dim: Any, to: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            lanes = lanes_of(context, ir.FloatType())
+            query, key, there = (Memory(builder, args[n], lanes) for n in (0, 1, 4))
+            apart_, dim_, wide = args[2], args[3], OFFSET(lanes)
+            # Of as many tokens as a vector has numbers, what is to be summed.
+            alike = ir.ArrayType(ir.ArrayType(key.kind, lanes), rows)
+            parts = cgutils.alloca_once(builder, alike)
+
+            def part(row: int, token: Any) -> Any:
+                return builder.gep(parts, [OFFSET(0), OFFSET(row), token])
+
+            with cgutils.for_range(builder, OFFSET(BLOCK // lanes)) as group:
+                first = builder.mul(group.index, wide)
+                with cgutils.for_range(builder, wide) as token:
+                    at = builder.mul(builder.add(first, token.index), apart_)
+                    later = builder.add(at, builder.mul(apart_, OFFSET(_AHEAD)))
+                    sums = _Sums(builder, rows, lanes, 1)
+                    sums.clear()
+                    with cgutils.for_range(builder, builder.udiv(dim_, wide)) as loop:
+                        start = builder.mul(loop.index, wide)
+                        key.fetch(builder.add(later, start))
+                        own = [
+                            query.load(builder.add(start, builder.mul(dim_, OFFSET(row))))
+                            for row in range(rows)
+                        ]
+                        sums.add(own, key, builder.add(at, start))
+                    for row, (one,) in enumerate(sums.vectors):
+                        builder.store(builder.load(one), part(row, token.index))
+                for row in range(rows):
+                    vectors = [builder.load(part(row, OFFSET(n))) for n in range(lanes)]
+                    there.store(builder.add(first, OFFSET(row * BLOCK)), _summed(builder, vectors))
+            return context.get_dummy_value()
+
+        return types.void(queries, keys, apart, dim, to), generate
+
+    return dot
+
+
+def _summed(builder: Any, vectors: list[Any]) -> Any:
+    """Of as many as lanes: each one's sum, in its place."""
+    lanes, bit = len(vectors), 1
+    while bit < lanes:
+        low, high = _pairs(lanes, bit)
+        vectors = [
+            builder.fadd(
+                *(shuffled(builder, (vectors[n], vectors[n + 1]), of) for of in (low, high))
+            )
+            for n in range(0, len(vectors), 2)
+        ]
+        bit *= 2
+    return vectors[0]
+
+
+def _pairs(lanes: int, bit: int) -> tuple[list[int], list[int]]:
+    """What exchanges index bit ``bit`` within two vectors with the bit that tells them apart."""
+    low = [lanes + (j ^ bit) if j & bit else j for j in range(lanes)]
+    return low, [lanes + j if j & bit else j | bit for j in range(lanes)]
 
 
 def scorer(rows: int) -> Any:
@@ -85,17 +150,17 @@ def scorer(rows: int) -> Any:
             query = Memory(builder, args[0])
             key, there = (Memory(builder, args[n], lanes) for n in (2, 3))
             for start in range(0, BLOCK, lanes * _at_once(lanes)):
-                sums = _Sums(builder, rows, lanes)
-                for of in sums.vectors:
-                    for one in of:
-                        builder.store(ir.Constant(key.kind, [0.0] * lanes), one)
+                sums = _Sums(builder, rows, lanes, _at_once(lanes))
+                sums.clear()
                 with cgutils.for_range(builder, args[1]) as loop:
                     at = builder.add(builder.mul(loop.index, OFFSET(BLOCK)), OFFSET(start))
                     places = [
                         builder.add(loop.index, builder.mul(args[1], OFFSET(row)))
                         for row in range(rows)
                     ]
-                    sums.add([query.load(place) for place in places], key, at)
+                    sums.add(
+                        [splat(builder, query.load(place), lanes) for place in places], key, at
+                    )
                 for row, of in enumerate(sums.vectors):
                     for n, one in enumerate(of):
                         there.store(row * BLOCK + start + n * lanes, builder.load(one))
@@ -119,7 +184,7 @@ def gatherer(rows: int) -> Any:
             weight, factor = (Memory(builder, args[n]) for n in (0, 4))
             value, there = (Memory(builder, args[n], lanes) for n in (1, 5))
             apart_, wide = args[2], OFFSET(lanes * _at_once(lanes))
-            sums = _Sums(builder, rows, lanes)
+            sums = _Sums(builder, rows, lanes, _at_once(lanes))
             with cgutils.for_range(builder, builder.udiv(args[6], wide)) as column:
                 start = builder.mul(column.index, wide)
 
@@ -137,7 +202,9 @@ def gatherer(rows: int) -> Any:
                     for n in range(_at_once(lanes)):
                         value.fetch(builder.add(later, OFFSET(n * lanes)))
                     places = [builder.add(loop.index, OFFSET(row * BLOCK)) for row in range(rows)]
-                    sums.add([weight.load(place) for place in places], value, at)
+                    sums.add(
+                        [splat(builder, weight.load(place), lanes) for place in places], value, at
+                    )
                 for row, of in enumerate(sums.vectors):
                     for n, one in enumerate(of):
                         there.store(place(row, n), builder.load(one))
@@ -149,22 +216,29 @@ def gatherer(rows: int) -> Any:
 
 
 class _Sums:
-    """Vectors of each row, which LLVM keeps in registers."""
+    """Vectors of each row, ``count``, which LLVM keeps in registers."""
 
-    def __init__(self, builder: Any, rows: int, lanes: int) -> None:
+    def __init__(self, builder: Any, rows: int, lanes: int, count: int) -> None:
         self.builder, self.lanes = builder, lanes
-        kind = ir.VectorType(ir.FloatType(), lanes)
+        self.kind = ir.VectorType(ir.FloatType(), lanes)
         self.vectors = [
-            [cgutils.alloca_once(builder, kind) for _ in range(_at_once(lanes))]
-            for _ in range(rows)
+            [cgutils.alloca_once(builder, self.kind) for _ in range(count)] for _ in range(rows)
         ]
 
-    def add(self, numbers: list[Any], memory: Memory, at: Any) -> None:
-        """Each row's number times what is in ``memory`` from ``at`` on."""
-        builder, lanes = self.builder, self.lanes
-        loaded = [memory.load(builder.add(at, OFFSET(n * lanes))) for n in range(_at_once(lanes))]
-        for number, of in zip(numbers, self.vectors, strict=True):
-            factor = splat(builder, number, lanes)
+    def clear(self) -> None:
+        """Nothing is summed yet."""
+        for of in self.vectors:
+            for one in of:
+                self.builder.store(ir.Constant(self.kind, [0.0] * self.lanes), one)
+
+    def add(self, factors: list[Any], memory: Memory, at: Any) -> None:
+        """Each row's vector of factors times what is in ``memory`` from ``at`` on."""
+        builder = self.builder
+        loaded = [
+            memory.load(builder.add(at, OFFSET(n * self.lanes)))
+            for n in range(len(self.vectors[0]))
+        ]
+        for factor, of in zip(factors, self.vectors, strict=True):
             for vector, one in zip(loaded, of, strict=True):
                 total = of_vectors(builder, "fmuladd", factor, vector, builder.load(one))
                 builder.store(total, one)
