@@ -321,6 +321,23 @@ def test_packed_needs_a_bit_map() -> None:
         list(Packed().encode(random_layers(Shape(1, 3, 8, 8), 1, torch.float32, 0)))
 
 
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("kind", ["keys", "values"])
+@pytest.mark.parametrize(
+    ("bits", "tokens", "said"), [(7, 9, "7 bits"), (9, 9, "9 bits"), (4, 8, r"\(2, 8\) rows")]
+)
+def test_packed_refuses_maps_that_are_none_of_its_own(
+    bits: int, tokens: int, said: str, kind: str, as_list: bool
+) -> None:
+    """A foreign allocator's, of which kernels would make bytes that nobody can read."""
+    layers: Any = random_layers(Shape(2, 9, 64, 64), 1, torch.float32, 0)
+    maps = {at: torch.full((2, 9), 4, dtype=torch.uint8) for at in ("keys", "values")}
+    maps[kind] = maps[kind][:, :tokens].clone()
+    maps[kind][1, 3] = bits
+    with pytest.raises(CodecError, match=f"{said}.*{kind}"):
+        list(Packed().encode(layers if as_list else iter(layers), [LayerBits(**maps)]))
+
+
 @pytest.mark.parametrize("exponent", [-301, 385, 32767])
 def test_packed_refuses_exponents_of_no_float32(exponent: int) -> None:
     codec, shape = Packed(), Shape(1, 3, 64, 64)

@@ -11,13 +11,19 @@ import pytest
 import torch
 
 from qkvshare import CacheCard, capture, inject
-from qkvshare.card.errors import CaptureError, CardDigestError, CodecError
+from qkvshare.card.errors import (
+    CaptureError,
+    CardDigestError,
+    CodecError,
+    UnsupportedModelError,
+)
 from qkvshare.codecs import Kivi, LayerKV, Packed, Raw, Transform, Uniform
+from qkvshare.hf.attention import NAME
 from qkvshare.hf.coded import Coded, CodedLayer, Scratch
 from qkvshare.hf.layers import attention_layers
 from qkvshare.hf.room import SPARE
 
-from ..conftest import FAMILIES, some_ids, tiny_model
+from ..conftest import FAMILIES, greedy, some_ids, tiny_model
 
 CONTEXT, NEW = some_ids(60), some_ids(7, seed=1)
 
@@ -132,3 +138,56 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
     found = logits(llama, {"input_ids": ids, "past_key_values": cache})
     assert torch.equal(found, logits(llama, {"input_ids": ids}))
     assert attention_layers(llama, cache)[0].keys.shape[2] == len(CONTEXT)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
+def test_attention_reads_codes_as_they_are(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is decoded to memory, for many tokens at once, for beams, or after a crop; but for
+    as many queries as go to ``sdpa``."""
+    model = tiny_model(family, head_dim=64, hidden_size=256)
+    model.set_attn_implementation(NAME)
+    card = capture(model, token_ids=CONTEXT)
+    expected = [
+        logits(model, inject(model, card, new)) for new in (NEW, NEW[:1], [], some_ids(64, seed=2))
+    ]
+    beams = greedy(model, **inject(model, card, NEW), num_beams=3)
+    decoded = []
+
+    def numbers(layer: CodedLayer) -> Any:
+        decoded.append(layer)
+        return original(layer)
+
+    original = CodedLayer.numbers
+    monkeypatch.setattr(CodedLayer, "numbers", numbers)
+    for new, right in zip((NEW, NEW[:1], []), expected, strict=False):
+        found = logits(model, inject(model, card, new, codes=True))
+        torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+    assert greedy(model, **inject(model, card, NEW, codes=True), num_beams=3) == beams
+    assert not decoded
+    given = inject(model, card, some_ids(64, seed=2), codes=True)
+    torch.testing.assert_close(logits(model, given), expected[3], atol=1e-4, rtol=1e-4)
+    assert decoded
+    model.set_attn_implementation("sdpa")
+    before = len(decoded)
+    torch.testing.assert_close(
+        logits(model, inject(model, card, NEW, codes=True)), expected[0], atol=1e-4, rtol=1e-4
+    )
+    assert len(decoded) > before
+
+
+def test_codes_that_nobody_reads_are_not_silently_lost() -> None:
+    """A model that hands attention something else than what its cache gave it."""
+    model = tiny_model(head_dim=64)
+    model.set_attn_implementation(NAME)
+    card = capture(model, token_ids=CONTEXT)
+    cache = inject(model, card, NEW, codes=True)["past_key_values"]
+    heads, dim = cache.layers[0].keys.shape[1], 64
+    more = torch.randn(2, 1, heads, 1, dim)
+    cache.update(*more, 0)
+    with pytest.raises(UnsupportedModelError, match="did not read the codes"):
+        cache.update(*more, 1)
+    logits(model, inject(model, card, NEW, codes=True))
+    # A forward pass that was broken off is none of that.
+    given = inject(model, card, NEW, codes=True)
+    given["past_key_values"].layers[1].scratch.handed = 1
+    logits(model, given)

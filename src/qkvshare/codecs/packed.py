@@ -78,9 +78,10 @@ class Packed(Codec):
         if bits is None:
             raise CodecError("packed needs a bit map; capture with budget=.")
         if isinstance(layers, list) and all(map(_at_once, layers)):
-            for layer in layers:
-                _require_dims(layer.shape, CodecError)
             pairs = list(zip(layers, bits, strict=True))
+            for layer, widths in pairs:
+                _require_dims(layer.shape, CodecError)
+                _require_tiers(layer.shape, widths)
             yield from encode(pairs, min(2, torch.get_num_threads()))
             return
         large = any(part.keys.numel() >= _WORTH_THREADS for part in bits)
@@ -89,6 +90,7 @@ class Packed(Codec):
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
         _require_dims(layer.shape, CodecError)
+        _require_tiers(layer.shape, widths)
         with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
             if has_kernels(layer):
                 return encode([(layer, widths)])[0]
@@ -141,6 +143,21 @@ class Packed(Codec):
         overhead = self.overhead(shape)
         maps = 2 * shape.kv_heads * shape.tokens * 3 // 8
         return {"codes": nbytes - overhead, "scales": overhead - maps, "maps": maps}
+
+
+def _require_tiers(shape: Shape, widths: LayerBits) -> None:
+    """Raises `CodecError`."""
+    for kind, of in (("keys", widths.keys), ("values", widths.values)):
+        if of.shape != (shape.kv_heads, shape.tokens):
+            raise CodecError(
+                f"the bit map has {tuple(of.shape)} rows of {kind}, the layer has "
+                f"{(shape.kv_heads, shape.tokens)}. Give each row of the layer its bits."
+            )
+        other = of[~torch.isin(of, torch.tensor(TIERS, dtype=of.dtype, device=of.device))]
+        if other.numel():
+            raise CodecError(
+                f"the bit map gives {int(other[0])} bits to a row of {kind}; 'packed' has {TIERS}."
+            )
 
 
 def _require_dims(shape: Shape, error: type[QKVShareError]) -> None:

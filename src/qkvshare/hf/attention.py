@@ -42,12 +42,21 @@ def attention(
     Returns ``[batch, new, heads, v_dim]``. What it has not been made for (dropout, biases, sinks,
     masks for each head) is given to ``sdpa``, with a warning.
     """
-    new, tokens = query.shape[2], key.shape[2]
+    layer = getattr(key, "coded", None)  # a `CodedLayer`, of which these are the last tokens
+    new, tokens = query.shape[2], key.shape[2] + (0 if layer is None else layer.kept)
     why = _refused(dropout, attention_mask, arguments)
     if why is not None:
         warnings.warn(f"attention 'qkvshare' leaves {why} to 'sdpa'.", stacklevel=2)
     causal_alone = attention_mask is None and new > 1
-    if why is not None or causal_alone or new >= _MANY:
+    many = why is not None or causal_alone or new >= _MANY
+    seen = None if attention_mask is None else attention_mask[:, :, :, :tokens]
+    if not many and attends(query, key, value, seen):
+        scale = query.shape[3] ** -0.5 if scaling is None else scaling
+        codes = None if layer is None else layer.codes()
+        return attend(query, key, value, seen, scale, codes), None
+    if layer is not None:
+        key, value = layer.numbers()
+    if many:
         return sdpa_attention_forward(
             module,
             query,
@@ -60,10 +69,6 @@ def attention(
             **arguments,
         )
     batch, heads, _, dim = query.shape
-    seen = None if attention_mask is None else attention_mask[:, :, :, :tokens]
-    if attends(query, key, value, seen):
-        scale = dim**-0.5 if scaling is None else scaling
-        return attend(query, key, value, seen, scale), None
     kv_heads = key.shape[1]
     group = heads // kv_heads
     rows = query.reshape(batch, kv_heads, group * new, dim)  # heads of a group, then queries

@@ -1,7 +1,8 @@
-"""Layers that keep a card's codes, and are decoded each time they are read.
+"""Layers that keep a card's codes.
 
-The cache of a long context then takes the card's bytes and the numbers of two layers. What is read
-after the card is kept in full, as in any other layer.
+The cache of a long context then takes the card's bytes. Attention `qkvshare` reads them as they
+are, where there is a kernel; for all else a layer is decoded each time that it is read, into memory
+for two. What comes after the card is kept in full, as in any other layer.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..codecs import Codec, LayerKV, Shape
+from ..card.errors import UnsupportedModelError
+from ..codecs import Codec, LayerKV, Packed, Shape
+from ..codecs.base import Turned
+from ..codecs.packed_cpu import opened
 from ..kernels.ahead import beside
+from ..kernels.cpu_coded import Codes, Piece
+from .attention import NAME
 from .cache import Place
 from .room import SPARE, FullLayer
 
@@ -30,6 +37,17 @@ class Coded:
     start: int
     shape: Shape
     turn: Callable[[Tensor], Tensor] | None
+
+    @cached_property
+    def piece(self) -> Piece | None:
+        """What attention reads; None where there is no kernel that does."""
+        angles = getattr(self.turn, "angles", None)
+        if not isinstance(self.codec, Packed) or (self.turn is not None and angles is None):
+            return None
+        keys, values = (
+            torch.empty(of, device="meta") for of in (self.shape.keys, self.shape.values)
+        )
+        return Piece.of(opened(self.codec, [(self.blob, Turned(keys, values, angles))]))
 
     def decode(self, room: LayerKV) -> None:
         """To the first sequence of ``room [batch, kv_heads, tokens, dim]``."""
@@ -47,20 +65,34 @@ class Scratch:
     While one is decoded the next one is too, on another thread: afterwards the model needs both.
 
     Attributes:
+        config: of the model; it names the attention function, which may change.
         layers: what each layer has as codes.
         rooms: memory of layers of even and of odd number.
         coming: the layer that is being decoded ahead of its time, and where.
+        handed: the layer whose codes attention was given and has not read.
     """
 
     dtype: torch.dtype
     device: torch.device
+    config: Any = None
     layers: list[tuple[Coded, ...]] = field(default_factory=list)
     rooms: dict[int, LayerKV] = field(default_factory=dict)
     coming: tuple[int, LayerKV, Future[None]] | None = None
+    handed: int | None = None
 
     def __deepcopy__(self, _: object) -> Self:
         """Codes are never changed, and numbers are made anew."""
-        return type(self)(self.dtype, self.device, self.layers)
+        return type(self)(self.dtype, self.device, self.config, self.layers)
+
+    def hand(self, number: int) -> None:
+        """Attention is given codes. Raises `UnsupportedModelError` if it did not read the last."""
+        if self.handed is not None and number > 0:
+            raise UnsupportedModelError(
+                f"the attention of layer {self.handed} did not read the codes that it was given: "
+                "the model does not call attention 'qkvshare' with what its cache returns. Inject "
+                "without codes=, or use another attention function."
+            )
+        self.handed = number
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +141,7 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
         """``parts`` follow each other from token 0; their numbers come to be in ``scratch``."""
         super().__init__()
         self._parts, self._kept, self.scratch = tuple(parts), kept, scratch
+        self._codes: Codes | None = None
         self._number = len(scratch.layers)
         scratch.layers.append(self._parts)
         shape = parts[0].shape
@@ -125,8 +158,36 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
         super().update(key_states, value_states, *args, **kwargs)
         if not self._parts:  # it was reset
             return self._tails
+        if self._reads_codes():
+            self.scratch.hand(self._number)
+            self._tails[0].coded = self  # type: ignore[attr-defined]
+            return self._tails
+        return self.numbers()
+
+    def _reads_codes(self) -> bool:
+        """Whether the attention function is ours, and has kernels."""
+        config = self.scratch.config
+        ours = getattr(config, "_attn_implementation", None) == NAME
+        return ours and self.dtype == torch.float32 and all(at.piece for at in self._parts)
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, decoded; valid until other layers are read."""
+        self.scratch.handed = None
         whole = self._whole()
         return whole.keys, whole.values
+
+    def codes(self) -> Codes:
+        """For attention: those of the tokens before the keys and values that are numbers."""
+        self.scratch.handed = None
+        if self._codes is None or self._codes.tokens != self._kept:
+            pieces = [piece for at in self._parts if (piece := at.piece) is not None]
+            self._codes = Codes.of(pieces, self._kept)
+        return self._codes
+
+    @property
+    def kept(self) -> int:
+        """Tokens that are codes."""
+        return self._kept
 
     def plain(self) -> FullLayer:
         """A layer of the same tokens, all of them numbers and its own."""

@@ -162,7 +162,7 @@ def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
     for number, at in enumerate(card.manifest.layers):
         if at.window is None:
             device = device_of(decoder.layers[number])
-            scratch = scratches.setdefault(device, Scratch(dtype_of(card), device))
+            scratch = scratches.setdefault(device, Scratch(dtype_of(card), device, decoder.config))
             parts = [_coded(card, run, number, rope, device) for run in card.manifest.runs]
             cache.layers[number] = CodedLayer(parts, cache.decoded, scratch)
 

@@ -17,6 +17,7 @@ from numba import types
 from torch import Tensor
 
 from .compiling import callback
+from .cpu_coded import Codes, work_coded
 from .cpu_flash import PART, kept_of, work
 from .cpu_tiles import BLOCK
 
@@ -39,16 +40,26 @@ def attends(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> b
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    codes: Codes | None = None,
 ) -> Tensor:
     """``query [batch, heads, new, dim]``, ``key`` and ``value`` ``[batch, kv_heads, tokens, dim]``,
     ``mask [batch or 1, 1, new, tokens]``, added, or None; returns ``[batch, new, heads, dim]``.
 
-    The same bits for any number of threads.
+    Tokens before ``key`` and ``value``, the same for all sequences, may be ``codes``; the mask is
+    of both. The same bits for any number of threads.
     """
     batch, heads, new, dim = query.shape
     kv_heads, tokens = key.shape[1:3]
-    group, parts = heads // kv_heads, -(-tokens // PART)
+    group, parts, first, pieces, address = heads // kv_heads, -(-tokens // PART), 0, 0, 0
+    if codes is not None:
+        parts += int(codes.table["parts"].sum())
+        first, pieces = codes.tokens, len(codes.table)
+        address = codes.table.ctypes.data
     units = batch * kv_heads * parts
     out = torch.empty(batch, new, heads, dim)
     kept = torch.empty(units * kept_of(group * new, dim))
@@ -60,11 +71,11 @@ def attend(
             *(0, 0, units, parts, kv_heads, group, new, tokens, dim),
             *(query.data_ptr(), *query.stride()[:3], key.data_ptr(), *key.stride()[:3]),
             *(value.data_ptr(), *value.stride()[:3], *masked, out.data_ptr(), kept.data_ptr()),
-            int(np.float32(scaling).view(np.int32)),
+            *(int(np.float32(scaling).view(np.int32)), first, pieces, address),
         ],
         np.int64,
     )
-    threads, function = min(units, torch.get_num_threads()), _compiled()
+    threads, function = min(units, torch.get_num_threads()), _compiled(codes is not None)
     if threads == 1:
         function(order.ctypes.data)
     else:
@@ -85,6 +96,6 @@ def _threads() -> Any:
 
 
 @cache
-def _compiled() -> Any:
-    made = callback(work, types.void(types.voidptr))
+def _compiled(coded: bool) -> Any:
+    made = callback(work_coded if coded else work, types.void(types.voidptr))
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)

@@ -15,19 +15,12 @@ from torch import Tensor
 
 from . import reference
 from .compiling import kernel, part
-from .cpu_blocks import hadamard, unpack, unpack_parted
 from .cpu_memory import array_at, borrowed
-from .cpu_rows import row_writer
-from .levels import TIERS
+from .cpu_walk import AT, HERE, WHOLE, WIDTHS, open_block, write_rows
+from .operators import LARGEST
 from .parts import Part
 from .reference import BLOCK, eights
 from .rotation import dct, power_of_two, turned
-
-# Rows that are written without leaving the vector registers; of others the Hadamard transforms
-# are at most so large.
-_WHOLE, _LARGEST = (64, 128, 256), 256
-_WIDTHS = np.array(TIERS, np.int64)
-_AT, _HERE = 8, 16  # see `_arrays`
 
 
 def decode_parts(parts: Sequence[Part]) -> None:
@@ -37,7 +30,7 @@ def decode_parts(parts: Sequence[Part]) -> None:
         if one.numbers.numel():
             alike.setdefault((one.numbers.shape[2], one.numbers.dtype), []).append(one)
     for (dim, dtype), some in alike.items():
-        if power_of_two(dim) > _LARGEST:
+        if power_of_two(dim) > LARGEST:
             for one in some:
                 one.numbers.copy_(_decoded(one))
         elif dtype in (torch.float32, torch.bfloat16):
@@ -56,7 +49,7 @@ def _table(parts: Sequence[Part]) -> Any:
 
 
 def _decode_table(table: Any, dim: int, format_: Any) -> None:
-    if dim in _WHOLE:
+    if dim in WHOLE:
         space = np.empty(BLOCK * dim, np.uint8)
         _decode_whole(table, np.empty(8 * BLOCK * dim, np.int16), space, dim, format_)
         return
@@ -75,37 +68,16 @@ def _decoded(part: Part) -> Tensor:
     return rows if part.angles is None else turned(rows, *part.angles)
 
 
-def _walker(dim: int) -> Any:
-    """``f(row, levels, space, format_)``: all of one part, in the order of its rows.
-
-    Memory is written fastest so. Each tier has an open block in ``levels``, and its next one is
-    opened when those rows have gone; ``space`` is room for a block's codes.
-    """
-    plain, turning = row_writer(dim, False), row_writer(dim, True)
-
-    def walk(row: Any, levels_: Any, space_: Any, format_: Any) -> None:
-        tiers_ = np.empty(24, np.int64)
-        levels, space, tiers = borrowed(levels_), borrowed(space_), borrowed(tiers_)
-        info, codes, scales, mean, out, cos, sin = _arrays(row, dim, format_, tiers)
-        tokens, apart, turned, number = row[8], row[9], row[5] != 0, 0
-        for head in range(row[7] // tokens):
-            for token in range(tokens):
-                byte = info[number]
-                number += 1
-                tier = np.int64(byte & 7)
-                if tiers[_HERE + tier] == BLOCK:
-                    _open(tier, codes, tiers, levels, dim, dim, 0, space, levels)
-                first = (tier * BLOCK + tiers[_HERE + tier]) * dim
-                tiers[_HERE + tier] += 1
-                scale, to = scales[byte >> 3], head * apart + token * dim
-                own, angle = head * dim, token * (dim // 2)
-                if turned:
-                    turning(levels, first, scale, mean, own, cos, sin, angle, out, to)
-                else:
-                    plain(levels, first, scale, mean, own, cos, sin, angle, out, to)
-        tiers_[0] = 0  # it is kept until here
-
-    return part(walk, dim)
+@part
+def _walk(row: Any, levels_: Any, space_: Any, dim: Any, format_: Any) -> None:
+    """All of one part."""
+    tiers_ = np.empty(24, np.int64)
+    levels, space, tiers = borrowed(levels_), borrowed(space_), borrowed(tiers_)
+    arrays, tokens = _arrays(row, dim, format_, tiers), row[8]
+    for head in range(row[7] // tokens):
+        places = head * tokens, head * dim, 0, head * row[9]
+        write_rows(tokens, places, row[5] != 0, arrays, tiers, levels, space, dim)
+    tiers_[0] = 0  # it is kept until here
 
 
 @part
@@ -123,10 +95,10 @@ def _walk_any(row: Any, levels_: Any, space_: Any, dim: Any, format_: Any, matri
             byte = info[number]
             number += 1
             tier = np.int64(byte & 7)
-            if tiers[_HERE + tier] == BLOCK:
-                _open(tier, codes, tiers, levels, dim, wide, h, space, found)
-            first = (tier * BLOCK + tiers[_HERE + tier]) * dim
-            tiers[_HERE + tier] += 1
+            if tiers[HERE + tier] == BLOCK:
+                open_block(tier, codes, tiers, levels, dim, wide, h, space, found)
+            first = (tier * BLOCK + tiers[HERE + tier]) * dim
+            tiers[HERE + tier] += 1
             _mix(levels, first, scales[byte >> 3], matrix, mean, head * dim, numbers)
             if turned:
                 _turn(numbers, cos, sin, token * (dim // 2))
@@ -145,8 +117,8 @@ def _arrays(row: Any, dim: Any, format_: Any, tiers: Any) -> Any:
         count: Any = 0
         for byte in info:  # of vectors, which one loop for all tiers would not be
             count += np.int64(byte & 7 == tier)
-        tiers[tier], tiers[_AT + tier], tiers[_HERE + tier] = count, size, BLOCK
-        size += count * (wide * _WIDTHS[tier] // 8)
+        tiers[tier], tiers[AT + tier], tiers[HERE + tier] = count, size, BLOCK
+        size += count * (wide * WIDTHS[tier] // 8)
     mean = array_at(row[3], heads * dim, floats) if row[3] else np.zeros(heads * dim, np.float32)
     angles = tokens * (dim // 2) if row[5] else 0
     return (
@@ -158,33 +130,6 @@ def _arrays(row: Any, dim: Any, format_: Any, tiers: Any) -> Any:
         array_at(row[5], angles, floats),
         array_at(row[6], angles, floats),
     )
-
-
-@part
-def _open(
-    tier: Any, codes: Any, tiers: Any, levels: Any, dim: Any, wide: Any, h: Any, space: Any,
-    found: Any,
-) -> None:  # fmt: skip
-    """A tier's next block; ``h`` 0 leaves its levels untransformed, the even ones first."""
-    first, tiers[_HERE + tier] = tier * (BLOCK * dim), 0
-    if tier == 0:
-        levels[: BLOCK * dim] = 0
-        return
-    count, at = min(BLOCK, tiers[tier]), tiers[_AT + tier]
-    size = count * wide * _WIDTHS[tier] // 8
-    packed, x = codes[at : at + size], levels[first : first + count * dim]
-    if h == 0:
-        unpack_parted(tier, packed, space[: count * wide], x)
-    elif wide == dim:
-        unpack(tier, packed, space[: count * wide], x)
-    else:
-        unpack(tier, packed, space[: count * wide], found)
-        for r in range(count):
-            x[r * dim : (r + 1) * dim] = found[r * wide : r * wide + dim]
-    if h:
-        hadamard(h, x, count * (dim // h))
-    tiers[_AT + tier] += size
-    tiers[tier] -= count
 
 
 @part
@@ -225,15 +170,12 @@ def _write(numbers: Any, out: Any, to: Any) -> None:
             out[base + i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-_walk64, _walk128, _walk256 = _walker(64), _walker(128), _walker(256)
-
-
 @kernel
 def widths(info: Any) -> int:
     """The sum of the rows' widths, in bits a number; ``info`` uint8 ``[rows]``."""
     total = 0
     for byte in info:
-        total += _WIDTHS[byte & 7]
+        total += WIDTHS[byte & 7]
     return total
 
 
@@ -242,12 +184,7 @@ def _decode_whole(table: Any, levels: Any, space: Any, dim: Any, format_: Any) -
     """Parts of ``dim`` 64, 128 or 256; ``levels`` room for eight blocks, ``space`` for the codes of
     one, ``format_`` an array in that of the numbers."""
     for n in range(len(table)):
-        if dim == 64:
-            _walk64(table[n], levels, space, format_)
-        elif dim == 128:
-            _walk128(table[n], levels, space, format_)
-        else:
-            _walk256(table[n], levels, space, format_)
+        _walk(table[n], levels, space, dim, format_)
 
 
 @kernel

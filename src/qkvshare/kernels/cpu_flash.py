@@ -1,4 +1,5 @@
-"""What a thread does of `cpu_attention`: parts of the tokens, as long as there are any."""
+"""What a thread does of `cpu_attention`: units, which are parts of one head's tokens, as long as
+there are any."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ from .cpu_tiles import BLOCK, ROWS, dotter, gatherer, scorer, transpose
 
 PART = 512  # tokens; whole blocks
 LINE = 64  # bytes
-# Of what threads are given, all int64; strides are in numbers.
+# What threads are given, all int64; strides are in numbers. ``tokens`` are numbers, the ``first``
+# ones before them ``pieces`` of ``codes``, see `cpu_coded`.
 _FIELDS = (
     "next", "done", "units", "parts", "kv_heads", "group", "new", "tokens", "dim",
     "query", "query_batch", "query_head", "query_new",
     "key", "key_batch", "key_head", "key_token",
     "value", "value_batch", "value_head", "value_token",
-    "mask", "mask_batch", "mask_new", "out", "kept", "scale",
+    "mask", "mask_batch", "mask_new", "out", "kept", "scale", "first", "pieces", "codes",
 )  # fmt: skip
 ORDER = np.dtype([(name, np.int64) for name in _FIELDS])
 _score1, _score2, _score3, _score4 = map(scorer, range(1, ROWS + 1))
@@ -41,71 +43,105 @@ def work(pointer: Any) -> None:
     """Whatever is left to do, by one thread; who is ready last puts the parts together."""
     orders = numba.carray(pointer, (1,), ORDER)  # type: ignore[attr-defined]
     order, first = orders[0], np.int64(orders.ctypes.data)
-    rows, dim = order.group * order.new, order.dim
-    # Of a block transposed keys, scores, and whatever ends within it; queries; see `weigh`.
-    sizes = BLOCK * dim, rows * BLOCK, BLOCK * dim, rows * dim, 3 * rows
-    room = np.empty(sum(sizes) + LINE // 4, np.float32)
-    keys = (np.int64(room.ctypes.data) + LINE - 1) // LINE * LINE
-    scores = keys + 4 * sizes[0]
-    spare = scores + 4 * sizes[1]
-    queries = spare + 4 * sizes[2]
-    state = queries + 4 * sizes[3]
-    floats = np.empty(0, np.float32)
+    room = np.empty(room_of(order.group * order.new, order.dim), np.float32)
+    spaces, floats = spaces_of(room, order), np.empty(0, np.float32)
     while True:
         unit = count_on(first)
         if unit >= order.units:
             break
-        _attend(order, unit, keys, scores, spare, queries, state, floats)
+        attend_numbers(order, unit, unit % order.parts * PART, spaces, floats)
         if count_on(first + 8) == order.units - 1:
-            _merge(order, floats)
+            merge(order, floats)
     room[0] = 0  # it is kept until here
 
 
+@register_jitable
+def room_of(rows: Any, dim: Any) -> Any:
+    """Numbers that a thread needs beside what it reads and writes."""
+    return 2 * BLOCK * dim + rows * (BLOCK + dim + 3) + LINE // 4
+
+
+@register_jitable
+def spaces_of(room: Any, order: Any) -> Any:
+    """In ``room``: of a block transposed keys, scores, and whatever ends within it; queries; what
+    `weigh` keeps."""
+    rows, dim = order.group * order.new, order.dim
+    keys = (np.int64(room.ctypes.data) + LINE - 1) // LINE * LINE
+    scores = keys + 4 * BLOCK * dim
+    spare = scores + 4 * rows * BLOCK
+    queries = spare + 4 * BLOCK * dim
+    return keys, scores, spare, queries, queries + 4 * rows * dim
+
+
 @part
-def _attend(
-    order: Any, unit: Any, keys: Any, scores: Any, spare: Any, queries: Any, state: Any, floats: Any
-) -> None:
-    """A part of the tokens of one KV head: its sums, and what `_merge` must know of them."""
-    new, dim, rows = order.new, order.dim, order.group * order.new
-    batch, head = unit // order.parts // order.kv_heads, unit // order.parts % order.kv_heads
-    _scale(order, batch, head, queries, floats)
-    start = unit % order.parts * PART
-    stop = min(order.tokens, start + PART)
-    to = order.kept + 4 * unit * kept_of(rows, dim)
-    kept, known = array_at(to, rows * (dim + 2), floats), array_at(state, 2 * rows, floats)
-    kept[: rows * dim], known[:rows], known[rows:] = 0, LOWEST, 0
+def attend_numbers(order: Any, unit: Any, start: Any, spaces: Any, floats: Any) -> None:
+    """To the tokens that are numbers, from ``start`` on."""
+    dim, spare = order.dim, spaces[2]
+    batch, head, to = begin(order, unit, spaces, floats)
     key = order.key + 4 * (batch * order.key_batch + head * order.key_head)
     value = order.value + 4 * (batch * order.value_batch + head * order.value_head)
     padded = array_at(spare, BLOCK * dim, floats)
-    for block in range(start, stop, BLOCK):
-        count = min(BLOCK, stop - block)
-        at = key + 4 * block * order.key_token
-        apart = order.key_token
+    stop = min(order.tokens, start + PART)
+    for token in range(start, stop, BLOCK):
+        count, apart = min(BLOCK, stop - token), order.key_token
+        at, there = key + 4 * token * apart, value + 4 * token * order.value_token
         if count < BLOCK:  # what is behind them is not ours to read
             _pad(at, apart, dim, count, padded, floats)
             at, apart = spare, dim
-        if rows <= ROWS:
-            _dot(rows, queries, at, apart, dim, scores)
-        else:
-            transpose(at, apart, dim, keys)
-            for r in range(0, rows, ROWS):
-                row = scores + 4 * r * BLOCK
-                _score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row)
-        for r in range(rows):
-            mask = np.int64(0)
-            if order.mask:
-                own = batch * order.mask_batch + r % new * order.mask_new + block
-                mask = order.mask + 4 * own
-                if count < BLOCK:
-                    padded[:count] = array_at(mask, count, floats)
-                    mask = spare
-            weigh(scores + 4 * r * BLOCK, mask, count, state + 4 * r, rows)
-        at = value + 4 * block * order.value_token
+        places = at, apart, there, order.value_token
+        attend_block(order, batch, order.first + token, count, places, to, spaces, floats)
+    finish(order, to, spaces, floats)
+
+
+@part
+def begin(order: Any, unit: Any, spaces: Any, floats: Any) -> Any:
+    """The sequence and the KV head of a unit, and where its sums are kept, which are 0."""
+    dim, rows = order.dim, order.group * order.new
+    batch, head = unit // order.parts // order.kv_heads, unit // order.parts % order.kv_heads
+    _scale(order, batch, head, spaces[3], floats)
+    to = order.kept + 4 * unit * kept_of(rows, dim)
+    kept, known = array_at(to, rows * dim, floats), array_at(spaces[4], 2 * rows, floats)
+    kept[:], known[:rows], known[rows:] = 0, LOWEST, 0
+    return batch, head, to
+
+
+@part
+def finish(order: Any, to: Any, spaces: Any, floats: Any) -> None:
+    """Keep what `merge` must know of a unit beside its sums."""
+    rows = order.group * order.new
+    known = array_at(to + 4 * rows * order.dim, 2 * rows, floats)
+    known[:] = array_at(spaces[4], 2 * rows, floats)
+
+
+@part
+def attend_block(
+    order: Any, batch: Any, token: Any, count: Any, places: Any, to: Any, spaces: Any, floats: Any
+) -> None:
+    """To ``count`` tokens, the first of which is ``token``, at ``places``: keys, of which there is
+    a block, and how far apart they are; values, and how far."""
+    new, dim, rows = order.new, order.dim, order.group * order.new
+    keys, scores, spare, queries, state = spaces
+    key, apart, value, value_apart = places
+    if rows <= ROWS:
+        _dot(rows, queries, key, apart, dim, scores)
+    else:
+        transpose(key, apart, dim, keys)
         for r in range(0, rows, ROWS):
-            row, shrink = scores + 4 * r * BLOCK, state + 4 * (2 * rows + r)
-            some, sums = min(ROWS, rows - r), to + 4 * r * dim
-            _gather(some, row, at, order.value_token, count, shrink, sums, dim)
-    kept[rows * dim :] = known
+            row = scores + 4 * r * BLOCK
+            _score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row)
+    for r in range(rows):
+        mask = np.int64(0)
+        if order.mask:
+            own = batch * order.mask_batch + r % new * order.mask_new + token
+            mask = order.mask + 4 * own
+            if count < BLOCK:
+                array_at(spare, count, floats)[:] = array_at(mask, count, floats)
+                mask = spare
+        weigh(scores + 4 * r * BLOCK, mask, count, state + 4 * r, rows)
+    for r in range(0, rows, ROWS):
+        row, shrink = scores + 4 * r * BLOCK, state + 4 * (2 * rows + r)
+        some, sums = min(ROWS, rows - r), to + 4 * r * dim
+        _gather(some, row, value, value_apart, count, shrink, sums, dim)
 
 
 @part
@@ -167,7 +203,7 @@ def _gather(
 
 
 @part
-def _merge(order: Any, floats: Any) -> None:
+def merge(order: Any, floats: Any) -> None:
     """Parts in the proportion of their sums."""
     parts, group, new, dim = order.parts, order.group, order.new, order.dim
     rows, heads = group * new, order.kv_heads * group

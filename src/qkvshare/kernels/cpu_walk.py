@@ -1,0 +1,91 @@
+"""Rows from their codes, one after the other, from any row on.
+
+Memory is written fastest in the order of rows, and codes lie by tiers: each tier has an open block,
+and its next one is opened when those rows have gone. ``tiers`` has for each tier the rows to come,
+`AT` where their codes are, and `HERE` how many rows of the open block have gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .compiling import part
+from .cpu_blocks import hadamard, unpack, unpack_parted
+from .cpu_rows import row_writer
+from .levels import TIERS
+from .reference import BLOCK
+
+AT, HERE = 8, 16
+WHOLE = (64, 128, 256)  # rows that are written without leaving the vector registers
+WIDTHS = np.array(TIERS, np.int64)
+
+
+def _writer(dim: int) -> Any:
+    plain, turning = row_writer(dim, False), row_writer(dim, True)
+
+    def write(
+        count: Any, places: Any, turned: Any, arrays: Any, tiers: Any, levels: Any, space: Any
+    ) -> None:
+        number, own, token, to = places
+        info, codes, scales, mean, out, cos, sin = arrays
+        for n in range(count):
+            byte = info[number + n]
+            tier = np.int64(byte & 7)
+            if tiers[HERE + tier] == BLOCK:
+                open_block(tier, codes, tiers, levels, dim, dim, 0, space, levels)
+            first = (tier * BLOCK + tiers[HERE + tier]) * dim
+            tiers[HERE + tier] += 1
+            scale, there, angle = scales[byte >> 3], to + n * dim, (token + n) * (dim // 2)
+            if turned:
+                turning(levels, first, scale, mean, own, cos, sin, angle, out, there)
+            else:
+                plain(levels, first, scale, mean, own, cos, sin, angle, out, there)
+
+    return part(write, dim)
+
+
+@part
+def write_rows(
+    count: Any, places: Any, turned: Any, arrays: Any, tiers: Any, levels: Any, space: Any, dim: Any
+) -> None:
+    """Rows of one head, of ``dim`` 64, 128 or 256. ``places``: the first row, the head's mean, the
+    first token, where in ``out``; ``arrays``: ``info, codes, scales, mean, out, cos, sin``;
+    ``levels`` is room for eight blocks, ``space`` for the codes of one."""
+    if dim == 64:
+        _write64(count, places, turned, arrays, tiers, levels, space)
+    elif dim == 128:
+        _write128(count, places, turned, arrays, tiers, levels, space)
+    else:
+        _write256(count, places, turned, arrays, tiers, levels, space)
+
+
+@part
+def open_block(
+    tier: Any, codes: Any, tiers: Any, levels: Any, dim: Any, wide: Any, h: Any, space: Any,
+    found: Any,
+) -> None:  # fmt: skip
+    """A tier's next block; ``h`` 0 leaves its levels untransformed, the even ones first."""
+    first, tiers[HERE + tier] = tier * (BLOCK * dim), 0
+    if tier == 0:
+        levels[: BLOCK * dim] = 0
+        return
+    count, at = min(BLOCK, tiers[tier]), tiers[AT + tier]
+    size = count * wide * WIDTHS[tier] // 8
+    packed, x = codes[at : at + size], levels[first : first + count * dim]
+    if h == 0:
+        unpack_parted(tier, packed, space[: count * wide], x)
+    elif wide == dim:
+        unpack(tier, packed, space[: count * wide], x)
+    else:
+        unpack(tier, packed, space[: count * wide], found)
+        for r in range(count):
+            x[r * dim : (r + 1) * dim] = found[r * wide : r * wide + dim]
+    if h:
+        hadamard(h, x, count * (dim // h))
+    tiers[AT + tier] += size
+    tiers[tier] -= count
+
+
+_write64, _write128, _write256 = _writer(64), _writer(128), _writer(256)
