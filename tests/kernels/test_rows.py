@@ -288,7 +288,8 @@ def test_vectors_of_256_bits_give_the_same(tmp_path: Path) -> None:
         "NUMBA_CPU_FEATURES": features,
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
-    chosen = [__file__, "-k", "reference or turned or whole or thresholds"]
+    files = [str(Path(__file__).with_name(f"test_{of}.py")) for of in ("rows", "attention")]
+    chosen = [*files, "-k", "reference or turned or whole or thresholds or precision"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     done = subprocess.run(command, env=alike, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
