@@ -132,8 +132,28 @@ def test_a_number_that_is_none_is_told() -> None:
         lambda q, k, v: (q, k.transpose(2, 3).contiguous().transpose(2, 3), v, None),
         lambda q, k, v: (q, k, v, torch.ones(1, 1, 1, 90, dtype=torch.bool)),
         lambda q, k, v: (q.clone().requires_grad_(), k, v, None),
+        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 89)),
+        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 2, 90)),
+        lambda q, k, v: (q, k, v, torch.zeros(2, 1, 1, 90)),
+        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 90), 1),
+        lambda q, k, v: (q.expand(2, -1, -1, -1), k, v, None),
     ],
-    ids=["bfloat16", "dim", "value dim", "strides", "boolean", "gradient"],
+    ids=[
+        "bfloat16",
+        "dim",
+        "value dim",
+        "strides",
+        "boolean",
+        "gradient",
+        "short mask",
+        "mask of more queries",
+        "mask of more sequences",
+        "mask without the coded",
+        "batch",
+    ],
 )
 def test_what_it_leaves_to_others(change: Any) -> None:
-    assert not attends(*change(*tensors(1, 1, 2, 1, 90, 64)))
+    """Kernels read by address: what has another shape would be read outside."""
+    given = tensors(1, 1, 2, 1, 90, 64)
+    assert attends(*given, torch.zeros(1, 1, 1, 90))
+    assert not attends(*change(*given))

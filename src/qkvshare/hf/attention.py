@@ -43,14 +43,15 @@ def attention(
     masks for each head) is given to ``sdpa``, with a warning.
     """
     layer = getattr(key, "coded", None)  # a `CodedLayer`, of which these are the last tokens
-    new, tokens = query.shape[2], key.shape[2] + (0 if layer is None else layer.kept)
+    coded = 0 if layer is None else layer.kept
+    new, tokens = query.shape[2], coded + key.shape[2]
     why = _refused(dropout, attention_mask, arguments)
     if why is not None:
         warnings.warn(f"attention 'qkvshare' leaves {why} to 'sdpa'.", stacklevel=2)
     causal_alone = attention_mask is None and new > 1
     many = why is not None or causal_alone or new >= _MANY
     seen = None if attention_mask is None else attention_mask[:, :, :, :tokens]
-    if not many and attends(query, key, value, seen):
+    if not many and attends(query, key, value, seen, coded):
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         codes = None if layer is None else layer.codes()
         return attend(query, key, value, seen, scale, codes), None

@@ -22,21 +22,29 @@ from .cpu_flash import PART, kept_of, work
 from .cpu_tiles import BLOCK
 
 
-def attends(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether `attend` takes these, and there are threads to be had."""
+def attends(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, coded: int = 0) -> bool:
+    """Whether `attend` takes these, after as many ``coded`` tokens, and there are threads to be
+    had: kernels read by address, so that every shape must be right."""
     learns = torch.is_grad_enabled() and any(at.requires_grad for at in (query, key, value))
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype == torch.float32
         and key.shape == value.shape
+        and len(query) == len(key)
+        and query.shape[1] % key.shape[1] == 0
         and query.shape[3] == key.shape[3]
         and key.shape[3] % BLOCK == 0
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
-        and (mask is None or (mask.dtype == torch.float32 and mask.stride(3) == 1))
+        and (mask is None or _reads(mask, query, coded + key.shape[2]))
         and not learns
         and not torch.compiler.is_compiling()
         and _threads() is not None
     )
+
+
+def _reads(mask: Tensor, query: Tensor, tokens: int) -> bool:
+    sizes = [(each, 1, query.shape[2], tokens) for each in (1, len(query))]
+    return mask.dtype == torch.float32 and mask.shape in sizes and mask.stride(3) == 1
 
 
 def attend(
