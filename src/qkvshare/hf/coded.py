@@ -168,7 +168,8 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
         """Whether the attention function is ours, and has kernels."""
         config = self.scratch.config
         ours = getattr(config, "_attn_implementation", None) == NAME
-        return ours and self.dtype == torch.float32 and all(at.piece for at in self._parts)
+        plain = self.dtype == torch.float32 and self.device.type == "cpu"
+        return ours and plain and all(at.piece for at in self._parts)
 
     def numbers(self) -> tuple[Tensor, Tensor]:
         """All keys and values, decoded; valid until other layers are read."""
