@@ -1,8 +1,8 @@
-"""Attention of few queries to many tokens on a processor, near the speed of its memory.
+"""Attention of few queries to many tokens on a processor.
 
 The tokens of a head are taken in parts (FlashDecoding), each by whichever of torch's threads is
 free, and the scores of a part are never all there (FlashAttention, arXiv:2205.14135). Torch's own
-fused kernel gives whole heads to threads, and reads keys at half the speed.
+fused kernel gives whole heads to threads.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def attend(
     kv_heads, tokens = key.shape[1:3]
     group, parts, first, pieces, address = heads // kv_heads, -(-tokens // PART), 0, 0, 0
     if codes is not None:
-        parts += int(codes.table["parts"].sum())
-        first, pieces = codes.tokens, len(codes.table)
+        parts, first, pieces = parts + codes.parts, codes.tokens, len(codes.table)
         address = codes.table.ctypes.data
     units = batch * kv_heads * parts
     out = torch.empty(batch, new, heads, dim)
@@ -106,4 +105,6 @@ def _threads() -> Any:
 @cache
 def _compiled(coded: bool) -> Any:
     made = callback(work_coded if coded else work, types.void(types.voidptr))
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
+    function.made = made  # it owns the code
+    return function

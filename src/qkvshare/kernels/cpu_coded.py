@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .compiling import kernel, part
 from .cpu_flash import (
+    LINE,
     ORDER,
     PART,
     attend_block,
@@ -77,11 +78,13 @@ class Codes:
     """Pieces that follow each other from token 0 on, up to ``tokens``.
 
     Attributes:
+        parts: of a head, that threads take.
         table: `PIECE` of each.
     """
 
     pieces: tuple[Piece, ...]
     tokens: int
+    parts: int
     table: npt.NDArray[Any]
 
     @classmethod
@@ -93,7 +96,8 @@ class Codes:
             if used > 0:
                 rows.append((-(-used // PART), used, piece.tokens, first, *piece.row))
             first += piece.tokens
-        return cls(tuple(pieces), tokens, np.array(rows, PIECE))
+        parts = sum(row[0] for row in rows)
+        return cls(tuple(pieces), tokens, parts, np.array(rows, PIECE))
 
     def __deepcopy__(self, _: object) -> Self:
         """Nobody changes it."""
@@ -119,9 +123,9 @@ def work_coded(pointer: Any) -> None:
     order, first = orders[0], np.int64(orders.ctypes.data)
     dim, floats = order.dim, np.empty(0, np.float32)
     size = room_of(order.group * order.new, dim)
-    room = np.empty(size + 2 * BLOCK * dim + 16, np.float32)
+    room = np.empty(size + 2 * BLOCK * dim + LINE // 4, np.float32)
     spaces = spaces_of(room, order)
-    there = (np.int64(room.ctypes.data) + 4 * size + 63) // 64 * 64
+    there = (np.int64(room.ctypes.data) + 4 * size + LINE - 1) // LINE * LINE
     # Of keys, and of values: open blocks, and what `cpu_walk` knows of them.
     levels, tiers = np.empty((2, 8 * ROWS * dim), np.int16), np.empty((2, 24), np.int64)
     space = np.empty(ROWS * dim, np.uint8)
