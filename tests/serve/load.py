@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import re
 import statistics
@@ -85,16 +86,16 @@ class Load:
         return self._references[str(messages)]
 
     async def client(self, number: int, until: float) -> None:
-        """One client's life."""
+        """One client's life: all acts again and again, mixed anew, and each at least once."""
+        acts = [*[self.hand_off] * 6, *[self.leave] * 2, self.too_long, self.no_token, self.cards]
         tenant = ("red", "blue")[number % 2]
         headers = {"Authorization": f"Bearer {TOKENS[tenant]}"}
         async with httpx.AsyncClient(base_url=self.address, headers=headers, timeout=120) as client:
-            while time.monotonic() < until:
-                act = self.random.choices(
-                    [self.hand_off, self.leave, self.too_long, self.no_token, self.cards],
-                    [6, 2, 1, 1, 1],
-                )[0]
-                await act(client)
+            for turn in itertools.count():
+                for act in self.random.sample(acts, len(acts)):
+                    if turn and time.monotonic() > until:
+                        return
+                    await act(client)
 
     async def ask(
         self, client: httpx.AsyncClient, messages: Any, expected: str, transfer: dict[str, Any]
