@@ -28,6 +28,14 @@ def part(function: Callable[..., Any], *constants: int) -> Any:
     return njit(function, nogil=True, error_model="numpy")
 
 
+def bare(function: Callable[..., Any], *constants: int) -> Any:
+    """The same of one that makes no arrays: references to those given are not counted, which at
+    every call of many arrays takes as long as some rows."""
+    part(function, *constants)  # names it
+    compile_: Any = njit
+    return compile_(function, nogil=True, error_model="numpy", _nrt=False)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile ``function`` and all its parts at its first use, or find them on disk."""
     function.__qualname__ = f"{function.__name__}_{_sources()}"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .compiling import part
-from .cpu_hadamard import CHUNK, transformer
+from .compiling import bare
+from .cpu_hadamard import transformer
 from .cpu_open import WHOLE, opener
 from .levels import CUBICS, TIERS
 
@@ -35,7 +35,7 @@ def _unpacker(width: int, low: int) -> Any:
                 else:
                     codes[np.uint64(turn) * size + i] |= part
 
-    return part(unpack, width, low)
+    return bare(unpack, width, low)
 
 
 def _packer(width: int, low: int) -> Any:
@@ -54,7 +54,7 @@ def _packer(width: int, low: int) -> Any:
                 else:
                     packed[i] |= part
 
-    return part(pack, width, low)
+    return bare(pack, width, low)
 
 
 def _leveler(tier: int) -> Any:
@@ -68,7 +68,7 @@ def _leveler(tier: int) -> Any:
             slope = np.int16(np.int16(a) + (np.int16(np.int16(u * u) * np.int16(b)) >> k))
             x[i] = np.int16(np.int16(np.int16(u * slope) + np.int16(rounding)) >> s)
 
-    return part(level, tier)
+    return bare(level, tier)
 
 
 _unpack10, _unpack12, _unpack14 = _unpacker(1, 0), _unpacker(1, 2), _unpacker(1, 4)
@@ -81,20 +81,18 @@ _transform32, _transform64, _transform128, _transform256 = map(transformer, (32,
 
 
 _open1, _open2, _open3, _open4, _open5, _open6, _open7 = map(opener, range(1, 8))
+_lay1, _lay2, _lay3, _lay4, _lay5, _lay6 = (opener(tier, packed_as=8) for tier in range(1, 7))
 
 
-@part
+@bare
 def unpack_parted(tier: Any, packed: Any, codes: Any, x: Any) -> None:
-    """One block of a tier, bytes to levels ``x``, of each `CHUNK` first the even ones; ``codes`` is
-    room for its codes."""
-    if x.size % WHOLE:
-        unpack(tier, packed, codes, x)
-        own, half = np.empty(CHUNK, np.int16), np.uint64(CHUNK // 2)
-        for at in range(np.uint64(0), np.uint64(x.size), np.uint64(CHUNK)):
-            for i in range(np.uint64(CHUNK)):
-                own[i] = x[at + i]
-            for i in range(half):
-                x[at + i], x[at + half + i] = own[i + i], own[i + i + np.uint64(1)]
+    """One block of a tier, bytes to levels ``x``, each `CHUNK` in the order that rows are written
+    from; ``codes`` is room for its codes."""
+    if tier == 7:
+        _open7(packed, x)
+    elif x.size % WHOLE:
+        _unpack(tier, packed, codes)
+        _lay(tier, codes, x)
     elif tier == 1:
         _open1(packed, x)
     elif tier == 2:
@@ -105,41 +103,68 @@ def unpack_parted(tier: Any, packed: Any, codes: Any, x: Any) -> None:
         _open4(packed, x)
     elif tier == 5:
         _open5(packed, x)
-    elif tier == 6:
-        _open6(packed, x)
     else:
-        _open7(packed, x)
+        _open6(packed, x)
 
 
-@part
+@bare
 def unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
     """The same in order."""
+    if tier == 7:
+        _level7(packed, x)
+        return
+    _unpack(tier, packed, codes)
     if tier == 1:
-        _unpack10(packed, codes)
         _level1(codes, x)
     elif tier == 2:
-        _unpack20(packed, codes)
         _level2(codes, x)
+    elif tier == 3:
+        _level3(codes, x)
+    elif tier == 4:
+        _level4(codes, x)
+    elif tier == 5:
+        _level5(codes, x)
+    else:
+        _level6(codes, x)
+
+
+@bare
+def _lay(tier: Any, codes: Any, x: Any) -> None:
+    if tier == 1:
+        _lay1(codes, x)
+    elif tier == 2:
+        _lay2(codes, x)
+    elif tier == 3:
+        _lay3(codes, x)
+    elif tier == 4:
+        _lay4(codes, x)
+    elif tier == 5:
+        _lay5(codes, x)
+    else:
+        _lay6(codes, x)
+
+
+@bare
+def _unpack(tier: Any, packed: Any, codes: Any) -> None:
+    """One block, of fewer than 8 bits, to codes."""
+    if tier == 1:
+        _unpack10(packed, codes)
+    elif tier == 2:
+        _unpack20(packed, codes)
     elif tier == 3:
         _unpack20(packed[: codes.size // 4], codes)
         _unpack12(packed[codes.size // 4 :], codes)
-        _level3(codes, x)
     elif tier == 4:
         _unpack40(packed, codes)
-        _level4(codes, x)
     elif tier == 5:
         _unpack40(packed[: codes.size // 2], codes)
         _unpack14(packed[codes.size // 2 :], codes)
-        _level5(codes, x)
-    elif tier == 6:
+    else:
         _unpack40(packed[: codes.size // 2], codes)
         _unpack24(packed[codes.size // 2 :], codes)
-        _level6(codes, x)
-    else:
-        _level7(packed, x)
 
 
-@part
+@bare
 def pack(tier: Any, codes: Any, packed: Any) -> None:
     """One block of a tier, codes to bytes."""
     if tier == 1:
@@ -162,7 +187,7 @@ def pack(tier: Any, codes: Any, packed: Any) -> None:
             packed[i] = codes[i]
 
 
-@part
+@bare
 def hadamard(h: Any, x: Any, runs: Any) -> None:
     """``runs`` transforms of ``h`` numbers each, in place."""
     if h == 64:

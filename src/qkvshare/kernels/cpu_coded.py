@@ -26,7 +26,7 @@ from .cpu_flash import (
 )
 from .cpu_memory import array_at, borrowed, count_on
 from .cpu_tiles import BLOCK
-from .cpu_walk import AT, HERE, WHOLE, WIDTHS, open_block, write_rows
+from .cpu_walk import AT, HERE, WHOLE, WIDTHS, open_parted, write_rows
 from .parts import Part
 from .reference import BLOCK as ROWS
 
@@ -211,7 +211,7 @@ def _opened(
         whole, all_ = gone // ROWS * ROWS, before[parts * 8 + tier]
         tiers[tier], tiers[AT + tier], tiers[HERE + tier] = all_ - whole, base + whole * each, ROWS
         if whole < gone:
-            open_block(tier, coded, tiers, levels, dim, dim, 0, space, levels)
+            open_parted(tier, coded, tiers, levels, dim, space)
             tiers[HERE + tier] = gone - whole
         base += all_ * each
     added = array_at(mean, rows // tokens * dim, floats) if mean else nothing

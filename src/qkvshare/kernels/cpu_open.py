@@ -3,7 +3,8 @@
 Loops over planes would write and read the codes once for every plane, and once more for the levels,
 in vectors of half the size that the processor may have. Of each 64 levels those of even places come
 first, then those of odd ones: bytes become 16 bits without a shuffle, and the first stage of a
-Hadamard transform needs none, see `parted_hadamard`.
+Hadamard transform needs none, see `parted_hadamard`. Where `by_pairs`, they lie as
+`paired_hadamard` takes them, which needs fewer instructions still.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .cpu_hadamard import CHUNK
-from .cpu_vectors import cgutils, has, places, shuffled, splat
+from .cpu_hadamard import CHUNK, PAIRED, by_pairs
+from .cpu_vectors import cgutils, has, places, shuffled
 from .levels import CUBICS, TIERS, levels
 from .planes import planes
 
@@ -28,29 +29,42 @@ _SHORTS = ir.VectorType(_SHORT, _AT_ONCE // 2)
 WHOLE = 8 * _AT_ONCE
 
 
-def opener(tier: int) -> Any:
-    """``f(packed, x)``: the levels of a block of ``x.size`` codes, a multiple of `WHOLE`; of each
-    `CHUNK` first the even ones."""
+def opener(tier: int, packed_as: int | None = None) -> Any:
+    """``f(packed, x)``: the levels of a block of ``x.size`` codes, each `CHUNK` in the order of the
+    transform.
+
+    ``packed`` has the planes of the tier, ``x.size`` is a multiple of `WHOLE`; or, with
+    ``packed_as`` 8, a byte each, and it is one of `CHUNK`.
+    """
+    widths = planes(packed_as or TIERS[tier])
+    narrow = widths[-1]
 
     @intrinsic
     def open_block(_: Any, packed: Any, x: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             count = context.make_array(x)(context, builder, args[1]).nitems
             number = count.type
-            each = [_Plane(builder, number, width) for width in planes(TIERS[tier])]
-            with cgutils.for_range(builder, builder.udiv(count, number(_AT_ONCE))) as loop:
-                codes, start, low = ir.Constant(_BYTES, [0] * _AT_ONCE), number(0), 0
-                for plane in each:
-                    at = builder.add(start, builder.load(plane.at))
-                    found = places(context, builder, (packed, args[0]), at, _AT_ONCE).load(0)
-                    codes = builder.or_(codes, plane.part(builder, found, low))
-                    size = builder.lshr(builder.mul(count, number(plane.width)), number(3))
-                    plane.go_on(builder, size)
-                    start, low = builder.add(start, size), low + plane.width
-                to = builder.mul(loop.index, number(_AT_ONCE))
-                there = places(context, builder, (x, args[1]), to, _AT_ONCE // 2)
-                for half, found in enumerate(_levels(context, builder, tier, codes)):
-                    there.store(half * _AT_ONCE // 2, found)
+            # Vectors of bytes that the narrowest plane has. Of a plane ``k`` times as wide vector
+            # ``n`` of these, and those a multiple of ``run`` behind it, hold the same codes.
+            run = builder.udiv(builder.mul(count, number(narrow)), number(8 * _AT_ONCE))
+            with cgutils.for_range(builder, run) as loop:
+                found, start = list[list[Any]](), number(0)
+                for width in widths:
+                    of_plane = []
+                    for part in range(width // narrow):
+                        at = builder.add(start, builder.mul(run, number(part)))
+                        to = builder.mul(builder.add(at, loop.index), number(_AT_ONCE))
+                        array = packed, args[0]
+                        of_plane.append(places(context, builder, array, to, _AT_ONCE).load(0))
+                    found.append(of_plane)
+                    start = builder.add(start, builder.mul(run, number(width // narrow)))
+                for turn in range(8 // narrow):
+                    codes = _codes(builder, widths, found, turn)
+                    at = builder.add(builder.mul(run, number(turn)), loop.index)
+                    to = builder.mul(at, number(_AT_ONCE))
+                    there = places(context, builder, (x, args[1]), to, _AT_ONCE // 2)
+                    for half, vector in enumerate(_levels(context, builder, tier, codes)):
+                        there.store(half * _AT_ONCE // 2, vector)
             return context.get_dummy_value()
 
         return types.void(packed, x), generate
@@ -58,73 +72,91 @@ def opener(tier: int) -> Any:
     return open_block
 
 
-class _Plane:
-    """Where the loop is in one of a block's planes: its next byte, and its lowest bit there."""
-
-    def __init__(self, builder: Any, number: Any, width: int) -> None:
-        self.width = width
-        self.at = cgutils.alloca_once_value(builder, number(0))
-        self.bit = cgutils.alloca_once_value(builder, _SHORT(0))
-
-    def part(self, builder: Any, found: Any, low: int) -> Any:
-        """Those bits of ``found`` that belong to codes, from bit ``low`` of them on."""
-        if self.width == 8:
-            return found
-        # Bytes are moved two at a time; what comes over from the next is cut off.
-        pairs = builder.bitcast(found, _SHORTS)
-        right = splat(builder, builder.load(self.bit), _AT_ONCE // 2)
-        moved = builder.bitcast(builder.lshr(pairs, right), _BYTES)
-        mask = ir.Constant(_BYTES, [(1 << self.width) - 1] * _AT_ONCE)
-        part = builder.and_(moved, mask)
-        return builder.shl(part, ir.Constant(_BYTES, [low] * _AT_ONCE)) if low else part
-
-    def go_on(self, builder: Any, size: Any) -> None:
-        """To the next bytes of the plane, ``size`` in all, or to its beginning and higher bits."""
-        number = size.type
-        next_ = builder.add(builder.load(self.at), number(_AT_ONCE))
-        over = builder.icmp_unsigned("==", next_, size)
-        builder.store(builder.select(over, number(0), next_), self.at)
-        bit = builder.load(self.bit)
-        higher = builder.add(bit, _SHORT(self.width))
-        builder.store(builder.select(over, higher, bit), self.bit)
+def _codes(builder: Any, widths: tuple[int, ...], found: list[list[Any]], turn: int) -> Any:
+    """The codes of one turn in bytes; above their own bits there may be others."""
+    codes, low = None, 0
+    for width, of_plane in zip(widths, found, strict=True):
+        parts = len(of_plane)
+        # Bytes are moved two at a time.
+        pairs_ = builder.bitcast(of_plane[turn % parts], _SHORTS)
+        right = turn // parts * width - low
+        if right:
+            shift = builder.lshr if right > 0 else builder.shl
+            pairs_ = shift(pairs_, _each(abs(right)))
+        part = builder.bitcast(pairs_, _BYTES)
+        if codes is not None:
+            lower = ir.Constant(_BYTES, [(1 << low) - 1] * _AT_ONCE)
+            part = builder.or_(builder.and_(codes, lower), builder.and_(part, builder.not_(lower)))
+        codes, low = part, low + width
+    return codes
 
 
 def _levels(context: Any, builder: Any, tier: int, codes: Any) -> tuple[Any, Any]:
-    """Of the codes at even places, and of those at odd ones, as 16 bits."""
-    lookup, eight = _lookup(context, tier), _each(8)
-    if lookup is None:
+    """16 bits each, in two vectors."""
+    if by_pairs(context):
+        # Interleaved, low bytes and high ones are 16 bits.
+        codes = shuffled(builder, (codes, codes), PAIRED)
+        if TIERS[tier] == 8:
+            wide = _interleaved(builder, codes, ir.Constant(_BYTES, [0] * _AT_ONCE))
+            return _computed(builder, tier, wide[0]), _computed(builder, tier, wide[1])
+        return _interleaved(builder, *_looked_up(context, builder, tier, codes))
+    if TIERS[tier] < 8:
+        own = ir.Constant(_BYTES, [(1 << TIERS[tier]) - 1] * _AT_ONCE)
+        codes = builder.and_(codes, own)
+    eight = _each(8)
+    if _lookup(context, tier) is None:
         both = builder.bitcast(codes, _SHORTS)
         even = builder.lshr(builder.shl(both, eight), eight)
         return _computed(builder, tier, even), _computed(builder, tier, builder.lshr(both, eight))
-    table = levels(TIERS[tier]).view(np.uint8).reshape(-1, 2)  # low bytes, high bytes
-    low, high = (_found(builder, *lookup, table[:, byte], codes) for byte in (0, 1))
+    found = _looked_up(context, builder, tier, codes)
+    low, high = (builder.bitcast(of, _SHORTS) for of in found)
     first, second = _each(0xFF), _each(0xFF00)
     even = builder.or_(builder.and_(low, first), builder.shl(high, eight))
     return even, builder.or_(builder.lshr(low, eight), builder.and_(high, second))
 
 
+def _interleaved(builder: Any, one: Any, two: Any) -> tuple[Any, Any]:
+    """Bytes of both in turn, the first and second eight of every quarter: one instruction each."""
+    out = []
+    for half in (0, 8):
+        at = [start + half + n for start in range(0, _AT_ONCE, 16) for n in range(8)]
+        turns = [place + of for place in at for of in (0, _AT_ONCE)]
+        out.append(builder.bitcast(shuffled(builder, (one, two), turns), _SHORTS))
+    return out[0], out[1]
+
+
 def _lookup(context: Any, tier: int) -> tuple[str, int] | None:
     """The instruction that finds bytes in a table of as many as the tier has levels, and in how
     many places at once: a few instructions instead of 20. Without one levels are computed."""
+    if TIERS[tier] <= 6 and has(context, "avx512vbmi"):
+        return "llvm.x86.avx512.permvar.qi.512", 64
     if TIERS[tier] <= 4 and has(context, "avx512bw"):
         return "llvm.x86.avx512.pshuf.b.512", 64
     if TIERS[tier] <= 4 and has(context, "avx2"):
         return "llvm.x86.avx2.pshuf.b", 32
-    if TIERS[tier] <= 6 and has(context, "avx512vbmi"):
-        return "llvm.x86.avx512.permvar.qi.512", 64
     return None
 
 
-def _found(builder: Any, name: str, lanes: int, table: npt.NDArray[np.uint8], codes: Any) -> Any:
-    """The byte of ``table`` for each code, two in 16 bits."""
+def _looked_up(context: Any, builder: Any, tier: int, codes: Any) -> list[Any]:
+    """The lower and the higher byte of each code's level. Of a table of 64 bytes the tier's is
+    repeated, so that bits above a code's do not count."""
+    found = _lookup(context, tier)
+    assert found is not None
+    name, lanes = found
     kind = ir.VectorType(_BYTE, lanes)
     find = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind, kind]), name)
-    whole, parts = ir.Constant(kind, np.resize(table, lanes).tolist()), []
-    for at in range(0, _AT_ONCE, lanes):
-        part = shuffled(builder, (codes, codes), range(at, at + lanes))
-        parts.append(builder.call(find, [whole, part]))
-    both = shuffled(builder, (parts[0], parts[-1]), range(_AT_ONCE))
-    return builder.bitcast(both, _SHORTS)
+    out = []
+    for table in levels(TIERS[tier]).view(np.uint8).reshape(-1, 2).T:
+        whole, parts = _table(kind, table), []
+        for at in range(0, _AT_ONCE, lanes):
+            part = shuffled(builder, (codes, codes), range(at, at + lanes))
+            parts.append(builder.call(find, [whole, part]))
+        out.append(shuffled(builder, (parts[0], parts[-1]), range(_AT_ONCE)))
+    return out
+
+
+def _table(kind: Any, table: npt.NDArray[np.uint8]) -> Any:
+    return ir.Constant(kind, np.resize(table, kind.count).tolist())
 
 
 def _computed(builder: Any, tier: int, codes: Any) -> Any:

@@ -13,9 +13,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .cpu_hadamard import CHUNK, butterflies, parted_hadamard
+from .cpu_hadamard import CHUNK, butterflies, by_pairs, paired_hadamard, parted_hadamard
 from .cpu_memory import fetch
-from .cpu_vectors import has, lanes_of, places, shuffled, splat
+from .cpu_vectors import cgutils, has, lanes_of, places, shuffled, splat
 
 _AHEAD = 16  # rows
 _SHORT, _WORD, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -50,8 +50,8 @@ def row_writer(dim: int, turned: bool) -> Any:
 
             lanes = lanes_of(context, _FLOAT)
             narrow, floats = out.dtype != types.float32, ir.VectorType(_FLOAT, lanes)
-            native = narrow and has(context, "avx512bf16")
-            half = narrow and not native
+            native = has(context, "avx512bf16")
+            half = narrow and not native and not by_pairs(context)
             numbers = _sums(context, builder, of_array(0, 1, 2 * lanes), dim, half)
             scales = splat(builder, args[2], lanes)
             means = _ordered(builder, of_array(3, 4, lanes), dim, half)
@@ -64,14 +64,19 @@ def row_writer(dim: int, turned: bool) -> Any:
                 ]
                 _turn(builder, numbers, *angles)
             _fetch(context, builder, (out, args[8]), args[9], dim)
-            if half:
+            if narrow:
                 there = of_array(8, 9, 2 * lanes)
                 for n in range(0, len(numbers), 2):
-                    there.store(n * lanes, _rounded(builder, *numbers[n : n + 2]))
+                    two = numbers[n], numbers[n + 1]
+                    if native:
+                        both = _rounded_at_once(builder, *two)
+                    else:
+                        both = _joined(builder, *two) if half else _in_order(builder, *two)
+                    there.store(n * lanes, both)
             else:
                 there = of_array(8, 9, lanes)
                 for n, vector in enumerate(numbers):
-                    there.store(n * lanes, _rounded_at_once(builder, vector) if native else vector)
+                    there.store(n * lanes, vector)
             return context.get_dummy_value()
 
         return types.void(*kinds), generate
@@ -95,6 +100,9 @@ def _sums(context: Any, builder: Any, levels: Any, dim: int, half: bool) -> list
     for chunk in range(0, dim, CHUNK):
         # Sums of so many fit 16 bits.
         loaded = [levels.load(chunk + at) for at in range(0, CHUNK, 2 * lanes)]
+        if by_pairs(context):
+            out += paired_hadamard(builder, *loaded)
+            continue
         for vector in parted_hadamard(context, builder, loaded):
             if half:
                 pairs = builder.bitcast(vector, words)
@@ -135,25 +143,42 @@ def _turn(builder: Any, numbers: list[Any], cos: list[Any], sin: list[Any]) -> N
         numbers[n + half] = builder.fadd(builder.fmul(second, c), builder.fmul(first, s))
 
 
-def _rounded(builder: Any, evens: Any, odds: Any) -> Any:
-    """The bits of two vectors as bfloat16: to nearest, ties to even, as processors and torch."""
-    lanes = evens.type.count
-    words, rounded = ir.VectorType(_WORD, lanes), []
+def _joined(builder: Any, evens: Any, odds: Any) -> Any:
+    """The bits of two vectors as bfloat16."""
+    words = ir.VectorType(_WORD, evens.type.count)
+    low, high = _rounded(builder, evens), _rounded(builder, odds)
+    sixteen, upper = (ir.Constant(words, [value] * words.count) for value in (16, 0xFFFF0000))
+    both = builder.or_(builder.lshr(low, sixteen), builder.and_(high, upper))
+    return builder.bitcast(both, ir.VectorType(_SHORT, 2 * words.count))
+
+
+def _in_order(builder: Any, one: Any, two: Any) -> Any:
+    """The same of numbers in order."""
+    count = 2 * one.type.count
+    halves = ir.VectorType(_SHORT, count)
+    pair = [builder.bitcast(_rounded(builder, of), halves) for of in (one, two)]
+    return shuffled(builder, (pair[0], pair[1]), range(1, 2 * count, 2))
+
+
+def _rounded(builder: Any, vector: Any) -> Any:
+    """Of each number's bits the upper half is it as bfloat16: to nearest, ties to even, as
+    processors and torch round."""
+    words = ir.VectorType(_WORD, vector.type.count)
 
     def each(value: int) -> Any:
-        return ir.Constant(words, [value] * lanes)
+        return ir.Constant(words, [value] * words.count)
 
-    for vector in (evens, odds):
-        bits = builder.bitcast(vector, words)
-        odd = builder.and_(builder.lshr(bits, each(16)), each(1))
-        rounded.append(builder.add(builder.add(bits, each(0x7FFF)), odd))
-    low, high = builder.lshr(rounded[0], each(16)), builder.and_(rounded[1], each(0xFFFF0000))
-    return builder.bitcast(builder.or_(low, high), ir.VectorType(_SHORT, 2 * lanes))
+    bits = builder.bitcast(vector, words)
+    odd = builder.and_(builder.lshr(bits, each(16)), each(1))
+    return builder.add(builder.add(bits, each(0x7FFF)), odd)
 
 
-def _rounded_at_once(builder: Any, vector: Any) -> Any:
-    """The same of numbers in order, where the processor has an instruction for it, which takes
-    numbers below 2**-126 for 0."""
-    count = vector.type.count
-    narrow = builder.fptrunc(vector, ir.VectorType(_BFloat16(), count))
-    return builder.bitcast(narrow, ir.VectorType(_SHORT, count))
+def _rounded_at_once(builder: Any, one: Any, two: Any) -> Any:
+    """The same where the processor has an instruction for it, which takes numbers below 2**-126
+    for 0."""
+    narrow = ir.VectorType(_BFloat16(), 2 * one.type.count)
+    kind = ir.FunctionType(narrow, [one.type, one.type])
+    name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+    convert = cgutils.get_or_insert_function(builder.module, kind, name)
+    both = builder.call(convert, [two, one])
+    return builder.bitcast(both, ir.VectorType(_SHORT, narrow.count))

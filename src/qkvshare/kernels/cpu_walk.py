@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiling import part
+from .compiling import bare, part
 from .cpu_blocks import hadamard, unpack, unpack_parted
 from .cpu_rows import row_writer
 from .levels import TIERS
@@ -34,7 +34,7 @@ def _writer(dim: int) -> Any:
             byte = info[number + n]
             tier = np.int64(byte & 7)
             if tiers[HERE + tier] == BLOCK:
-                open_block(tier, codes, tiers, levels, dim, dim, 0, space, levels)
+                open_parted(tier, codes, tiers, levels, dim, space)
             first = (tier * BLOCK + tiers[HERE + tier]) * dim
             tiers[HERE + tier] += 1
             scale, there, angle = scales[byte >> 3], to + n * dim, (token + n) * (dim // 2)
@@ -43,10 +43,10 @@ def _writer(dim: int) -> Any:
             else:
                 plain(levels, first, scale, mean, own, cos, sin, angle, out, there)
 
-    return part(write, dim)
+    return bare(write, dim)
 
 
-@part
+@bare
 def write_rows(
     count: Any, places: Any, turned: Any, arrays: Any, tiers: Any, levels: Any, space: Any, dim: Any
 ) -> None:
@@ -61,31 +61,45 @@ def write_rows(
         _write256(count, places, turned, arrays, tiers, levels, space)
 
 
+@bare
+def open_parted(tier: Any, codes: Any, tiers: Any, levels: Any, dim: Any, space: Any) -> None:
+    """A tier's next block, in the order that rows are written from."""
+    first, (count, at, size) = tier * (BLOCK * dim), _next(tier, tiers, dim)
+    x = levels[first : first + count * dim]
+    if tier == 0:
+        for i in range(np.uint64(x.size)):
+            x[i] = 0
+    else:
+        unpack_parted(tier, codes[at : at + size], space[: count * dim], x)
+
+
 @part
 def open_block(
     tier: Any, codes: Any, tiers: Any, levels: Any, dim: Any, wide: Any, h: Any, space: Any,
     found: Any,
 ) -> None:  # fmt: skip
-    """A tier's next block; ``h`` 0 leaves its levels untransformed, the even ones first."""
-    first, tiers[HERE + tier] = tier * (BLOCK * dim), 0
-    if tier == 0:
-        levels[: BLOCK * dim] = 0
-        return
-    count, at = min(BLOCK, tiers[tier]), tiers[AT + tier]
-    size = count * wide * WIDTHS[tier] // 8
+    """The same, in order and transformed; a row has ``wide`` codes."""
+    first, (count, at, size) = tier * (BLOCK * dim), _next(tier, tiers, wide)
     packed, x = codes[at : at + size], levels[first : first + count * dim]
-    if h == 0:
-        unpack_parted(tier, packed, space[: count * wide], x)
-    elif wide == dim:
+    if tier == 0:
+        x[:] = 0
+        return
+    if wide == dim:
         unpack(tier, packed, space[: count * wide], x)
     else:
         unpack(tier, packed, space[: count * wide], found)
         for r in range(count):
             x[r * dim : (r + 1) * dim] = found[r * wide : r * wide + dim]
-    if h:
-        hadamard(h, x, count * (dim // h))
-    tiers[AT + tier] += size
-    tiers[tier] -= count
+    hadamard(h, x, count * (dim // h))
+
+
+@bare
+def _next(tier: Any, tiers: Any, wide: Any) -> Any:
+    """How many rows a tier's next block has, where its codes begin, and their bytes."""
+    count, at = min(BLOCK, tiers[tier]), tiers[AT + tier]
+    size = count * wide * WIDTHS[tier] // 8
+    tiers[tier], tiers[AT + tier], tiers[HERE + tier] = tiers[tier] - count, at + size, 0
+    return count, at, size
 
 
 _write64, _write128, _write256 = _writer(64), _writer(128), _writer(256)
