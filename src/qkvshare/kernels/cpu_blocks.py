@@ -12,7 +12,7 @@ import numpy as np
 
 from .compiling import bare
 from .cpu_hadamard import transformer
-from .cpu_open import WHOLE, opener
+from .cpu_open import layer, opener
 from .levels import CUBICS, TIERS
 
 
@@ -80,36 +80,37 @@ _transform2, _transform4, _transform8, _transform16 = map(transformer, (2, 4, 8,
 _transform32, _transform64, _transform128, _transform256 = map(transformer, (32, 64, 128, 256))
 
 
-_open1, _open2, _open3, _open4, _open5, _open6, _open7 = map(opener, range(1, 8))
-_lay1, _lay2, _lay3, _lay4, _lay5, _lay6 = (opener(tier, packed_as=8) for tier in range(1, 7))
+_open1, _open2, _open3, _open4, _open5, _open6 = map(opener, range(1, 7))
+_lay1, _lay2, _lay3, _lay4, _lay5, _lay6, _lay7 = map(layer, range(1, 8))
 
 
 @bare
-def unpack_parted(tier: Any, packed: Any, codes: Any, x: Any) -> None:
-    """One block of a tier, bytes to levels ``x``, each `CHUNK` in the order that rows are written
-    from; ``codes`` is room for its codes."""
+def unpack_half(tier: Any, half: Any, packed: Any, codes: Any, x: Any) -> None:
+    """The first half of one block of a tier, or the second, bytes to levels ``x``, each `CHUNK` in
+    the order that rows are written from; ``codes`` is room for the codes of all."""
+    first = half * (codes.size - x.size)
     if tier == 7:
-        _open7(packed, x)
-    elif x.size % WHOLE:
+        _lay7(packed[first : first + x.size], x)
+    elif codes.size != 2 * x.size:
         _unpack(tier, packed, codes)
-        _lay(tier, codes, x)
+        _lay(tier, codes[first : first + x.size], x)
     elif tier == 1:
-        _open1(packed, x)
+        _open1(packed, x, half)
     elif tier == 2:
-        _open2(packed, x)
+        _open2(packed, x, half)
     elif tier == 3:
-        _open3(packed, x)
+        _open3(packed, x, half)
     elif tier == 4:
-        _open4(packed, x)
+        _open4(packed, x, half)
     elif tier == 5:
-        _open5(packed, x)
+        _open5(packed, x, half)
     else:
-        _open6(packed, x)
+        _open6(packed, x, half)
 
 
 @bare
 def unpack(tier: Any, packed: Any, codes: Any, x: Any) -> None:
-    """The same in order."""
+    """One block of a tier, bytes to levels in order."""
     if tier == 7:
         _level7(packed, x)
         return

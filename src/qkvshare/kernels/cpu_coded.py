@@ -26,7 +26,7 @@ from .cpu_flash import (
 )
 from .cpu_memory import array_at, borrowed, count_on
 from .cpu_tiles import BLOCK
-from .cpu_walk import AT, HERE, WHOLE, WIDTHS, open_parted, write_rows
+from .cpu_walk import AT, HALF, HERE, WHOLE, WIDTHS, open_half, write_rows
 from .parts import Part
 from .reference import BLOCK as ROWS
 
@@ -127,7 +127,7 @@ def work_coded(pointer: Any) -> None:
     spaces = spaces_of(room, order)
     there = (np.int64(room.ctypes.data) + 4 * size + LINE - 1) // LINE * LINE
     # Of keys, and of values: open blocks, and what `cpu_walk` knows of them.
-    levels, tiers = np.empty((2, 8 * ROWS * dim), np.int16), np.empty((2, 24), np.int64)
+    levels, tiers = np.empty((2, 8 * HALF * dim), np.int16), np.empty((2, 24), np.int64)
     space = np.empty(ROWS * dim, np.uint8)
     nothing = np.zeros(order.kv_heads * dim, np.float32)
     opened = (
@@ -209,10 +209,10 @@ def _opened(
     for tier in range(8):
         each, gone = dim * WIDTHS[tier] // 8, before[unit * 8 + tier]
         whole, all_ = gone // ROWS * ROWS, before[parts * 8 + tier]
-        tiers[tier], tiers[AT + tier], tiers[HERE + tier] = all_ - whole, base + whole * each, ROWS
-        if whole < gone:
-            open_parted(tier, coded, tiers, levels, dim, space)
-            tiers[HERE + tier] = gone - whole
+        here = gone - whole
+        tiers[tier], tiers[AT + tier], tiers[HERE + tier] = all_ - whole, base + whole * each, here
+        if here % HALF:
+            open_half(tier, coded, tiers, levels, dim, space)
         base += all_ * each
     added = array_at(mean, rows // tokens * dim, floats) if mean else nothing
     return (

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import reference
 from .compiling import kernel, part
 from .cpu_memory import array_at, borrowed
-from .cpu_walk import AT, HERE, WHOLE, WIDTHS, open_block, write_rows
+from .cpu_walk import AT, HALF, HERE, WHOLE, WIDTHS, open_block, write_rows
 from .operators import LARGEST
 from .parts import Part
 from .reference import BLOCK, eights
@@ -51,7 +51,7 @@ def _table(parts: Sequence[Part]) -> Any:
 def _decode_table(table: Any, dim: int, format_: Any) -> None:
     if dim in WHOLE:
         space = np.empty(BLOCK * dim, np.uint8)
-        _decode_whole(table, np.empty(8 * BLOCK * dim, np.int16), space, dim, format_)
+        _decode_whole(table, np.empty(8 * HALF * dim, np.int16), space, dim, format_)
         return
     # Sums of levels fit 16 bits up to 64 numbers.
     number = np.int16 if power_of_two(dim) <= 64 else np.int32
@@ -181,8 +181,8 @@ def widths(info: Any) -> int:
 
 @kernel
 def _decode_whole(table: Any, levels: Any, space: Any, dim: Any, format_: Any) -> None:
-    """Parts of ``dim`` 64, 128 or 256; ``levels`` room for eight blocks, ``space`` for the codes of
-    one, ``format_`` an array in that of the numbers."""
+    """Parts of ``dim`` 64, 128 or 256; ``levels`` is room for half a block of each tier, ``space`` for
+    the codes of a block, ``format_`` an array in that of the numbers."""
     for n in range(len(table)):
         _walk(table[n], levels, space, dim, format_)
 

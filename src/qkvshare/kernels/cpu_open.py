@@ -25,51 +25,71 @@ from .planes import planes
 _BYTE, _SHORT, _AT_ONCE = ir.IntType(8), ir.IntType(16), CHUNK
 _BYTES = ir.VectorType(_BYTE, _AT_ONCE)
 _SHORTS = ir.VectorType(_SHORT, _AT_ONCE // 2)
-# Blocks of whole vectors in every plane, even of one bit.
-WHOLE = 8 * _AT_ONCE
 
 
-def opener(tier: int, packed_as: int | None = None) -> Any:
-    """``f(packed, x)``: the levels of a block of ``x.size`` codes, each `CHUNK` in the order of the
-    transform.
-
-    ``packed`` has the planes of the tier, ``x.size`` is a multiple of `WHOLE`; or, with
-    ``packed_as`` 8, a byte each, and it is one of `CHUNK`.
-    """
-    widths = planes(packed_as or TIERS[tier])
+def opener(tier: int) -> Any:
+    """``f(packed, x, half)``: the levels of the first half of a full block, or of the second, of
+    fewer than 8 bits; each `CHUNK` in the order of the transform."""
+    widths = planes(TIERS[tier])
     narrow = widths[-1]
+    turns = 8 // narrow
 
     @intrinsic
-    def open_block(_: Any, packed: Any, x: Any) -> Any:
+    def open_half(_: Any, packed: Any, x: Any, half: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            count = context.make_array(x)(context, builder, args[1]).nitems
-            number = count.type
+            size = context.make_array(x)(context, builder, args[1]).nitems
+            number = size.type
+
+            def vector(array: int, at: Any, lanes: int) -> Any:
+                one = (packed, x)[array], args[array]
+                return places(context, builder, one, builder.mul(at, number(_AT_ONCE)), lanes)
+
             # Vectors of bytes that the narrowest plane has. Of a plane ``k`` times as wide vector
             # ``n`` of these, and those a multiple of ``run`` behind it, hold the same codes.
-            run = builder.udiv(builder.mul(count, number(narrow)), number(8 * _AT_ONCE))
-            with cgutils.for_range(builder, run) as loop:
-                found, start = list[list[Any]](), number(0)
-                for width in widths:
-                    of_plane = []
-                    for part in range(width // narrow):
-                        at = builder.add(start, builder.mul(run, number(part)))
-                        to = builder.mul(builder.add(at, loop.index), number(_AT_ONCE))
-                        array = packed, args[0]
-                        of_plane.append(places(context, builder, array, to, _AT_ONCE).load(0))
-                    found.append(of_plane)
-                    start = builder.add(start, builder.mul(run, number(width // narrow)))
-                for turn in range(8 // narrow):
-                    codes = _codes(builder, widths, found, turn)
-                    at = builder.add(builder.mul(run, number(turn)), loop.index)
-                    to = builder.mul(at, number(_AT_ONCE))
-                    there = places(context, builder, (x, args[1]), to, _AT_ONCE // 2)
-                    for half, vector in enumerate(_levels(context, builder, tier, codes)):
-                        there.store(half * _AT_ONCE // 2, vector)
+            run = builder.udiv(builder.mul(size, number(narrow)), number(4 * _AT_ONCE))
+            for now in (0, 1):
+                chosen = builder.icmp_unsigned("==", args[2], args[2].type(now))
+                with builder.if_then(chosen), cgutils.for_range(builder, run) as loop:
+                    found, start = list[list[Any]](), loop.index
+                    for width in widths:
+                        found.append([])
+                        for _ in range(width // narrow):
+                            found[-1].append(vector(0, start, _AT_ONCE).load(0))
+                            start = builder.add(start, run)
+                    for turn in range(turns // 2):
+                        codes = _codes(builder, widths, found, turn + now * turns // 2)
+                        to = builder.add(builder.mul(run, number(turn)), loop.index)
+                        _store(context, builder, tier, codes, vector(1, to, _AT_ONCE // 2))
             return context.get_dummy_value()
 
-        return types.void(packed, x), generate
+        return types.void(packed, x, half), generate
 
-    return open_block
+    return open_half
+
+
+def layer(tier: int) -> Any:
+    """``f(codes, x)``: the levels of codes in bytes, a multiple of `CHUNK`; in the same order."""
+
+    @intrinsic
+    def lay(_: Any, codes: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            size = context.make_array(x)(context, builder, args[1]).nitems
+            chunks = builder.udiv(size, size.type(_AT_ONCE))
+            with cgutils.for_range(builder, chunks) as loop:
+                at = builder.mul(loop.index, size.type(_AT_ONCE))
+                found = places(context, builder, (codes, args[0]), at, _AT_ONCE).load(0)
+                there = places(context, builder, (x, args[1]), at, _AT_ONCE // 2)
+                _store(context, builder, tier, found, there)
+            return context.get_dummy_value()
+
+        return types.void(codes, x), generate
+
+    return lay
+
+
+def _store(context: Any, builder: Any, tier: int, codes: Any, there: Any) -> None:
+    for half, vector in enumerate(_levels(context, builder, tier, codes)):
+        there.store(half * _AT_ONCE // 2, vector)
 
 
 def _codes(builder: Any, widths: tuple[int, ...], found: list[list[Any]], turn: int) -> Any:
