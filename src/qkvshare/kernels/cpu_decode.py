@@ -181,8 +181,8 @@ def widths(info: Any) -> int:
 
 @kernel
 def _decode_whole(table: Any, levels: Any, space: Any, dim: Any, format_: Any) -> None:
-    """Parts of ``dim`` 64, 128 or 256; ``levels`` is room for half a block of each tier, ``space`` for
-    the codes of a block, ``format_`` an array in that of the numbers."""
+    """Parts of ``dim`` 64, 128 or 256; ``levels`` is room for half a block of each tier, ``space``
+    for the codes of a block, ``format_`` an array in that of the numbers."""
     for n in range(len(table)):
         _walk(table[n], levels, space, dim, format_)
 
