@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
 import pytest
 import torch
@@ -278,14 +278,25 @@ def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
         assert [process.wait() for process in started] == [0] * 4
 
 
+_AVX2 = "+sse4.2,+popcnt,+avx,+avx2,+bmi,+bmi2,+fma,+f16c,+lzcnt"
+_AVX512 = _AVX2 + ",+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd"
+OLDER = {
+    "haswell": _AVX2,  # vectors of 256 bits
+    "skylake-avx512": _AVX512,  # bytes only within 128
+    "icelake-server": _AVX512 + ",+avx512vbmi",  # no bfloat16
+}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names a processor of that kind")
-def test_vectors_of_256_bits_give_the_same(tmp_path: Path) -> None:
-    """As on processors without those of 512."""
-    features = "+sse4.2,+popcnt,+avx,+avx2,+bmi,+bmi2,+fma,+f16c,+lzcnt"
+@pytest.mark.parametrize("processor", OLDER)
+def test_older_processors_give_the_same(tmp_path: Path, processor: str) -> None:
+    """What this one can, with code for one that can less."""
+    there = llvmlite.binding.get_host_cpu_features()
+    if not all(there.get(feature[1:]) for feature in OLDER[processor].split(",")):
+        pytest.skip("this processor cannot run the code")
     alike = os.environ | {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": features,
+        "NUMBA_CPU_NAME": processor,
+        "NUMBA_CPU_FEATURES": OLDER[processor],
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
     files = [str(Path(__file__).with_name(f"test_{of}.py")) for of in ("rows", "attention")]
