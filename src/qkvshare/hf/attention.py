@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from ..kernels.cpu_attention import attend, attends
+from ..kernels.cpu_attention import attend
 
 NAME = "qkvshare"
 # From so many queries on a matrix of all scores costs more than repeating keys and values.
@@ -43,18 +43,19 @@ def attention(
     masks for each head) is given to ``sdpa``, with a warning.
     """
     layer = getattr(key, "coded", None)  # a `CodedLayer`, of which these are the last tokens
-    coded = 0 if layer is None else layer.kept
-    new, tokens = query.shape[2], coded + key.shape[2]
+    new, tokens = query.shape[2], key.shape[2] + (0 if layer is None else layer.kept)
     why = _refused(dropout, attention_mask, arguments)
     if why is not None:
         warnings.warn(f"attention 'qkvshare' leaves {why} to 'sdpa'.", stacklevel=2)
     causal_alone = attention_mask is None and new > 1
     many = why is not None or causal_alone or new >= _MANY
     seen = None if attention_mask is None else attention_mask[:, :, :, :tokens]
-    if not many and attends(query, key, value, seen, coded):
+    if not many:
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         codes = None if layer is None else layer.codes()
-        return attend(query, key, value, seen, scale, codes), None
+        found = attend(query, key, value, seen, scale, codes)
+        if found is not None:
+            return found, None
     if layer is not None:
         key, value = layer.numbers()
     if many:

@@ -8,7 +8,7 @@ the next token finds out whether it still fits.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -19,32 +19,58 @@ SPARE = 256  # tokens; doubled each time that they are used up
 _PARTS = ("keys", "values")
 
 
+class _Last(NamedTuple):
+    """``held`` of ``batch`` sequences has tokens ``start`` to ``end`` of a room for ``most``."""
+
+    held: Tensor
+    batch: int
+    start: int
+    end: int
+    most: int
+
+
 class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Where both kinds keep their room: ``[batch, kv_heads, tokens and spare, dim]``, two."""
+    """Where both kinds keep their room: ``[batch, kv_heads, tokens and spare, dim]``, two; and
+    where in it what was written last lies, which takes longer to find out than to write."""
 
     _rooms: dict[str, Tensor]
+    _last: dict[str, _Last]
     _spare: dict[str, int]  # tokens
 
     def _append(self, name: str, new: Tensor) -> Tensor:
         """What is held and ``new`` behind it, ``[batch, kv_heads, tokens, dim]``."""
         held: Tensor = getattr(self, name)
+        batch, _, count, _ = new.shape
+        last = self._last.get(name)
+        if last is None or last.held is not held or last.batch != batch:
+            last = self._find(name, held, new)
+        if last is None or last.end + count > last.most:
+            if last is not None:
+                self._used_up(name)
+            last = self._move(name, held, new)
+        room, start, end = self._rooms[name], last.start, last.end + count
+        room.narrow(2, last.end, count).copy_(new)
+        whole = room.narrow(2, start, end - start)
+        self._last[name] = _Last(whole, batch, start, end, last.most)
+        return whole
+
+    def _find(self, name: str, held: Tensor, new: Tensor) -> _Last | None:
+        """Where in its room ``held`` lies, if it does."""
+        room = self._rooms.get(name)
+        start = None if room is None or len(held) != len(new) else _place(room, held)
+        if room is None or start is None:
+            return None
+        return _Last(held, len(held), start, start + held.shape[2], room.shape[2])
+
+    def _move(self, name: str, held: Tensor, new: Tensor) -> _Last:
+        """A new room for ``held`` and ``new``, and what is spare; ``held`` is there."""
         if held.numel() == 0:
             held = new[:, :, :0]
-        if len(held) == 1 < len(new):
-            held = held.expand(len(new), -1, -1, -1)  # beams or samples of one sequence
-        tokens, count = held.shape[-2], new.shape[-2]
-        room = self._rooms.get(name)
-        start = None if room is None else _place(room, held)
-        if room is None or start is None or start + tokens + count > room.shape[-2]:
-            if start is not None:
-                self._used_up(name)
-            shape = (*held.shape[:2], tokens + count + self._spare[name], held.shape[-1])
-            room, start = held.new_empty(shape), 0
-            room[:, :, :tokens] = held
-            self._rooms[name] = room
-        whole = room.narrow(2, start, tokens + count)
-        whole.narrow(2, tokens, count).copy_(new)
-        return whole
+        batch, tokens = len(new), held.shape[2]
+        most = tokens + new.shape[2] + self._spare[name]
+        self._rooms[name] = room = held.new_empty(batch, held.shape[1], most, held.shape[3])
+        room[:, :, :tokens] = held  # beams or samples of one sequence too
+        return _Last(room, batch, 0, tokens, most)
 
     def _used_up(self, name: str) -> None:
         """Keys or values have come to the end of their room; the next one has more to spare."""
@@ -69,7 +95,7 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
     def __copy__(self) -> Self:
         """Shares keys and values, but no room: two that grow would write over each other."""
         other = self.__class__.__new__(self.__class__)
-        other.__dict__.update(self.__dict__, _rooms={}, _spare={**self._spare})
+        other.__dict__.update(self.__dict__, _rooms={}, _last={}, _spare={**self._spare})
         return other
 
 
@@ -92,7 +118,7 @@ class FullLayer(_Growing):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         """Empty."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rooms, self._spare = {}, dict.fromkeys(_PARTS, SPARE)
+        self._rooms, self._last, self._spare = {}, {}, dict.fromkeys(_PARTS, SPARE)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -112,7 +138,7 @@ class SlidingLayer(DynamicSlidingWindowLayer, _Growing):  # type: ignore[no-unty
     def __init__(self, sliding_window: int) -> None:
         """Empty; ``sliding_window`` in tokens."""
         super().__init__(sliding_window)
-        self._rooms = {}
+        self._rooms, self._last = {}, {}
         self._spare = dict.fromkeys(_PARTS, max(SPARE, sliding_window))
 
     def _used_up(self, name: str) -> None:

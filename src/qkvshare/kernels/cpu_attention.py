@@ -8,6 +8,7 @@ fused kernel gives whole heads to threads.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from functools import cache
 from typing import Any
 
@@ -22,31 +23,6 @@ from .cpu_flash import PART, kept_of, work
 from .cpu_tiles import BLOCK
 
 
-def attends(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, coded: int = 0) -> bool:
-    """Whether `attend` takes these, after as many ``coded`` tokens, and there are threads to be
-    had: kernels read by address, so that every shape must be right."""
-    learns = torch.is_grad_enabled() and any(at.requires_grad for at in (query, key, value))
-    return (
-        query.device.type == "cpu"
-        and query.dtype == key.dtype == value.dtype == torch.float32
-        and key.shape == value.shape
-        and len(query) == len(key)
-        and query.shape[1] % key.shape[1] == 0
-        and query.shape[3] == key.shape[3]
-        and key.shape[3] % BLOCK == 0
-        and query.stride(3) == key.stride(3) == value.stride(3) == 1
-        and (mask is None or _reads(mask, query, coded + key.shape[2]))
-        and not learns
-        and not torch.compiler.is_compiling()
-        and _threads() is not None
-    )
-
-
-def _reads(mask: Tensor, query: Tensor, tokens: int) -> bool:
-    sizes = [(each, 1, query.shape[2], tokens) for each in (1, len(query))]
-    return mask.dtype == torch.float32 and mask.shape in sizes and mask.stride(3) == 1
-
-
 def attend(
     query: Tensor,
     key: Tensor,
@@ -54,40 +30,72 @@ def attend(
     mask: Tensor | None,
     scaling: float,
     codes: Codes | None = None,
-) -> Tensor:
+) -> Tensor | None:
     """``query [batch, heads, new, dim]``, ``key`` and ``value`` ``[batch, kv_heads, tokens, dim]``,
     ``mask [batch or 1, 1, new, tokens]``, added, or None; returns ``[batch, new, heads, dim]``.
 
     Tokens before ``key`` and ``value``, the same for all sequences, may be ``codes``; the mask is
-    of both. The same bits for any number of threads.
+    of both. The same bits for any number of threads. None for what there is no kernel for, or no
+    threads: kernels read by address, so that every shape must be right. All of it is asked once,
+    since with caches full of keys and values Python takes long.
     """
-    batch, heads, new, dim = query.shape
-    kv_heads, tokens = key.shape[1:3]
+    if torch.compiler.is_compiling():
+        return None
+    parallel, shape, sizes = _threads(), query.shape, key.shape
+    queries, keys, values = query.stride(), key.stride(), value.stride()
+    batch, heads, new, dim = shape
+    of, kv_heads, tokens, wide = sizes
+    if not (
+        parallel is not None
+        and query.is_cpu
+        and query.dtype == key.dtype == value.dtype == torch.float32
+        and sizes == value.shape
+        and batch == of
+        and heads % kv_heads == 0
+        and dim == wide
+        and dim % BLOCK == 0
+        and queries[3] == keys[3] == values[3] == 1
+    ):
+        return None
+    if torch.is_grad_enabled() and any(at.requires_grad for at in (query, key, value)):
+        return None
     group, parts, first, pieces, address = heads // kv_heads, -(-tokens // PART), 0, 0, 0
     if codes is not None:
         parts, first, pieces = parts + codes.parts, codes.tokens, len(codes.table)
         address = codes.table.ctypes.data
+    masked = (0, 0, 0)
+    if mask is not None:
+        if not _reads(mask, query, first + tokens):
+            return None
+        masked = mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0, mask.stride(2)
     units = batch * kv_heads * parts
     out = torch.empty(batch, new, heads, dim)
     kept = torch.empty(units * kept_of(group * new, dim))
-    masked = (0, 0, 0)
-    if mask is not None:
-        masked = mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0, mask.stride(2)
-    order = np.array(
-        [
+    order = array(
+        "q",
+        (
             *(0, 0, units, parts, kv_heads, group, new, tokens, dim),
-            *(query.data_ptr(), *query.stride()[:3], key.data_ptr(), *key.stride()[:3]),
-            *(value.data_ptr(), *value.stride()[:3], *masked, out.data_ptr(), kept.data_ptr()),
-            *(int(np.float32(scaling).view(np.int32)), first, pieces, address),
-        ],
-        np.int64,
+            *(query.data_ptr(), *queries[:3], key.data_ptr(), *keys[:3]),
+            *(value.data_ptr(), *values[:3], *masked, out.data_ptr(), kept.data_ptr()),
+            *(_bits(scaling), first, pieces, address),
+        ),
     )
     threads, function = min(units, torch.get_num_threads()), _compiled(codes is not None)
     if threads == 1:
-        function(order.ctypes.data)
+        function(order.buffer_info()[0])
     else:
-        _threads()(function, order.ctypes.data, threads, 0)
+        parallel(function, order.buffer_info()[0], threads, 0)
     return out
+
+
+def _reads(mask: Tensor, query: Tensor, tokens: int) -> bool:
+    sizes = [(each, 1, query.shape[2], tokens) for each in (1, len(query))]
+    return mask.dtype == torch.float32 and mask.shape in sizes and mask.stride(3) == 1
+
+
+@cache
+def _bits(number: float) -> int:
+    return int(np.float32(number).view(np.int32))
 
 
 @cache
