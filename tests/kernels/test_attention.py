@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from qkvshare.kernels import cpu_attention
 from qkvshare.kernels.cpu_attention import attend
+from qkvshare.kernels.cpu_coded import PIECE, Codes
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -134,7 +136,7 @@ def test_a_number_that_is_none_is_told() -> None:
         lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 89)),
         lambda q, k, v: (q, k, v, torch.zeros(1, 1, 2, 90)),
         lambda q, k, v: (q, k, v, torch.zeros(2, 1, 1, 90)),
-        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 90), 1),
+        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 90), Codes((), 1, 0, np.empty(0, PIECE))),
         lambda q, k, v: (q.expand(2, -1, -1, -1), k, v, None),
     ],
     ids=[
@@ -155,4 +157,5 @@ def test_what_it_leaves_to_others(change: Any) -> None:
     """Kernels read by address: what has another shape would be read outside."""
     given = tensors(1, 1, 2, 1, 90, 64)
     assert attend(*given, torch.zeros(1, 1, 1, 90), 0.3) is not None
-    assert attend(*change(*given), 0.3) is None
+    query, key, value, mask, *codes = change(*given)
+    assert attend(query, key, value, mask, 0.3, *codes) is None
