@@ -114,6 +114,8 @@ def _codes(builder: Any, widths: tuple[int, ...], found: list[list[Any]], turn: 
 def _levels(context: Any, builder: Any, tier: int, codes: Any) -> tuple[Any, Any]:
     """16 bits each, in two vectors."""
     if by_pairs(context):
+        if TIERS[tier] <= 5:
+            return _looked_up_whole(builder, tier, codes)
         # Interleaved, low bytes and high ones are 16 bits.
         codes = shuffled(builder, (codes, codes), PAIRED)
         if TIERS[tier] == 8:
@@ -173,6 +175,22 @@ def _looked_up(context: Any, builder: Any, tier: int, codes: Any) -> list[Any]:
             parts.append(builder.call(find, [whole, part]))
         out.append(shuffled(builder, (parts[0], parts[-1]), range(_AT_ONCE)))
     return out
+
+
+def _looked_up_whole(builder: Any, tier: int, codes: Any) -> tuple[Any, Any]:
+    """Each code's level in `PAIRED` order, from a table of 32, where bytes come twice to 16 bits:
+    those above a code's do not count."""
+    kind = ir.FunctionType(_SHORTS, [_SHORTS, _SHORTS])
+    name = "llvm.x86.avx512.permvar.hi.512"
+    find = cgutils.get_or_insert_function(builder.module, kind, name)
+    table = ir.Constant(_SHORTS, np.resize(levels(TIERS[tier]), _SHORTS.count).tolist())
+    out = []
+    for half in (0, 8):
+        at = [PAIRED[start + half + n] for start in range(0, _AT_ONCE, 16) for n in range(8)]
+        twice = [place for place in at for _ in range(2)]
+        words = builder.bitcast(shuffled(builder, (codes, codes), twice), _SHORTS)
+        out.append(builder.call(find, [table, words]))
+    return out[0], out[1]
 
 
 def _table(kind: Any, table: npt.NDArray[np.uint8]) -> Any:

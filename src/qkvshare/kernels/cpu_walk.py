@@ -34,7 +34,7 @@ def _writer(dim: int) -> Any:
         number, own, token, to = places
         info, codes, scales, mean, out, cos, sin = arrays
         for n in range(count):
-            byte = info[number + n]
+            byte = info[np.uint64(number + n)]
             tier = np.int64(byte & 7)
             here = tiers[HERE + tier]
             if here & (HALF - 1) == 0:
