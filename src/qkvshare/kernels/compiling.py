@@ -29,8 +29,8 @@ def part(function: Callable[..., Any], *constants: int) -> Any:
 
 
 def bare(function: Callable[..., Any], *constants: int) -> Any:
-    """The same of one that makes no arrays: references to those given are not counted, which at
-    every call of many arrays takes as long as some rows."""
+    """The same of one that makes no arrays: references to those given are not counted, which
+    takes long where calls are short."""
     part(function, *constants)  # names it
     compile_: Any = njit
     return compile_(function, nogil=True, error_model="numpy", _nrt=False)

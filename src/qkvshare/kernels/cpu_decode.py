@@ -69,15 +69,13 @@ def _decoded(part: Part) -> Tensor:
 
 
 @part
-def _walk(row: Any, levels_: Any, space_: Any, dim: Any, format_: Any) -> None:
+def _walk(row: Any, levels: Any, space: Any, dim: Any, format_: Any) -> None:
     """All of one part."""
-    tiers_ = np.empty(24, np.int64)
-    levels, space, tiers = borrowed(levels_), borrowed(space_), borrowed(tiers_)
+    tiers = np.empty(24, np.int64)
     arrays, tokens = _arrays(row, dim, format_, tiers), row[8]
     for head in range(row[7] // tokens):
         places = head * tokens, head * dim, 0, head * row[9]
         write_rows(tokens, places, row[5] != 0, arrays, tiers, levels, space, dim)
-    tiers_[0] = 0  # it is kept until here
 
 
 @part
