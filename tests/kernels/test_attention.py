@@ -95,6 +95,19 @@ def test_any_shape_and_any_scores(data: st.DataObject) -> None:
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("new", "tokens"), [(1, 1), (1, 64), (1, 700), (3, 63), (11, 1100)])
+def test_bfloat16_is_attended_to_as_the_float32_that_it_is(
+    dim: int, group: int, new: int, tokens: int
+) -> None:
+    query, *held = tensors(2, 2, group, new, tokens, dim)
+    key, value = (each.bfloat16() for each in held)
+    mask = causal(2, new, tokens, LOWEST)
+    found = attend(query, key, value, mask, 0.3)
+    assert torch.equal(found, attend(query, key.float(), value.float(), mask, 0.3))
+
+
 def test_the_same_bits_for_any_number_of_threads() -> None:
     query, key, value = tensors(1, 3, 3, 7, 2100, 64)
     mask, before, found = causal(1, 7, 2100, LOWEST), torch.get_num_threads(), []
@@ -128,6 +141,8 @@ def test_a_number_that_is_none_is_told() -> None:
     "change",
     [
         lambda q, k, v: (q.bfloat16(), k.bfloat16(), v.bfloat16(), None),
+        lambda q, k, v: (q, k.bfloat16(), v, None),
+        lambda q, k, v: (q, k.half(), v.half(), None),
         lambda q, k, v: (q[..., :40], k[..., :40], v[..., :40], None),
         lambda q, k, v: (q, k, v[..., :32], None),
         lambda q, k, v: (q, k.transpose(2, 3).contiguous().transpose(2, 3), v, None),
@@ -141,6 +156,8 @@ def test_a_number_that_is_none_is_told() -> None:
     ],
     ids=[
         "bfloat16",
+        "keys alone",
+        "float16",
         "dim",
         "value dim",
         "strides",

@@ -51,7 +51,7 @@ def test_small_ones_are_ordinary() -> None:
 def test_rooms_do_not_overlap(dtype: torch.dtype) -> None:
     """Layers of any size, some larger than what comes together."""
     shapes = [Shape(2, tokens, 64, 96) for tokens in (3, 70_000, 0, 41, 9000, 9000)]
-    found = rooms(shapes, [torch.device("cpu")] * len(shapes), dtype)
+    found = rooms(shapes, [torch.device("cpu")] * len(shapes), [dtype] * len(shapes))
     for number, (shape, room) in enumerate(zip(shapes, found, strict=True)):
         assert room.shape == shape
         assert room.keys.dtype == room.values.dtype == dtype

@@ -57,7 +57,8 @@ class CardFile(Route):
             device = torch.device("cpu")
 
         def decode() -> list[LayerKV]:
-            places = rooms(shapes, [device] * len(shapes), dtype_of(card))
+            count, dtype = len(shapes), dtype_of(card)
+            places = rooms(shapes, [device] * count, [dtype] * count)
             return list(decode_runs(kept, lambda _: places)[0])
 
         return {

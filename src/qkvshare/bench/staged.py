@@ -76,7 +76,7 @@ class CardStaged(Card):
         known = self.card.manifest.layers
         cache = CardCache(self.card, tokens, empty_cache(self.model))
         shapes = [Shape.of(at, tokens + SPARE) for at in known]
-        places = rooms(shapes, [self.model.device] * len(known), dtype)
+        places = rooms(shapes, [self.model.device] * len(known), [dtype] * len(known))
         rope, positions, parts, settled = Rope(self.model), range(tokens), [], []
         for number, (room, staged) in enumerate(zip(places, self._layers, strict=True)):
             layout, blob, mean = staged

@@ -58,6 +58,8 @@ def attention(
             return found, None
     if layer is not None:
         key, value = layer.numbers()
+    if key.dtype != query.dtype:  # of a `HalfLayer`
+        key, value = key.to(query.dtype), value.to(query.dtype)
     if many:
         return sdpa_attention_forward(
             module,

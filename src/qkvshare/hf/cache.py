@@ -88,14 +88,17 @@ class Place(LayerKV):
 
 
 def rooms(
-    shapes: Sequence[Shape], devices: Sequence[torch.device], dtype: torch.dtype
+    shapes: Sequence[Shape], devices: Sequence[torch.device], dtypes: Sequence[torch.dtype]
 ) -> list[LayerKV]:
     """Memory for each layer on its device, not initialized."""
-    sizes = [[prod(of) * dtype.itemsize for of in (at.keys, at.values)] for at in shapes]
+    sizes = [
+        [prod(of) * dtype.itemsize for of in (at.keys, at.values)]
+        for at, dtype in zip(shapes, dtypes, strict=True)
+    ]
     space, at, out = torch.empty(0, dtype=torch.uint8), 0, list[LayerKV]()
-    numbers = space.view(dtype)
+    numbers = dict[torch.dtype, Tensor]()  # all of the space in each format
     coming = sum(map(_aligned, chain.from_iterable(sizes)))
-    for shape, size, device in zip(shapes, sizes, devices, strict=True):
+    for shape, size, device, dtype in zip(shapes, sizes, devices, dtypes, strict=True):
         if device.type != "cpu":
             keys, values = (
                 torch.empty(of, dtype=dtype, device=device) for of in (shape.keys, shape.values)
@@ -105,12 +108,16 @@ def rooms(
         both = sum(map(_aligned, size))
         if at + both > len(space):
             space, at = pages(max(both, min(coming, LARGE))), 0
-            numbers = space[: len(space) // dtype.itemsize * dtype.itemsize].view(dtype)
+            numbers.clear()
+        if dtype not in numbers:
+            numbers[dtype] = space[: len(space) // dtype.itemsize * dtype.itemsize].view(dtype)
         coming -= both
         parts = []
         for nbytes, of in zip(size, (shape.keys, shape.values), strict=True):
             _, tokens, dim = of
-            parts.append(numbers.as_strided(of, (tokens * dim, dim, 1), at // dtype.itemsize))
+            parts.append(
+                numbers[dtype].as_strided(of, (tokens * dim, dim, 1), at // dtype.itemsize)
+            )
             at += _aligned(nbytes)
         out.append(LayerKV(*parts))
     return out

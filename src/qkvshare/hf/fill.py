@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ..card import CacheCard, Run
-from ..card.errors import CodecError, PromptError
+from ..card.errors import CodecError, PromptError, UnsupportedModelError
 from ..codecs import (
     LayerKV,
     Packed,
+    Raw,
     Shape,
     decode_runs,
     dtype_of,
@@ -29,6 +30,7 @@ from ..codecs import (
 )
 from .cache import CardCache, Place, rooms
 from .coded import Coded, CodedLayer, Scratch
+from .half import HALF, HalfLayer
 from .layers import device_of
 from .room import SPARE
 from .rope import Rope, Turn
@@ -86,7 +88,8 @@ def fill(
         Shape.of(at, 0 if left else card.tokens - plan.first + SPARE)
         for at, plan, left in zip(layers, plans, coded, strict=True)
     ]
-    places = rooms(shapes, devices, dtype_of(card))
+    dtypes = [HALF if isinstance(layer, HalfLayer) else dtype_of(card) for layer in cache.layers]
+    places = rooms(shapes, devices, dtypes)
     # Found before anything is decoded: torch's threads would have to wait for the decoder's.
     rope = Rope(model)
     turns = {run.start: _turns(rope, run, places) for run in runs if run.start >= known}
@@ -165,6 +168,29 @@ def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
             scratch = scratches.setdefault(device, Scratch(dtype_of(card), device, decoder.config))
             parts = [_coded(card, run, number, rope, device) for run in card.manifest.runs]
             cache.layers[number] = CodedLayer(parts, cache.decoded, scratch)
+
+
+def keep_half(model: PreTrainedModel, cache: CardCache) -> None:
+    """Put `HalfLayer` in place of the empty full layers of ``cache``.
+
+    Raises `CodecError` for a codec that loses nothing, `UnsupportedModelError` for models that do
+    not compute in float32.
+    """
+    if model.dtype != torch.float32:
+        raise UnsupportedModelError(
+            f"the model computes in {model.dtype}, and so is its cache; half= is for models in "
+            "torch.float32. Inject without half=."
+        )
+    for run in cache.card.manifest.runs:
+        if find_codec(run.codec.name) is Raw:
+            raise CodecError(
+                "a card of the codec 'raw' keeps every bit, which half= would round to 16. Inject "
+                "without half=, or capture with another codec."
+            )
+    config = cast(Any, model).get_decoder().config
+    for number, at in enumerate(cache.card.manifest.layers):
+        if at.window is None:
+            cache.layers[number] = HalfLayer(config)
 
 
 def _coded(card: CacheCard, run: Run, number: int, rope: Rope, device: torch.device) -> Coded:

@@ -13,9 +13,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from ..card import Layer
 from ..card.errors import CaptureError, IdentityError, UnsupportedModelError
 from .coded import CodedLayer
+from .half import HalfLayer
 from .room import FullLayer, SlidingLayer
 
-_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer, CodedLayer)
+_KINDS = (
+    *(DynamicLayer, DynamicSlidingWindowLayer),
+    *(FullLayer, SlidingLayer, HalfLayer, CodedLayer),
+)
 _CONFIG_KINDS = {"full_attention", "sliding_attention"}
 
 _empty: WeakKeyDictionary[nn.Module, tuple[str, DynamicCache]] = WeakKeyDictionary()

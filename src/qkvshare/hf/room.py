@@ -65,7 +65,7 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
     def _move(self, name: str, held: Tensor, new: Tensor) -> _Last:
         """A new room for ``held`` and ``new``, and what is spare; ``held`` is there."""
         if held.numel() == 0:
-            held = new[:, :, :0]
+            held = new[:, :, :0].to(held.dtype)
         batch, tokens = len(new), held.shape[2]
         most = tokens + new.shape[2] + self._spare[name]
         self._rooms[name] = room = held.new_empty(batch, held.shape[1], most, held.shape[3])

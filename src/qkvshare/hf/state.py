@@ -23,6 +23,7 @@ from ..codecs.base import Turned
 from ..scorers import Scorer
 from .cache import CardCache
 from .features import read_features
+from .half import HALF, HalfLayer
 from .layers import attention_layers, describe, empty_cache, place_layer, window_of
 from .probe import Watch, can_watch_reading, watched
 from .rope import Rope
@@ -176,7 +177,8 @@ def pick_row(
     known = 0 if card is None else _require_ids_of(card, ids)
     first = max(known, state.first(0))
     require_cache_of(model, state.held[0].keys[:, first - len(ids) :], ids, first)
-    return replace(state, card=card)
+    held = [LayerKV(at.keys.to(model.dtype), at.values.to(model.dtype)) for at in state.held]
+    return replace(state, card=card, held=held)
 
 
 def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
@@ -198,10 +200,11 @@ def _state(
     for number, place in enumerate(places):
         layer = describe(number, place)
         keys, values = (cast(Tensor, part)[row] for part in (place.keys, place.values))
-        if not keys.dtype == values.dtype == model.dtype:
+        dtype = HALF if isinstance(place, HalfLayer) else model.dtype
+        if not keys.dtype == values.dtype == dtype:
             raise CaptureError(
                 f"layer {number} of the cache is in {keys.dtype}, the model in {model.dtype}; "
-                "expected the same. Make the cache without autocast."
+                f"expected {dtype}. Make the cache without autocast."
             )
         if real is not None and not real.all():
             keep = real[len(real) - keys.shape[1] :].to(keys.device)

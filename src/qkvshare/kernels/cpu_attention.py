@@ -33,6 +33,7 @@ def attend(
 ) -> Tensor | None:
     """``query [batch, heads, new, dim]``, ``key`` and ``value`` ``[batch, kv_heads, tokens, dim]``,
     ``mask [batch or 1, 1, new, tokens]``, added, or None; returns ``[batch, new, heads, dim]``.
+    Queries and what is returned are float32, keys and values that or bfloat16.
 
     Tokens before ``key`` and ``value``, the same for all sequences, may be ``codes``; the mask is
     of both. The same bits for any number of threads. None for what there is no kernel for, or no
@@ -48,7 +49,9 @@ def attend(
     if not (
         parallel is not None
         and query.is_cpu
-        and query.dtype == key.dtype == value.dtype == torch.float32
+        and query.dtype == torch.float32
+        and key.dtype == value.dtype
+        and (key.dtype == torch.float32 or key.dtype == torch.bfloat16)
         and sizes == value.shape
         and batch == of
         and heads % kv_heads == 0
@@ -77,7 +80,7 @@ def attend(
             *(0, 0, units, parts, kv_heads, group, new, tokens, dim),
             *(query.data_ptr(), *queries[:3], key.data_ptr(), *keys[:3]),
             *(value.data_ptr(), *values[:3], *masked, out.data_ptr(), kept.data_ptr()),
-            *(_bits(scaling), first, pieces, address),
+            *(_bits(scaling), first, pieces, address, key.element_size()),
         ),
     )
     threads, function = min(units, torch.get_num_threads()), _compiled(codes is not None)

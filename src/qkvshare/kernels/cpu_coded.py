@@ -185,7 +185,7 @@ def _attend_codes(
         write_rows(count, places, piece.key_cos != 0, own, tiers, levels, space, dim)
         levels, tiers, space, _ = opened[1]
         write_rows(count, places, False, other, tiers, levels, space, dim)
-        at = there, dim, values, dim
+        at = there, dim, values, dim, 4
         attend_block(order, batch, piece.first + token, count, at, to, spaces, floats)
     finish(order, to, spaces, floats)
 

@@ -13,7 +13,7 @@ from numba.extending import register_jitable
 from .compiling import part
 from .cpu_memory import array_at, as_float, count_on
 from .cpu_softmax import LOWEST, weigh
-from .cpu_tiles import BLOCK, ROWS, dotter, gatherer, scorer, transpose
+from .cpu_tiles import BLOCK, ROWS, dot, gather, score, transpose
 
 PART = 512  # tokens; whole blocks
 LINE = 64  # bytes
@@ -24,12 +24,9 @@ _FIELDS = (
     "query", "query_batch", "query_head", "query_new",
     "key", "key_batch", "key_head", "key_token",
     "value", "value_batch", "value_head", "value_token",
-    "mask", "mask_batch", "mask_new", "out", "kept", "scale", "first", "pieces", "codes",
+    "mask", "mask_batch", "mask_new", "out", "kept", "scale", "first", "pieces", "codes", "wide",
 )  # fmt: skip
 ORDER = np.dtype([(name, np.int64) for name in _FIELDS])
-_score1, _score2, _score3, _score4 = map(scorer, range(1, ROWS + 1))
-_dot1, _dot2, _dot3, _dot4 = map(dotter, range(1, ROWS + 1))
-_gather1, _gather2, _gather3, _gather4 = map(gatherer, range(1, ROWS + 1))
 
 
 @register_jitable
@@ -76,19 +73,18 @@ def spaces_of(room: Any, order: Any) -> Any:
 @part
 def attend_numbers(order: Any, unit: Any, start: Any, spaces: Any, floats: Any) -> None:
     """To the tokens that are numbers, from ``start`` on."""
-    dim, spare = order.dim, spaces[2]
+    dim, spare, wide = order.dim, spaces[2], order.wide
     batch, head, to = begin(order, unit, spaces, floats)
-    key = order.key + 4 * (batch * order.key_batch + head * order.key_head)
-    value = order.value + 4 * (batch * order.value_batch + head * order.value_head)
-    padded = array_at(spare, BLOCK * dim, floats)
+    key = order.key + wide * (batch * order.key_batch + head * order.key_head)
+    value = order.value + wide * (batch * order.value_batch + head * order.value_head)
     stop = min(order.tokens, start + PART)
     for token in range(start, stop, BLOCK):
         count, apart = min(BLOCK, stop - token), order.key_token
-        at, there = key + 4 * token * apart, value + 4 * token * order.value_token
+        at, there = key + wide * token * apart, value + wide * token * order.value_token
         if count < BLOCK:  # what is behind them is not ours to read
-            _pad(at, apart, dim, count, padded, floats)
+            _pad(at, wide * apart, wide * dim, count, spare)
             at, apart = spare, dim
-        places = at, apart, there, order.value_token
+        places = at, apart, there, order.value_token, wide
         attend_block(order, batch, order.first + token, count, places, to, spaces, floats)
     finish(order, to, spaces, floats)
 
@@ -118,17 +114,17 @@ def attend_block(
     order: Any, batch: Any, token: Any, count: Any, places: Any, to: Any, spaces: Any, floats: Any
 ) -> None:
     """To ``count`` tokens, the first of which is ``token``, at ``places``: keys, of which there is
-    a block, and how far apart they are; values, and how far."""
+    a block, and how far apart they are; values, and how far; how many bytes a number has."""
     new, dim, rows = order.new, order.dim, order.group * order.new
     keys, scores, spare, queries, state = spaces
-    key, apart, value, value_apart = places
+    key, apart, value, value_apart, wide = places
     if rows <= ROWS:
-        _dot(rows, queries, key, apart, dim, scores)
+        dot(rows, queries, key, wide, apart, dim, scores)
     else:
-        transpose(key, apart, dim, keys)
+        transpose(key, wide, apart, dim, keys)
         for r in range(0, rows, ROWS):
             row = scores + 4 * r * BLOCK
-            _score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row)
+            score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row)
     for r in range(rows):
         mask = np.int64(0)
         if order.mask:
@@ -141,7 +137,7 @@ def attend_block(
     for r in range(0, rows, ROWS):
         row, shrink = scores + 4 * r * BLOCK, state + 4 * (2 * rows + r)
         some, sums = min(ROWS, rows - r), to + 4 * r * dim
-        _gather(some, row, value, value_apart, count, shrink, sums, dim)
+        gather(some, row, value, wide, value_apart, count, shrink, sums, dim)
 
 
 @part
@@ -157,49 +153,13 @@ def _scale(order: Any, batch: Any, head: Any, queries: Any, floats: Any) -> None
 
 
 @part
-def _pad(at: Any, apart: Any, dim: Any, count: Any, padded: Any, floats: Any) -> None:
-    """Keys side by side, and nothing behind them."""
-    padded[count * dim :] = 0
+def _pad(at: Any, apart: Any, size: Any, count: Any, to: Any) -> None:
+    """Keys of ``size`` bytes side by side, and nothing behind them."""
+    bytes_ = np.empty(0, np.uint8)
+    padded = array_at(to, BLOCK * size, bytes_)
+    padded[count * size :] = 0
     for token in range(count):
-        padded[token * dim : (token + 1) * dim] = array_at(at + 4 * token * apart, dim, floats)
-
-
-@part
-def _dot(rows: Any, queries: Any, keys: Any, apart: Any, dim: Any, to: Any) -> None:
-    if rows == 4:
-        _dot4(queries, keys, apart, dim, to)
-    elif rows == 3:
-        _dot3(queries, keys, apart, dim, to)
-    elif rows == 2:
-        _dot2(queries, keys, apart, dim, to)
-    else:
-        _dot1(queries, keys, apart, dim, to)
-
-
-@part
-def _score(rows: Any, queries: Any, dim: Any, keys: Any, to: Any) -> None:
-    if rows == 4:
-        _score4(queries, dim, keys, to)
-    elif rows == 3:
-        _score3(queries, dim, keys, to)
-    elif rows == 2:
-        _score2(queries, dim, keys, to)
-    else:
-        _score1(queries, dim, keys, to)
-
-
-@part
-def _gather(
-    rows: Any, weights: Any, values: Any, apart: Any, count: Any, shrink: Any, to: Any, dim: Any
-) -> None:
-    if rows == 4:
-        _gather4(weights, values, apart, count, shrink, to, dim)
-    elif rows == 3:
-        _gather3(weights, values, apart, count, shrink, to, dim)
-    elif rows == 2:
-        _gather2(weights, values, apart, count, shrink, to, dim)
-    else:
-        _gather1(weights, values, apart, count, shrink, to, dim)
+        padded[token * size : (token + 1) * size] = array_at(at + token * apart, size, bytes_)
 
 
 @part

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from .compiling import part
 from .cpu_vectors import cgutils
 
-_BYTE, _WORD, OFFSET = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_BYTE, _HALF, _WORD, OFFSET = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FLOAT = ir.FloatType()
 
 
@@ -72,10 +72,12 @@ class Memory:
     """Float32 from ``address`` on, in vectors of ``lanes``, or one by one; places are counted in
     numbers, and are constants or LLVM's."""
 
+    number = _FLOAT
+
     def __init__(self, builder: Any, address: Any, lanes: int = 1) -> None:
-        self.builder = builder
-        self.first = builder.inttoptr(address, _FLOAT.as_pointer())
-        self.kind = _FLOAT if lanes == 1 else ir.VectorType(_FLOAT, lanes)
+        self.builder, self.lanes = builder, lanes
+        self.first = builder.inttoptr(address, self.number.as_pointer())
+        self.kind = self.number if lanes == 1 else ir.VectorType(self.number, lanes)
 
     def load(self, at: Any) -> Any:
         """From ``at`` on."""
@@ -94,6 +96,20 @@ class Memory:
     def _place(self, at: Any) -> Any:
         offset = at if isinstance(at, ir.Value) else OFFSET(at)
         return self.builder.bitcast(self.builder.gep(self.first, [offset]), self.kind.as_pointer())
+
+
+class Halves(Memory):
+    """Bfloat16, the upper halves of float32, which is what `load` gives."""
+
+    number = _HALF
+
+    def load(self, at: Any) -> Any:
+        """From ``at`` on."""
+        builder, words = self.builder, ir.VectorType(_WORD, self.lanes)
+        found = builder.load(self._place(at))
+        found.align = 2
+        whole = builder.shl(builder.zext(found, words), ir.Constant(words, [16] * self.lanes))
+        return builder.bitcast(whole, ir.VectorType(_FLOAT, self.lanes))
 
 
 def fetch(builder: Any, place: Any, to_write: bool) -> None:

@@ -1,0 +1,171 @@
+"""A cache in bfloat16 is the card's cache, rounded, in half the memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from qkvshare import capture, inject
+from qkvshare.card.errors import CodecError, PromptError, UnsupportedModelError
+from qkvshare.codecs import Kivi, Packed, Raw, Uniform
+from qkvshare.hf import room
+from qkvshare.hf.attention import NAME
+from qkvshare.hf.half import HALF, HalfLayer
+from qkvshare.hf.layers import attention_layers
+from qkvshare.hf.room import FullLayer
+from qkvshare.kernels import cpu_attention
+
+from ..conftest import FAMILIES, some_ids, tiny_model
+from .test_generate import MODES, generated, step
+
+CONTEXT, NEW = some_ids(60), some_ids(7, seed=1)
+WIDE = {"head_dim": 64, "hidden_size": 256}
+
+
+class Rounding(FullLayer):  # type: ignore[no-untyped-call]
+    """Float32, but no number that bfloat16 has not."""
+
+    def update(self, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `HalfLayer`."""
+        return super().update(keys.to(HALF).float(), values.to(HALF).float(), *args, **kwargs)
+
+
+def rounded(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What `inject` gave, every full layer `Rounding`."""
+    cache = arguments["past_key_values"]
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is FullLayer:
+            cache.layers[number] = Rounding()
+            cache.layers[number].update(layer.keys, layer.values)
+    return arguments
+
+
+@pytest.mark.parametrize("codec", [Uniform(4), Kivi(4), Packed()], ids=lambda at: at.name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
+    model = tiny_model(family)
+    card = capture(model, token_ids=CONTEXT, codec=codec)
+    caches = [inject(model, card, NEW, half=at)["past_key_values"] for at in (False, True)]
+    for one, two in zip(*(attention_layers(model, cache) for cache in caches), strict=True):
+        if isinstance(two, HalfLayer):
+            assert two.keys.dtype == two.values.dtype == HALF
+            # Keys that are turned after they were rounded are rounded twice.
+            torch.testing.assert_close(two.keys.float(), one.keys, atol=1e-3, rtol=2**-7)
+            assert torch.equal(two.values, one.values.to(HALF))
+        else:
+            assert torch.equal(two.keys, one.keys)
+            assert torch.equal(two.values, one.values)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_way_to_generate(family: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "SPARE", 3)  # moved again and again
+    model = tiny_model(family)
+    card = capture(model, token_ids=CONTEXT)
+    found, expected = (
+        generated(model, len(NEW), MODES[mode], **given)
+        for given in (inject(model, card, NEW, half=True), rounded(inject(model, card, NEW)))
+    )
+    assert found == expected
+
+
+@pytest.mark.skipif(
+    cpu_attention._threads() is None, reason="torch has other threads than GNU's OpenMP here"
+)
+@pytest.mark.parametrize("new", [NEW, NEW[:1], [], some_ids(64, seed=2)], ids=len)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
+def test_attention_reads_them_as_they_are(
+    family: str, new: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for as many queries as go to ``sdpa``."""
+    model = tiny_model(family, **WIDE)
+    card = capture(model, token_ids=CONTEXT)
+    model.set_attn_implementation(NAME)
+    seen = []
+
+    def attend(query: Any, key: Any, *rest: Any) -> Any:
+        seen.append(key.dtype)
+        return cpu_attention.attend(query, key, *rest)
+
+    monkeypatch.setattr("qkvshare.hf.attention.attend", attend)
+    with torch.no_grad():
+        found = model(**inject(model, card, new, half=True)).logits
+        halves = seen.count(HALF)
+        model.set_attn_implementation("sdpa")
+        expected = model(**rounded(inject(model, card, new))).logits
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+    assert (halves > 0) == (len(new) < 64)
+
+
+def test_the_attention_function_may_change(llama: Any) -> None:
+    """In a copy of a cache too, and for what comes after."""
+    card = capture(llama, token_ids=CONTEXT)
+    cache = inject(llama, card, NEW, half=True)["past_key_values"]
+    other = copy.deepcopy(cache)
+    one = [step(llama, cache, NEW[:2]), step(llama, cache, NEW[2:4])]
+    before = llama.config._attn_implementation
+    llama.set_attn_implementation(NAME)
+    try:
+        two = [step(llama, other, NEW[:2])]
+        assert other.layers[0].update(*torch.zeros(2, 1, 2, 1, 8))[0].dtype == HALF
+        other.crop(-1)
+        two.append(step(llama, other, NEW[2:4]))
+    finally:
+        llama.set_attn_implementation(before)
+    torch.testing.assert_close(one, two, atol=2e-2, rtol=2e-2)
+
+
+def test_it_is_handed_on(llama: Any) -> None:
+    """The card's bytes stay, and what came since is captured as it was kept."""
+    card = capture(llama, token_ids=CONTEXT)
+    given = inject(llama, card, NEW, half=True)
+    with torch.no_grad():
+        llama(**given)
+    longer = capture(llama, token_ids=CONTEXT + NEW, cache=given["past_key_values"], codec=Raw())
+    assert longer.manifest.segments[0] == card.manifest.segments[0]
+    found = inject(llama, longer, NEW)["past_key_values"]
+    for one, two in zip(found.layers, given["past_key_values"].layers, strict=True):
+        assert one.keys.dtype == torch.float32
+        kept = slice(len(CONTEXT), len(CONTEXT) + len(NEW))
+        assert torch.equal(one.keys[:, :, kept], two.keys[:, :, kept].float())
+        assert torch.equal(one.values[:, :, kept], two.values[:, :, kept].float())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_held_cache_of_another_format_is_not_copied(llama: Any, half: bool) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    held = inject(llama, card, NEW, half=half)
+    with torch.no_grad():
+        llama(**held)
+    longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
+    for other in (False, True):
+        alone = inject(llama, longer, NEW, half=other)["past_key_values"]
+        given = inject(llama, longer, NEW, half=other, held=held["past_key_values"])
+        for one, two in zip(alone.layers, given["past_key_values"].layers, strict=True):
+            assert torch.equal(one.keys, two.keys)
+            assert torch.equal(one.values, two.values)
+
+
+def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT)
+    cache = inject(llama, card, NEW, half=True)["past_key_values"]
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    step(llama, cache, CONTEXT)
+    assert cache.get_seq_length() == len(CONTEXT)
+    assert cache.layers[0].keys.dtype == HALF
+
+
+def test_refused(llama: Any) -> None:
+    card, exact = (capture(llama, token_ids=CONTEXT, codec=at) for at in (Packed(), Raw()))
+    with pytest.raises(CodecError, match="'raw' keeps every bit"):
+        inject(llama, exact, NEW, half=True)
+    with pytest.raises(PromptError, match="not both"):
+        inject(llama, card, NEW, half=True, codes=True)
+    small = tiny_model(dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedModelError, match="half= is for models in torch.float32"):
+        inject(small, capture(small, token_ids=CONTEXT), NEW, half=True)
