@@ -381,7 +381,8 @@ def timed(run: Any, llama_folder: Path, tmp_path: Path) -> Any:
 def test_bench_ttft(timed: Any) -> None:
     code, rows, err = timed("--context-tokens", 60, "--context-tokens", 90)
     assert code == 0, err
-    paths = ["re-prefill", "resident", "full-precision-file", "card", "card-file", "card-codes"]
+    cards = ["card", "card-file", "card-half", "card-codes"]
+    paths = ["re-prefill", "resident", "full-precision-file", *cards]
     assert [(row["context_tokens"], row["path"]) for row in rows] == [
         (tokens, path) for tokens in (60, 90) for path in paths
     ]
@@ -393,9 +394,9 @@ def test_bench_ttft(timed: Any) -> None:
         assert row["link_mbit"] is row["peak_extra_bytes"] is None
     assert set(rows[3]["alone_ms"]) == {"verify", "decode"}
     assert set(rows[4]["alone_ms"]) == {"read", "verify", "decode"}
-    assert rows[3]["bytes"] == rows[4]["bytes"] == rows[5]["bytes"]
-    assert rows[3]["cache_bytes"] == rows[1]["cache_bytes"]
-    assert rows[5]["cache_bytes"] > rows[5]["bytes"] / 2
+    assert rows[3]["bytes"] == rows[4]["bytes"] == rows[5]["bytes"] == rows[6]["bytes"]
+    assert rows[3]["cache_bytes"] == rows[1]["cache_bytes"] == 2 * rows[5]["cache_bytes"]
+    assert rows[6]["cache_bytes"] > rows[6]["bytes"] / 2
     assert rows[0]["bytes"] == 4 * 60
     code, _, err = timed("--path", "guess")
     assert code == 1
@@ -424,11 +425,13 @@ def test_bench_ttft_over_a_link(timed: Any) -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's counters")
 def test_bench_ttft_memory(timed: Any) -> None:
     code, rows, err = timed(
-        *("--context-tokens", 90, "--memory", "--path", "card-file", "--path", "resident")
+        *("--context-tokens", 90, "--memory", "--path", "card-file", "--path", "resident"),
+        *("--path", "card-half"),
     )
     assert code == 0, err
     assert rows[0]["peak_extra_bytes"] < 50_000_000
     assert rows[1]["peak_extra_bytes"] is None
+    assert rows[2]["peak_extra_bytes"] < 50_000_000
 
 
 @pytest.mark.parametrize(("package", "codec"), [("hqq", "hqq-4"), ("optimum.quanto", "quanto-4")])

@@ -1,4 +1,4 @@
-"""Routes from a card: on disk, in memory, and with codes that stay codes."""
+"""Routes from a card: on disk, in memory, in half the memory, and with codes that stay codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ..card import CacheCard
 from ..card.digest import Bytes, digest_bytes
-from ..codecs import LayerKV, decode_runs, dtype_of, find_codec, shapes_of
+from ..codecs import Codec, LayerKV, Raw, decode_runs, dtype_of, find_codec, shapes_of
 from ..hf.attention import NAME
 from ..hf.cache import rooms
 from ..hf.capture import make_card
@@ -67,6 +67,11 @@ class CardFile(Route):
             "decode": decode,
         }
 
+    @classmethod
+    def takes(cls, model: Any, codec: Codec) -> bool:
+        """Whether ``model`` can go on from a card of ``codec`` in this way."""
+        return True
+
     @property
     def codec(self) -> str:
         """Of the card."""
@@ -105,6 +110,26 @@ class Card(CardFile):
         return self.card.nbytes
 
 
+class CardHalf(Card):
+    """A card in memory, of which full layers are decoded to bfloat16."""
+
+    name = "card-half"
+
+    def arguments(self) -> dict[str, Any]:
+        """By `inject`."""
+        assert self.card is not None
+        return inject(self.model, self.card, self.new, half=True)
+
+    def alone(self) -> dict[str, Callable[[], object]]:
+        """As for the others, but for the number format."""
+        return {}
+
+    @classmethod
+    def takes(cls, model: Any, codec: Codec) -> bool:
+        """As `inject` does."""
+        return model.dtype == torch.float32 and not isinstance(codec, Raw)
+
+
 class CardCodes(Card):
     """A card in memory whose codes stay codes: each layer is decoded whenever it is read."""
 
@@ -114,6 +139,11 @@ class CardCodes(Card):
         """By `inject`."""
         assert self.card is not None
         return inject(self.model, self.card, self.new, codes=True)
+
+    @classmethod
+    def takes(cls, model: Any, codec: Codec) -> bool:
+        """As `inject` does."""
+        return codec.independent
 
     def alone(self) -> dict[str, Callable[[], object]]:
         """Nothing overlaps."""
@@ -128,5 +158,5 @@ class CardCodes(Card):
 
 ROUTES: dict[str, type[Route]] = {
     route.name: route
-    for route in (RePrefill, Resident, FullPrecisionFile, Card, CardFile, CardCodes)
+    for route in (RePrefill, Resident, FullPrecisionFile, Card, CardFile, CardHalf, CardCodes)
 }

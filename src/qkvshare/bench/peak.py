@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ..card.errors import QKVShareError
-from .cards import ROUTES, Card, CardFile
+from .cards import ROUTES, Card, CardFile, CardHalf
 from .routes import Route
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_MEASURED = (Card, CardFile)  # a full file is mapped, and read by the model
+_MEASURED = (Card, CardFile, CardHalf)  # a full file is mapped, and read by the model
 
 
 def peak_extra_bytes(model: str, route: Route, profile: Path | None) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..evals.handoff import Setting, read_context
-from .cards import CardCodes, CardFile
+from .cards import CardFile
 from .clock import Clock
 from .link import cross
 from .peak import peak_extra_bytes
@@ -99,7 +99,7 @@ def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Pla
             continue
         settings = list(enumerate(plan.settings)) if issubclass(kind, CardFile) else [(0, None)]
         for number, setting in settings:
-            if issubclass(kind, CardCodes) and setting and not setting.codec.independent:
+            if setting and issubclass(kind, CardFile) and not kind.takes(model, setting.codec):
                 continue
             own = folder / str(number)
             own.mkdir(exist_ok=True)

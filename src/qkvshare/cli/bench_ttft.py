@@ -29,8 +29,9 @@ def ttft(
     path: Annotated[
         list[str] | None,
         typer.Option(
-            help="re-prefill, resident, full-precision-file, card, card-file, card-codes: all by "
-            "default. Or, where installed, hf-quantized (quanto, hqq) and llama.cpp."
+            help="re-prefill, resident, full-precision-file, card, card-file, card-half, "
+            "card-codes: all by default. Or, where installed, hf-quantized (quanto, hqq) and "
+            "llama.cpp."
         ),
     ] = None,
     codec: CodecNames = None,

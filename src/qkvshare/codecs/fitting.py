@@ -16,13 +16,16 @@ from .basis import KINDS, PartBasis
 from .entropy import CLASSES, DEAD, SHIFT, Tables, classes, make_tables, shifted
 from .refining import REFINED, refine, refined_classes, refined_tables, tally_refined
 
-_RIDGE = 1e-4
+_RIDGE = 3e-3  # of the features' mean square
 _SEARCH = 2048  # tokens, to find the step for a rate
 _TRIALS = 4  # at most, with all tokens
 _NEAR = 0.03  # of the rate
 _LEAST = 1e-3  # bits per value, where nothing is left to say
 _FALL = 0.75  # octaves that the rate falls by in an octave of the step, at about one bit
 _FAR = 64 * 24  # of the step's exponent
+# A token counts for its squared error to this power: bits grow with its logarithm, so that few
+# tokens that are always predicted badly would otherwise cost all others.
+_HARD, _MOST = -0.5, 16.0
 Part = Tensor  # [tokens, columns], half precision
 
 
@@ -80,18 +83,24 @@ def _pass(
     counts, sums = np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))
     parts, scales, bits, values_seen = [], [], 0.0, 0
     unit = np.float32(2.0 ** (number / 64))
+    errors: dict[int, Tensor] = {}  # of the tokens, by layer
     for layer, pair in enumerate(layers):
         own_parts, own_scales = [], []
+        past = errors[sources[layer][0]] if sources[layer] else torch.ones(len(pair[0]))
         for kind in (0, 1):
             x = pair[kind].float()
             given = [known[layer, 0]] if kind else []
             given += [known[s, at] for s in sources[layer] for at in (0, 1)]
             if fitted is None:
-                part = _fit_part(x, given, weights[layer][kind])
+                shares = past.clamp(1 / _MOST, _MOST) ** _HARD
+                part = _fit_part(x, given, weights[layer][kind], shares / shares.mean())
             else:
                 part = fitted[layer][kind]
             guess = part.mean + (torch.cat(given, 1) @ part.predictor if given else 0)
-            z = ((x - guess) @ part.forward).numpy()
+            left = (x - guess) @ part.forward
+            square = left.square().mean(1)
+            past = (past * square / square.median().clamp(min=1e-30)).sqrt()
+            z = left.numpy()
             mean = np.abs(z).mean(0)
             scale = np.rint(256 * np.log2(np.maximum(mean, 1e-20))).clip(-32000, 32000)
             scale = scale.astype(np.int16)
@@ -110,6 +119,7 @@ def _pass(
             known[layer, kind] = guess + torch.from_numpy(out) @ part.back
             own_parts.append(part)
             own_scales.append(scale)
+        errors[layer] = past
         parts.append(tuple(own_parts))
         scales.append(tuple(own_scales))
         needed = {s for later in sources[layer + 1 :] for s in later}
@@ -126,26 +136,30 @@ def _entropy(values: npt.NDArray[np.int32]) -> float:
     return total
 
 
-def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor) -> PartBasis:
-    """Ridge regression on what is known, then the principal axes of what is left, weighted."""
-    mean = x.mean(0)
+def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor, shares: Tensor) -> PartBasis:
+    """Ridge regression on what is known, then the principal axes of what is left, weighted.
+
+    ``shares [tokens]``, with mean 1, are what each token counts for.
+    """
+    shares = shares[:, None]
+    roots = shares.sqrt()
+    mean = (shares * x).mean(0)
     if given:
         features = torch.cat(given, 1)
-        center = features.mean(0)
-        rows = features - center
+        center = (shares * features).mean(0)
+        rows = (features - center) * roots
         square = (rows.T @ rows).double()
         # Where nothing was decoded but means, features are all 0.
         square += torch.eye(len(square)) * (square.diagonal().mean() * _RIDGE + 1e-9)
-        predictor = (
-            torch.linalg.solve(square, (rows.T @ (x - mean)).double()).float().half().float()
-        )
+        answer = (rows.T @ ((x - mean) * roots)).double()
+        predictor = torch.linalg.solve(square, answer).float().half().float()
         mean = mean - center @ predictor
         rest = x - mean - features @ predictor
     else:
         predictor = x.new_zeros(0, x.shape[1])
         rest = x - mean
     root = weight.sqrt()
-    spread = torch.cov((rest * root).double().T)
+    spread = torch.cov((rest * roots * root).double().T)
     spread += torch.eye(len(spread)) * (spread.diagonal().mean() * 1e-9 + 1e-30)
     _, axes = torch.linalg.eigh(spread)
     axes = axes.flip(1).float()  # largest first

@@ -15,8 +15,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .cpu_memory import OFFSET, Memory
-from .cpu_tiles import BLOCK, of_vectors
-from .cpu_vectors import cgutils, lanes_of, shuffled, splat
+from .cpu_tiles import BLOCK
+from .cpu_vectors import cgutils, lanes_of, of_vectors, shuffled, splat
 
 LOWEST = np.float32(np.finfo(np.float32).min)
 _WORD = ir.IntType(32)

@@ -17,21 +17,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from .cpu_memory import OFFSET, Halves, Memory
-from .cpu_vectors import cgutils, lanes_of, shuffled, splat
+from .cpu_vectors import cgutils, lanes_of, of_vectors, splat, summed, transposed
 
 BLOCK = 64  # tokens
 ROWS = 4
 _AHEAD = 32  # tokens, of memory that is on its way
-
-
-def of_vectors(builder: Any, name: str, *vectors: Any) -> Any:
-    """What LLVM calls ``name``."""
-    kind = vectors[0].type
-    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(kind, [kind] * len(vectors)), f"llvm.{name}.{suffix}"
-    )
-    return builder.call(function, vectors)
 
 
 def _by_width(builder: Any, wide: Any, emit: Callable[[type[Memory]], None]) -> None:
@@ -71,7 +61,7 @@ def _transpose(_: Any, keys: Any, wide: Any, apart: Any, dim: Any, to: Any) -> A
                         at = builder.add(row, start)
                         source.fetch(builder.add(at, builder.mul(apart_, OFFSET(_AHEAD))))
                         rows.append(source.load(at))
-                    for n, column in enumerate(_transposed(builder, rows)):
+                    for n, column in enumerate(transposed(builder, rows)):
                         at = builder.mul(builder.add(start, OFFSET(n)), OFFSET(BLOCK))
                         there.store(builder.add(at, token), column)
 
@@ -82,19 +72,6 @@ def _transpose(_: Any, keys: Any, wide: Any, apart: Any, dim: Any, to: Any) -> A
 
 
 transpose: Any = intrinsic(_transpose)
-
-
-def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:
-    """As many as lanes: number ``i`` of the ``j``-th becomes number ``j`` of the ``i``-th."""
-    out, lanes, bit = list(vectors), len(vectors), 1
-    while bit < lanes:
-        low, high = _pairs(lanes, bit)
-        for i in range(lanes):
-            if not i & bit:
-                pair = out[i], out[i | bit]
-                out[i], out[i | bit] = (shuffled(builder, pair, of) for of in (low, high))
-        bit *= 2
-    return out
 
 
 def _dot(
@@ -136,7 +113,7 @@ def _dot(
                         builder.store(builder.load(one), part(row, token.index))
                 for row in range(rows):
                     vectors = [builder.load(part(row, OFFSET(n))) for n in range(lanes)]
-                    there.store(builder.add(first, OFFSET(row * BLOCK)), _summed(builder, vectors))
+                    there.store(builder.add(first, OFFSET(row * BLOCK)), summed(builder, vectors))
 
         _by_rows(builder, args[0], lambda n: _by_width(builder, args[3], partial(emit, n)))
         return context.get_dummy_value()
@@ -145,27 +122,6 @@ def _dot(
 
 
 dot: Any = intrinsic(_dot)
-
-
-def _summed(builder: Any, vectors: list[Any]) -> Any:
-    """Of as many as lanes: each one's sum, in its place."""
-    lanes, bit = len(vectors), 1
-    while bit < lanes:
-        low, high = _pairs(lanes, bit)
-        vectors = [
-            builder.fadd(
-                *(shuffled(builder, (vectors[n], vectors[n + 1]), of) for of in (low, high))
-            )
-            for n in range(0, len(vectors), 2)
-        ]
-        bit *= 2
-    return vectors[0]
-
-
-def _pairs(lanes: int, bit: int) -> tuple[list[int], list[int]]:
-    """What exchanges index bit ``bit`` within two vectors with the bit that tells them apart."""
-    low = [lanes + (j ^ bit) if j & bit else j for j in range(lanes)]
-    return low, [lanes + j if j & bit else j | bit for j in range(lanes)]
 
 
 def _score(_: Any, rows: Any, queries: Any, dim: Any, keys: Any, to: Any) -> Any:

@@ -68,3 +68,47 @@ def shuffled(builder: Any, pair: tuple[Any, Any], of: Sequence[int]) -> Any:
     """Numbers ``of`` a pair of vectors."""
     mask = ir.Constant(ir.VectorType(_LANE, len(of)), list(of))
     return builder.shuffle_vector(*pair, mask)
+
+
+def of_vectors(builder: Any, name: str, *vectors: Any) -> Any:
+    """What LLVM calls ``name``."""
+    kind = vectors[0].type
+    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [kind] * len(vectors)), f"llvm.{name}.{suffix}"
+    )
+    return builder.call(function, vectors)
+
+
+def transposed(builder: Any, vectors: list[Any]) -> list[Any]:
+    """As many as lanes: number ``i`` of the ``j``-th becomes number ``j`` of the ``i``-th."""
+    out, lanes, bit = list(vectors), len(vectors), 1
+    while bit < lanes:
+        low, high = _pairs(lanes, bit)
+        for i in range(lanes):
+            if not i & bit:
+                pair = out[i], out[i | bit]
+                out[i], out[i | bit] = (shuffled(builder, pair, of) for of in (low, high))
+        bit *= 2
+    return out
+
+
+def summed(builder: Any, vectors: list[Any]) -> Any:
+    """Of as many as lanes: each one's sum, in its place."""
+    lanes, bit = len(vectors), 1
+    while bit < lanes:
+        low, high = _pairs(lanes, bit)
+        vectors = [
+            builder.fadd(
+                *(shuffled(builder, (vectors[n], vectors[n + 1]), of) for of in (low, high))
+            )
+            for n in range(0, len(vectors), 2)
+        ]
+        bit *= 2
+    return vectors[0]
+
+
+def _pairs(lanes: int, bit: int) -> tuple[list[int], list[int]]:
+    """What exchanges index bit ``bit`` within two vectors with the bit that tells them apart."""
+    low = [lanes + (j ^ bit) if j & bit else j for j in range(lanes)]
+    return low, [lanes + j if j & bit else j | bit for j in range(lanes)]
