@@ -18,8 +18,9 @@ from .refining import REFINED, refine, refined_classes, refined_tables, tally_re
 
 _RIDGE = 3e-3  # of the features' mean square
 _SEARCH = 2048  # tokens, to find the step for a rate
+_COUNTED = 10_000  # tokens at least, for scales and classes
 _TRIALS = 4  # at most, with all tokens
-_NEAR = 0.03  # of the rate
+_NEAR = 0.06  # of the rate
 _LEAST = 1e-3  # bits per value, where nothing is left to say
 _FALL = 0.75  # octaves that the rate falls by in an octave of the step, at about one bit
 _FAR = 64 * 24  # of the step's exponent
@@ -41,7 +42,7 @@ def fit(
     ``weights`` ``[columns]`` are the errors' weights, and ``rate`` the bits per value at which
     predictors see their decoded features.
     """
-    few = [tuple(part[:: max(1, len(part) // _SEARCH)] for part in pair) for pair in layers]
+    few = _some(layers, _SEARCH)
     blank = make_tables(np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS)))
     low, high = -_FAR, _FAR  # exponents of the step; the rate falls as it grows
     while high - low > 8:
@@ -58,16 +59,22 @@ def fit(
         if abs(found / rate - 1) < _NEAR:
             break
     tables = make_tables(*counted)
+    counted_on = _some(layers, _COUNTED)
     refs, total = [], (np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS)))
     refined = np.zeros((REFINED, SYMBOLS)), np.zeros((REFINED, SYMBOLS))
     for octave in (-2, -1, 0, 1, 2):
         finer = number + 64 * octave
-        _, scales, _, counted = _pass(layers, weights, sources, finer, tables, parts, refined)
+        _, scales, _, counted = _pass(counted_on, weights, sources, finer, tables, parts, refined)
         refs.append(scales)
         for all_, one in zip(total, counted, strict=True):
             all_ += one
         progress()
     return _arrays(parts, refs, sources, number, make_tables(*total), refined_tables(*refined))
+
+
+def _some(layers: Sequence[tuple[Part, Part]], tokens: int) -> list[tuple[Part, ...]]:
+    """At least so many tokens, from everywhere, or all."""
+    return [tuple(part[:: max(1, len(part) // tokens)] for part in pair) for pair in layers]
 
 
 def _pass(
@@ -76,8 +83,8 @@ def _pass(
 ) -> tuple[Any, Any, float, Any]:  # fmt: skip
     """Through all layers at one step; fits where ``fitted`` is None.
 
-    Returns the parts, the scales, the bits per value (entropy column by column) and the counts;
-    what a refinement would say is added to ``refined``, counts and sums.
+    Returns the parts, the scales, the bits per value if it fits (entropy column by column) and the
+    counts; what a refinement would say is added to ``refined``, counts and sums.
     """
     known: dict[tuple[int, int], Tensor] = {}
     counts, sums = np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))
@@ -114,7 +121,7 @@ def _pass(
             if refined is not None:
                 half, found = units / np.float32(2), refined_classes(out, rows, table, 1)
                 tally_refined(z, out, half, refine(z, out, half, DEAD), found, *refined)
-            bits += _entropy(values)
+            bits += _entropy(values) if fitted is None else 0.0
             values_seen += values.size
             known[layer, kind] = guess + torch.from_numpy(out) @ part.back
             own_parts.append(part)
@@ -141,13 +148,12 @@ def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor, shares: Tensor) ->
 
     ``shares [tokens]``, with mean 1, are what each token counts for.
     """
-    shares = shares[:, None]
-    roots = shares.sqrt()
-    mean = (shares * x).mean(0)
+    each, roots = shares / len(x), shares.sqrt()[:, None]
+    mean = each @ x
     if given:
         features = torch.cat(given, 1)
-        center = (shares * features).mean(0)
-        rows = (features - center) * roots
+        center = each @ features
+        rows = (features - center).mul_(roots)
         square = (rows.T @ rows).double()
         # Where nothing was decoded but means, features are all 0.
         square += torch.eye(len(square)) * (square.diagonal().mean() * _RIDGE + 1e-9)
