@@ -11,9 +11,9 @@ import numpy as np
 from numba.extending import register_jitable
 
 from .compiling import part
-from .cpu_memory import array_at, as_float, count_on
+from .cpu_memory import Halves, Memory, array_at, as_float, count_on
 from .cpu_softmax import LOWEST, weigh
-from .cpu_tiles import BLOCK, ROWS, dot, gather, score, transpose
+from .cpu_tiles import BLOCK, ROWS, dotter, gatherer, scorer, transposer
 
 PART = 512  # tokens; whole blocks
 LINE = 64  # bytes
@@ -27,6 +27,7 @@ _FIELDS = (
     "mask", "mask_batch", "mask_new", "out", "kept", "scale", "first", "pieces", "codes", "wide",
 )  # fmt: skip
 ORDER = np.dtype([(name, np.int64) for name in _FIELDS])
+_score1, _score2, _score3, _score4 = map(scorer, range(1, ROWS + 1))
 
 
 @register_jitable
@@ -109,6 +110,48 @@ def finish(order: Any, to: Any, spaces: Any, floats: Any) -> None:
     known[:] = array_at(spaces[4], 2 * rows, floats)
 
 
+def _products(kind: type[Memory]) -> tuple[Any, Any, Any]:
+    """With keys and values of ``kind``: transposed, scores of few rows, sums of any.
+
+    Each kind has functions of its own: in one function for both, LLVM makes worse code of each.
+    """
+    transpose = transposer(kind)
+    dot1, dot2, dot3, dot4 = (dotter(rows, kind) for rows in range(1, ROWS + 1))
+    gather1, gather2, gather3, gather4 = (gatherer(rows, kind) for rows in range(1, ROWS + 1))
+
+    def transpose_(keys: Any, apart: Any, dim: Any, to: Any) -> None:
+        transpose(keys, apart, dim, to)
+
+    def dot_(rows: Any, queries: Any, keys: Any, apart: Any, dim: Any, to: Any) -> None:
+        if rows == 4:
+            dot4(queries, keys, apart, dim, to)
+        elif rows == 3:
+            dot3(queries, keys, apart, dim, to)
+        elif rows == 2:
+            dot2(queries, keys, apart, dim, to)
+        else:
+            dot1(queries, keys, apart, dim, to)
+
+    def gather_(
+        rows: Any, weights: Any, values: Any, apart: Any, count: Any, shrink: Any, to: Any, dim: Any
+    ) -> None:
+        if rows == 4:
+            gather4(weights, values, apart, count, shrink, to, dim)
+        elif rows == 3:
+            gather3(weights, values, apart, count, shrink, to, dim)
+        elif rows == 2:
+            gather2(weights, values, apart, count, shrink, to, dim)
+        else:
+            gather1(weights, values, apart, count, shrink, to, dim)
+
+    wide = kind.wide
+    return part(transpose_, wide), part(dot_, wide), part(gather_, wide)
+
+
+_transpose, _dot, _gather = _products(Memory)
+_transpose_half, _dot_half, _gather_half = _products(Halves)
+
+
 @part
 def attend_block(
     order: Any, batch: Any, token: Any, count: Any, places: Any, to: Any, spaces: Any, floats: Any
@@ -118,13 +161,18 @@ def attend_block(
     new, dim, rows = order.new, order.dim, order.group * order.new
     keys, scores, spare, queries, state = spaces
     key, apart, value, value_apart, wide = places
-    if rows <= ROWS:
-        dot(rows, queries, key, wide, apart, dim, scores)
+    if rows <= ROWS and wide == 4:
+        _dot(rows, queries, key, apart, dim, scores)
+    elif rows <= ROWS:
+        _dot_half(rows, queries, key, apart, dim, scores)
     else:
-        transpose(key, wide, apart, dim, keys)
+        if wide == 4:
+            _transpose(key, apart, dim, keys)
+        else:
+            _transpose_half(key, apart, dim, keys)
         for r in range(0, rows, ROWS):
             row = scores + 4 * r * BLOCK
-            score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row)
+            _score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row)
     for r in range(rows):
         mask = np.int64(0)
         if order.mask:
@@ -137,7 +185,22 @@ def attend_block(
     for r in range(0, rows, ROWS):
         row, shrink = scores + 4 * r * BLOCK, state + 4 * (2 * rows + r)
         some, sums = min(ROWS, rows - r), to + 4 * r * dim
-        gather(some, row, value, wide, value_apart, count, shrink, sums, dim)
+        if wide == 4:
+            _gather(some, row, value, value_apart, count, shrink, sums, dim)
+        else:
+            _gather_half(some, row, value, value_apart, count, shrink, sums, dim)
+
+
+@part
+def _score(rows: Any, queries: Any, dim: Any, keys: Any, to: Any) -> None:
+    if rows == 4:
+        _score4(queries, dim, keys, to)
+    elif rows == 3:
+        _score3(queries, dim, keys, to)
+    elif rows == 2:
+        _score2(queries, dim, keys, to)
+    else:
+        _score1(queries, dim, keys, to)
 
 
 @part

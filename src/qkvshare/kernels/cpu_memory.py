@@ -72,7 +72,7 @@ class Memory:
     """Float32 from ``address`` on, in vectors of ``lanes``, or one by one; places are counted in
     numbers, and are constants or LLVM's."""
 
-    number = _FLOAT
+    number, wide = _FLOAT, 4  # bytes
 
     def __init__(self, builder: Any, address: Any, lanes: int = 1) -> None:
         self.builder, self.lanes = builder, lanes
@@ -101,7 +101,7 @@ class Memory:
 class Halves(Memory):
     """Bfloat16, the upper halves of float32, which is what `load` gives."""
 
-    number = _HALF
+    number, wide = _HALF, 2
 
     def load(self, at: Any) -> Any:
         """From ``at`` on."""

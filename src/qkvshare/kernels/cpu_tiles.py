@@ -3,20 +3,18 @@
 Of a block of `BLOCK` tokens the keys are transposed for many rows, so that scores of neighbouring
 tokens lie side by side, and a product with a query needs no sum across a vector. Up to `ROWS` rows
 are taken at once, since a key or a value that is loaded serves all of them. Everything is float32,
-by address, but keys and values may be bfloat16 (``wide`` is then 2 bytes, not 4).
+by address; keys and values are of any kind of `Memory`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .cpu_memory import OFFSET, Halves, Memory
+from .cpu_memory import OFFSET, Memory
 from .cpu_vectors import cgutils, lanes_of, of_vectors, splat, summed, transposed
 
 BLOCK = 64  # tokens
@@ -24,38 +22,21 @@ ROWS = 4
 _AHEAD = 32  # tokens, of memory that is on its way
 
 
-def _by_width(builder: Any, wide: Any, emit: Callable[[type[Memory]], None]) -> None:
-    """What ``emit`` makes for keys or values of ``wide`` bytes."""
-    with builder.if_else(builder.icmp_signed("==", wide, OFFSET(4))) as (floats, halves):
-        with floats:
-            emit(Memory)
-        with halves:
-            emit(Halves)
-
-
-def _by_rows(builder: Any, rows: Any, emit: Callable[[int], None]) -> None:
-    """What ``emit`` makes for so many ``rows``."""
-    for count in range(1, ROWS + 1):
-        with builder.if_then(builder.icmp_signed("==", rows, OFFSET(count))):
-            emit(count)
-
-
-def _transpose(_: Any, keys: Any, wide: Any, apart: Any, dim: Any, to: Any) -> Any:
-    """``f(keys, wide, apart, dim, to)``: `BLOCK` keys of ``dim`` numbers, ``apart`` numbers, to
+def transposer(kind: type[Memory]) -> Any:
+    """``f(keys, apart, dim, to)``: `BLOCK` keys of ``dim`` numbers, ``apart`` numbers, to
     ``[dim, BLOCK]``."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = lanes_of(context, ir.FloatType())
-        apart_, dim_, all_ = args[2], args[3], OFFSET(lanes)
-        there = Memory(builder, args[4], lanes)
-
-        def emit(kind: type[Memory]) -> None:
-            source = kind(builder, args[0], lanes)
+    @intrinsic
+    def transpose(_: Any, keys: Any, apart: Any, dim: Any, to: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            lanes = lanes_of(context, ir.FloatType())
+            source, there = kind(builder, args[0], lanes), Memory(builder, args[3], lanes)
+            apart_, dim_, wide = args[1], args[2], OFFSET(lanes)
             with cgutils.for_range(builder, OFFSET(BLOCK // lanes)) as group:
-                token = builder.mul(group.index, all_)
+                token = builder.mul(group.index, wide)
                 first = builder.mul(token, apart_)
-                with cgutils.for_range(builder, builder.udiv(dim_, all_)) as loop:
-                    start, rows = builder.mul(loop.index, all_), []
+                with cgutils.for_range(builder, builder.udiv(dim_, wide)) as loop:
+                    start, rows = builder.mul(loop.index, wide), []
                     for n in range(lanes):
                         row = builder.add(first, builder.mul(apart_, OFFSET(n)))
                         at = builder.add(row, start)
@@ -64,29 +45,23 @@ def _transpose(_: Any, keys: Any, wide: Any, apart: Any, dim: Any, to: Any) -> A
                     for n, column in enumerate(transposed(builder, rows)):
                         at = builder.mul(builder.add(start, OFFSET(n)), OFFSET(BLOCK))
                         there.store(builder.add(at, token), column)
+            return context.get_dummy_value()
 
-        _by_width(builder, args[1], emit)
-        return context.get_dummy_value()
+        return types.void(keys, apart, dim, to), generate
 
-    return types.void(keys, wide, apart, dim, to), generate
-
-
-transpose: Any = intrinsic(_transpose)
+    return transpose
 
 
-def _dot(
-    _: Any, rows: Any, queries: Any, keys: Any, wide: Any, apart: Any, dim: Any, to: Any
-) -> Any:
-    """``f(rows, queries, keys, wide, apart, dim, to)``: what `transpose` and `score` do, for so few
-    rows that to sum across vectors costs less than to transpose; keys are read in their order."""
+def dotter(rows: int, kind: type[Memory]) -> Any:
+    """``f(queries, keys, apart, dim, to)``: what `transposer` and `scorer` do, for so few rows that
+    to sum across vectors costs less than to transpose; keys are read in their order."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = lanes_of(context, ir.FloatType())
-        query, there = (Memory(builder, args[n], lanes) for n in (1, 6))
-        apart_, dim_, all_ = args[4], args[5], OFFSET(lanes)
-
-        def emit(rows: int, kind: type[Memory]) -> None:
-            key = kind(builder, args[2], lanes)
+    @intrinsic
+    def dot(_: Any, queries: Any, keys: Any, apart: Any, dim: Any, to: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            lanes = lanes_of(context, ir.FloatType())
+            query, there = (Memory(builder, args[n], lanes) for n in (0, 4))
+            key, apart_, dim_, wide = kind(builder, args[1], lanes), args[2], args[3], OFFSET(lanes)
             # Of as many tokens as a vector has numbers, what is to be summed.
             alike = ir.ArrayType(ir.ArrayType(query.kind, lanes), rows)
             parts = cgutils.alloca_once(builder, alike)
@@ -95,14 +70,14 @@ def _dot(
                 return builder.gep(parts, [OFFSET(0), OFFSET(row), token])
 
             with cgutils.for_range(builder, OFFSET(BLOCK // lanes)) as group:
-                first = builder.mul(group.index, all_)
-                with cgutils.for_range(builder, all_) as token:
+                first = builder.mul(group.index, wide)
+                with cgutils.for_range(builder, wide) as token:
                     at = builder.mul(builder.add(first, token.index), apart_)
                     later = builder.add(at, builder.mul(apart_, OFFSET(_AHEAD)))
                     sums = _Sums(builder, rows, lanes, 1)
                     sums.clear()
-                    with cgutils.for_range(builder, builder.udiv(dim_, all_)) as loop:
-                        start = builder.mul(loop.index, all_)
+                    with cgutils.for_range(builder, builder.udiv(dim_, wide)) as loop:
+                        start = builder.mul(loop.index, wide)
                         key.fetch(builder.add(later, start))
                         own = [
                             query.load(builder.add(start, builder.mul(dim_, OFFSET(row))))
@@ -114,33 +89,30 @@ def _dot(
                 for row in range(rows):
                     vectors = [builder.load(part(row, OFFSET(n))) for n in range(lanes)]
                     there.store(builder.add(first, OFFSET(row * BLOCK)), summed(builder, vectors))
+            return context.get_dummy_value()
 
-        _by_rows(builder, args[0], lambda n: _by_width(builder, args[3], partial(emit, n)))
-        return context.get_dummy_value()
+        return types.void(queries, keys, apart, dim, to), generate
 
-    return types.void(rows, queries, keys, wide, apart, dim, to), generate
-
-
-dot: Any = intrinsic(_dot)
+    return dot
 
 
-def _score(_: Any, rows: Any, queries: Any, dim: Any, keys: Any, to: Any) -> Any:
-    """``f(rows, queries, dim, keys, to)``: ``rows`` queries, one behind the other, times a block of
+def scorer(rows: int) -> Any:
+    """``f(queries, dim, keys, to)``: ``rows`` queries, one behind the other, times a block of
     transposed keys; to ``[rows, BLOCK]``."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = lanes_of(context, ir.FloatType())
-        query = Memory(builder, args[1])
-        key, there = (Memory(builder, args[n], lanes) for n in (3, 4))
-
-        def emit(rows: int) -> None:
+    @intrinsic
+    def score(_: Any, queries: Any, dim: Any, keys: Any, to: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            lanes = lanes_of(context, ir.FloatType())
+            query = Memory(builder, args[0])
+            key, there = (Memory(builder, args[n], lanes) for n in (2, 3))
             for start in range(0, BLOCK, lanes * _at_once(lanes)):
                 sums = _Sums(builder, rows, lanes, _at_once(lanes))
                 sums.clear()
-                with cgutils.for_range(builder, args[2]) as loop:
+                with cgutils.for_range(builder, args[1]) as loop:
                     at = builder.add(builder.mul(loop.index, OFFSET(BLOCK)), OFFSET(start))
                     places = [
-                        builder.add(loop.index, builder.mul(args[2], OFFSET(row)))
+                        builder.add(loop.index, builder.mul(args[1], OFFSET(row)))
                         for row in range(rows)
                     ]
                     sums.add(
@@ -149,46 +121,39 @@ def _score(_: Any, rows: Any, queries: Any, dim: Any, keys: Any, to: Any) -> Any
                 for row, of in enumerate(sums.vectors):
                     for n, one in enumerate(of):
                         there.store(row * BLOCK + start + n * lanes, builder.load(one))
+            return context.get_dummy_value()
 
-        _by_rows(builder, args[0], emit)
-        return context.get_dummy_value()
+        return types.void(queries, dim, keys, to), generate
 
-    return types.void(rows, queries, dim, keys, to), generate
-
-
-score: Any = intrinsic(_score)
+    return score
 
 
-def _gather(
-    _: Any, rows: Any, weights: Any, values: Any, wide: Any, apart: Any, count: Any, shrink: Any,
-    out: Any, dim: Any,
-) -> Any:  # fmt: skip
-    """``f(rows, weights, values, wide, apart, count, shrink, out, dim)``: ``out [rows, dim]`` times
+def gatherer(rows: int, kind: type[Memory]) -> Any:
+    """``f(weights, values, apart, count, shrink, out, dim)``, of ``rows`` rows: ``out`` times
     ``shrink``, and ``count`` values, ``apart`` numbers, times their ``weights [rows, BLOCK]``."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = lanes_of(context, ir.FloatType())
-        weight, factor = (Memory(builder, args[n]) for n in (1, 6))
-        there, dim_ = Memory(builder, args[7], lanes), args[8]
-        apart_, all_ = args[4], OFFSET(lanes * _at_once(lanes))
-
-        def emit(rows: int, kind: type[Memory]) -> None:
-            value, sums = (
-                kind(builder, args[2], lanes),
-                _Sums(builder, rows, lanes, _at_once(lanes)),
-            )
-            with cgutils.for_range(builder, builder.udiv(dim_, all_)) as column:
-                start = builder.mul(column.index, all_)
+    @intrinsic
+    def gather(
+        _: Any, weights: Any, values: Any, apart: Any, count: Any, shrink: Any, out: Any, dim: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            lanes = lanes_of(context, ir.FloatType())
+            weight, factor = (Memory(builder, args[n]) for n in (0, 4))
+            value, there = kind(builder, args[1], lanes), Memory(builder, args[5], lanes)
+            apart_, wide = args[2], OFFSET(lanes * _at_once(lanes))
+            sums = _Sums(builder, rows, lanes, _at_once(lanes))
+            with cgutils.for_range(builder, builder.udiv(args[6], wide)) as column:
+                start = builder.mul(column.index, wide)
 
                 def place(row: int, n: int) -> Any:
-                    at = builder.add(start, builder.mul(dim_, OFFSET(row)))
+                    at = builder.add(start, builder.mul(args[6], OFFSET(row)))
                     return builder.add(at, OFFSET(n * lanes))
 
                 for row, of in enumerate(sums.vectors):
                     before = splat(builder, factor.load(row), lanes)
                     for n, one in enumerate(of):
                         builder.store(builder.fmul(there.load(place(row, n)), before), one)
-                with cgutils.for_range(builder, args[5]) as loop:
+                with cgutils.for_range(builder, args[3]) as loop:
                     at = builder.add(builder.mul(loop.index, apart_), start)
                     later = builder.add(at, builder.mul(apart_, OFFSET(_AHEAD)))
                     for n in range(_at_once(lanes)):
@@ -200,15 +165,11 @@ def _gather(
                 for row, of in enumerate(sums.vectors):
                     for n, one in enumerate(of):
                         there.store(place(row, n), builder.load(one))
+            return context.get_dummy_value()
 
-        _by_rows(builder, args[0], lambda n: _by_width(builder, args[3], partial(emit, n)))
-        return context.get_dummy_value()
+        return types.void(weights, values, apart, count, shrink, out, dim), generate
 
-    made = types.void(rows, weights, values, wide, apart, count, shrink, out, dim)
-    return made, generate
-
-
-gather: Any = intrinsic(_gather)
+    return gather
 
 
 class _Sums:
