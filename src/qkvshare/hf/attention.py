@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -58,7 +59,7 @@ def attention(
             return found, None
     if layer is not None:
         key, value = layer.numbers()
-    if key.dtype != query.dtype:  # of a `HalfLayer`
+    if key.dtype == torch.bfloat16 and query.dtype == torch.float32:  # of a `HalfLayer`
         key, value = key.to(query.dtype), value.to(query.dtype)
     if many:
         return sdpa_attention_forward(
