@@ -28,6 +28,24 @@ def first(row: Row) -> float:
     return float(row["ttft_ms"]["median"])
 
 
+def later(row: Row) -> float:
+    """Milliseconds of a token after the first, median."""
+    return float(row["decode_ms_per_token"]["median"])
+
+
+def ratio(
+    one: Row | None, other: Row | None, of: Callable[[Row], float] = first, digits: int = 2
+) -> str:
+    """Of two rows, where there are both."""
+    return "—" if one is None or other is None else f"{of(one) / of(other):.{digits}f}"
+
+
+def among(rows: list[Row], tokens: int, path: str) -> Row | None:
+    """The row of a path at a length, with `packed` where it has a codec."""
+    found = [at for at in rows if at["context_tokens"] == tokens and at["path"] == path]
+    return next((at for at in found if at["codec"] in ("none", "packed")), None)
+
+
 def table(rows: list[Row]) -> None:
     """Every route at every length."""
     print(
@@ -36,17 +54,13 @@ def table(rows: list[Row]) -> None:
     )
     print("|---" * 11 + "|")
     for row in rows:
-        base = next(
-            at
-            for at in rows
-            if at["path"] == "resident" and at["context_tokens"] == row["context_tokens"]
-        )
+        base = among(rows, row["context_tokens"], "resident")
         stages = {key: f"{at['median']:.1f}" for key, at in row["stages_ms"].items()}
         spread = "{median:,.0f} [{p25:,.0f}, {p75:,.0f}]".format(**row["ttft_ms"])
         print(
-            f"| {row['context_tokens']} | {name(row)} | {spread} | {first(row) / first(base):.2f} "
+            f"| {row['context_tokens']} | {name(row)} | {spread} | {ratio(row, base)} "
             f"| {stages['open']} | {stages['inject']} | {stages['forward']} "
-            f"| {row['decode_ms_per_token']['median']:.0f} | {megabytes(row['bytes'])} "
+            f"| {later(row):.0f} | {megabytes(row['bytes'])} "
             f"| {megabytes(row['cache_bytes'])} | {megabytes(row['peak_extra_bytes'])} |"
         )
 
@@ -57,19 +71,21 @@ def megabytes(count: int | None) -> str:
 
 
 def ratios(rows: list[Row]) -> None:
-    """Reading again against a card from disk, at every length."""
+    """Reading again against a card from disk, both against a cache in memory; and later tokens."""
     print(
-        "| tokens | re-prefill ÷ card-file | card-file ÷ resident | card ÷ resident | next token |"
+        "| tokens | re-prefill ÷ card-file | card-file ÷ resident | card ÷ resident "
+        "| next token, × as fast as `resident`: card-file | card-half | card-codes |"
     )
-    print("|---" * 5 + "|")
+    print("|---" * 7 + "|")
     for tokens in lengths(rows):
-        at = {(row["path"], row["codec"]): row for row in rows if row["context_tokens"] == tokens}
-        card, held = at["card-file", "packed"], at["card", "packed"]
-        base, text = at["resident", "none"], at.get(("re-prefill", "none"))
-        again = "—" if text is None else f"{first(text) / first(card):.1f}"
-        after = base["decode_ms_per_token"]["median"] / card["decode_ms_per_token"]["median"]
-        of_base = f"{first(card) / first(base):.2f} | {first(held) / first(base):.2f}"
-        print(f"| {tokens} | {again} | {of_base} | {after:.2f} × as fast |")
+        card, base, text = (
+            among(rows, tokens, path) for path in ("card-file", "resident", "re-prefill")
+        )
+        cells = [ratio(text, card, digits=1), ratio(card, base)]
+        cells.append(ratio(among(rows, tokens, "card"), base))
+        for path in ("card-file", "card-half", "card-codes"):
+            cells.append(ratio(base, among(rows, tokens, path), later))
+        print(f"| {tokens} | " + " | ".join(cells) + " |")
 
 
 def alone(rows: list[Row]) -> None:

@@ -1,7 +1,7 @@
 """Layers in bfloat16 of a model that computes in float32.
 
-What a lossy codec has left of a number is far from float32's last bits: half the memory holds it,
-and half of it is read for every token.
+What a lossy codec has left of a number is hardly more than bfloat16 holds (docs/results/ttft.md has
+the price): half the memory, of which half as much is read for every token.
 """
 
 from __future__ import annotations
