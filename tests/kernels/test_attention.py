@@ -104,8 +104,12 @@ def test_bfloat16_is_attended_to_as_the_float32_that_it_is(
     query, *held = tensors(2, 2, group, new, tokens, dim)
     key, value = (each.bfloat16() for each in held)
     mask = causal(2, new, tokens, LOWEST)
-    found = attend(query, key, value, mask, 0.3)
-    assert torch.equal(found, attend(query, key.float(), value.float(), mask, 0.3))
+    expected = attend(query, key.float(), value.float(), mask, 0.3)
+    assert torch.equal(attend(query, key, value, mask, 0.3), expected)
+    # Of each token all heads side by side.
+    apart = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (key, value)]
+    assert torch.equal(attend(query, *apart, mask, 0.3), expected)
+    assert torch.equal(attend(query, *(each.float() for each in apart), mask, 0.3), expected)
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:

@@ -16,10 +16,8 @@ from .coded import CodedLayer
 from .half import HalfLayer
 from .room import FullLayer, SlidingLayer
 
-_KINDS = (
-    *(DynamicLayer, DynamicSlidingWindowLayer),
-    *(FullLayer, SlidingLayer, HalfLayer, CodedLayer),
-)
+_PLAIN = DynamicLayer, DynamicSlidingWindowLayer
+_KINDS = (*_PLAIN, FullLayer, SlidingLayer, HalfLayer, CodedLayer)
 _CONFIG_KINDS = {"full_attention", "sliding_attention"}
 
 _empty: WeakKeyDictionary[nn.Module, tuple[str, DynamicCache]] = WeakKeyDictionary()
