@@ -86,7 +86,9 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = room.keys.dtype, room.keys.device, True
         for name in _PARTS:
             self._rooms[name] = whole = getattr(room, name).unsqueeze(0)
-            setattr(self, name, whole.narrow(2, held.start, held.stop - held.start))
+            kept = whole.narrow(2, held.start, held.stop - held.start)
+            setattr(self, name, kept)
+            self._last[name] = _Last(kept, 1, held.start, held.stop, whole.shape[2])
         if isinstance(self, SlidingLayer):
             self._sliding_window_tensor = self._sliding_window_tensor.to(self.device)
             # The true length: masks and positions are computed from it, not from what is held.

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .compiling import callback
 from .cpu_coded import Codes, work_coded
-from .cpu_flash import PART, kept_of, work
+from .cpu_flash import PART, work
+from .cpu_merge import kept_of
 from .cpu_tiles import BLOCK
 
 

@@ -13,18 +13,17 @@ import numpy.typing as npt
 
 from .compiling import kernel, part
 from .cpu_flash import (
-    LINE,
     ORDER,
     PART,
     attend_block,
     attend_numbers,
     begin,
     finish,
-    merge,
     room_of,
     spaces_of,
 )
 from .cpu_memory import array_at, borrowed, count_on
+from .cpu_merge import LINE, merge
 from .cpu_tiles import BLOCK
 from .cpu_walk import AT, HALF, HERE, WHOLE, WIDTHS, open_half, write_rows
 from .parts import Part

@@ -3,7 +3,6 @@ there are any."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numba
@@ -12,11 +11,12 @@ from numba.extending import register_jitable
 
 from .compiling import part
 from .cpu_memory import Halves, Memory, array_at, as_float, count_on
+from .cpu_merge import LINE, kept_of, merge
 from .cpu_softmax import LOWEST, weigh
-from .cpu_tiles import BLOCK, ROWS, dotter, gatherer, scorer, transposer
+from .cpu_tiles import BLOCK, ROWS, SOON, dotter, gatherer, scorer, transposer
 
 PART = 512  # tokens; whole blocks
-LINE = 64  # bytes
+_MANY = 3 * ROWS  # rows that are work enough for memory to come meanwhile
 # What threads are given, all int64; strides are in numbers. ``tokens`` are numbers, the ``first``
 # ones before them ``pieces`` of ``codes``, see `cpu_coded`.
 _FIELDS = (
@@ -28,13 +28,6 @@ _FIELDS = (
 )  # fmt: skip
 ORDER = np.dtype([(name, np.int64) for name in _FIELDS])
 _score1, _score2, _score3, _score4 = map(scorer, range(1, ROWS + 1))
-
-
-@register_jitable
-def kept_of(rows: Any, dim: Any) -> Any:
-    """Numbers kept of a part: sums, largest scores, sums of weights; whole cache lines."""
-    line = LINE // 4
-    return (rows * (dim + 2) + line - 1) // line * line
 
 
 def work(pointer: Any) -> None:
@@ -115,12 +108,18 @@ def _products(kind: type[Memory]) -> tuple[Any, Any, Any]:
 
     Each kind has functions of its own: in one function for both, LLVM makes worse code of each.
     """
-    transpose = transposer(kind)
+    transpose, transpose_for_many = transposer(kind, False), transposer(kind, True)
     dot1, dot2, dot3, dot4 = (dotter(rows, kind) for rows in range(1, ROWS + 1))
-    gather1, gather2, gather3, gather4 = (gatherer(rows, kind) for rows in range(1, ROWS + 1))
+    gather1, gather2, gather3, gather4 = (
+        gatherer(rows, kind, False) for rows in range(1, ROWS + 1)
+    )
+    gather_of_many = gatherer(ROWS, kind, True)
 
-    def transpose_(keys: Any, apart: Any, dim: Any, to: Any) -> None:
-        transpose(keys, apart, dim, to)
+    def transpose_(rows: Any, keys: Any, apart: Any, dim: Any, to: Any) -> None:
+        if rows >= _MANY:
+            transpose_for_many(keys, apart, dim, to)
+        else:
+            transpose(keys, apart, dim, to)
 
     def dot_(rows: Any, queries: Any, keys: Any, apart: Any, dim: Any, to: Any) -> None:
         if rows == 4:
@@ -133,16 +132,20 @@ def _products(kind: type[Memory]) -> tuple[Any, Any, Any]:
             dot1(queries, keys, apart, dim, to)
 
     def gather_(
-        rows: Any, weights: Any, values: Any, apart: Any, count: Any, shrink: Any, to: Any, dim: Any
-    ) -> None:
-        if rows == 4:
-            gather4(weights, values, apart, count, shrink, to, dim)
+        rows: Any, weights: Any, values: Any, apart: Any, count: Any, shrink: Any, to: Any,
+        dim: Any, soon: Any,
+    ) -> None:  # fmt: skip
+        """``soon`` is 0 but for many rows."""
+        if rows == 4 and soon:
+            gather_of_many(weights, values, apart, count, shrink, to, dim, soon)
+        elif rows == 4:
+            gather4(weights, values, apart, count, shrink, to, dim, soon)
         elif rows == 3:
-            gather3(weights, values, apart, count, shrink, to, dim)
+            gather3(weights, values, apart, count, shrink, to, dim, soon)
         elif rows == 2:
-            gather2(weights, values, apart, count, shrink, to, dim)
+            gather2(weights, values, apart, count, shrink, to, dim, soon)
         else:
-            gather1(weights, values, apart, count, shrink, to, dim)
+            gather1(weights, values, apart, count, shrink, to, dim, soon)
 
     wide = kind.wide
     return part(transpose_, wide), part(dot_, wide), part(gather_, wide)
@@ -167,12 +170,14 @@ def attend_block(
         _dot_half(rows, queries, key, apart, dim, scores)
     else:
         if wide == 4:
-            _transpose(key, apart, dim, keys)
+            _transpose(rows, key, apart, dim, keys)
         else:
-            _transpose_half(key, apart, dim, keys)
+            _transpose_half(rows, key, apart, dim, keys)
         for r in range(0, rows, ROWS):
-            row = scores + 4 * r * BLOCK
-            _score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row)
+            row, soon = scores + 4 * r * BLOCK, value
+            if rows >= _MANY:
+                soon += r // ROWS * SOON * dim
+            _score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row, soon)
     for r in range(rows):
         mask = np.int64(0)
         if order.mask:
@@ -184,23 +189,25 @@ def attend_block(
         weigh(scores + 4 * r * BLOCK, mask, count, state + 4 * r, rows)
     for r in range(0, rows, ROWS):
         row, shrink = scores + 4 * r * BLOCK, state + 4 * (2 * rows + r)
-        some, sums = min(ROWS, rows - r), to + 4 * r * dim
+        some, sums, soon = min(ROWS, rows - r), to + 4 * r * dim, np.int64(0)
+        if rows >= _MANY:  # the next keys
+            soon = key + BLOCK * wide * apart + r // ROWS * SOON * BLOCK
         if wide == 4:
-            _gather(some, row, value, value_apart, count, shrink, sums, dim)
+            _gather(some, row, value, value_apart, count, shrink, sums, dim, soon)
         else:
-            _gather_half(some, row, value, value_apart, count, shrink, sums, dim)
+            _gather_half(some, row, value, value_apart, count, shrink, sums, dim, soon)
 
 
 @part
-def _score(rows: Any, queries: Any, dim: Any, keys: Any, to: Any) -> None:
+def _score(rows: Any, queries: Any, dim: Any, keys: Any, to: Any, soon: Any) -> None:
     if rows == 4:
-        _score4(queries, dim, keys, to)
+        _score4(queries, dim, keys, to, soon)
     elif rows == 3:
-        _score3(queries, dim, keys, to)
+        _score3(queries, dim, keys, to, soon)
     elif rows == 2:
-        _score2(queries, dim, keys, to)
+        _score2(queries, dim, keys, to, soon)
     else:
-        _score1(queries, dim, keys, to)
+        _score1(queries, dim, keys, to, soon)
 
 
 @part
@@ -223,29 +230,3 @@ def _pad(at: Any, apart: Any, size: Any, count: Any, to: Any) -> None:
     padded[count * size :] = 0
     for token in range(count):
         padded[token * size : (token + 1) * size] = array_at(at + token * apart, size, bytes_)
-
-
-@part
-def merge(order: Any, floats: Any) -> None:
-    """Parts in the proportion of their sums."""
-    parts, group, new, dim = order.parts, order.group, order.new, order.dim
-    rows, heads = group * new, order.kv_heads * group
-    each = kept_of(rows, dim)
-    kept = array_at(order.kept, order.units * each, floats)
-    for whole in range(order.units // parts):
-        batch, head = whole // order.kv_heads, whole % order.kv_heads
-        for r in range(rows):
-            to = ((batch * new + r % new) * heads + head * group + r // new) * dim
-            out = array_at(order.out + 4 * to, dim, floats)
-            out[:] = 0
-            peak, total = LOWEST, np.float32(0)
-            for p in range(parts):
-                peak = max(peak, kept[(whole * parts + p) * each + rows * dim + r])
-            for p in range(parts):
-                base = (whole * parts + p) * each
-                share = np.float32(math.exp(kept[base + rows * dim + r] - peak))
-                total += share * kept[base + rows * (dim + 1) + r]
-                for i in range(dim):
-                    out[i] += share * kept[base + r * dim + i]
-            for i in range(dim):
-                out[i] /= total

@@ -68,6 +68,18 @@ def _as_float(_: Any, bits: Any) -> Any:
 as_float: Any = intrinsic(_as_float)
 
 
+def _float_at(_: Any, address: Any) -> Any:
+    """``f(address)``: the float32 there."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return Memory(builder, args[0]).load(0)
+
+    return types.float32(address), generate
+
+
+float_at: Any = intrinsic(_float_at)
+
+
 class Memory:
     """Float32 from ``address`` on, in vectors of ``lanes``, or one by one; places are counted in
     numbers, and are constants or LLVM's."""

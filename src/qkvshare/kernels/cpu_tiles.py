@@ -19,12 +19,16 @@ from .cpu_vectors import cgutils, lanes_of, of_vectors, splat, summed, transpose
 
 BLOCK = 64  # tokens
 ROWS = 4
-_AHEAD = 32  # tokens, of memory that is on its way
+# Memory that is on its way. For many rows it comes little by little in all that is done with a
+# block: a product that asks for more than can be under way at once has to wait.
+_AHEAD = 32  # tokens
+SOON = 32  # bytes
 
 
-def transposer(kind: type[Memory]) -> Any:
+def transposer(kind: type[Memory], many: bool) -> Any:
     """``f(keys, apart, dim, to)``: `BLOCK` keys of ``dim`` numbers, ``apart`` numbers, to
-    ``[dim, BLOCK]``."""
+    ``[dim, BLOCK]``. Meanwhile later keys come, unless they do so while there is more to do with
+    the ``many`` rows that these are for."""
 
     @intrinsic
     def transpose(_: Any, keys: Any, apart: Any, dim: Any, to: Any) -> Any:
@@ -40,7 +44,8 @@ def transposer(kind: type[Memory]) -> Any:
                     for n in range(lanes):
                         row = builder.add(first, builder.mul(apart_, OFFSET(n)))
                         at = builder.add(row, start)
-                        source.fetch(builder.add(at, builder.mul(apart_, OFFSET(_AHEAD))))
+                        if not many:
+                            source.fetch(builder.add(at, builder.mul(apart_, OFFSET(_AHEAD))))
                         rows.append(source.load(at))
                     for n, column in enumerate(transposed(builder, rows)):
                         at = builder.mul(builder.add(start, OFFSET(n)), OFFSET(BLOCK))
@@ -97,19 +102,22 @@ def dotter(rows: int, kind: type[Memory]) -> Any:
 
 
 def scorer(rows: int) -> Any:
-    """``f(queries, dim, keys, to)``: ``rows`` queries, one behind the other, times a block of
-    transposed keys; to ``[rows, BLOCK]``."""
+    """``f(queries, dim, keys, to, soon)``: ``rows`` queries, one behind the other, times a block of
+    transposed keys; to ``[rows, BLOCK]``. Meanwhile memory from ``soon`` on comes, `SOON` bytes for
+    each of ``dim``."""
 
     @intrinsic
-    def score(_: Any, queries: Any, dim: Any, keys: Any, to: Any) -> Any:
+    def score(_: Any, queries: Any, dim: Any, keys: Any, to: Any, soon: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             lanes = lanes_of(context, ir.FloatType())
-            query = Memory(builder, args[0])
+            query, coming = Memory(builder, args[0]), Memory(builder, args[4])
             key, there = (Memory(builder, args[n], lanes) for n in (2, 3))
             for start in range(0, BLOCK, lanes * _at_once(lanes)):
                 sums = _Sums(builder, rows, lanes, _at_once(lanes))
                 sums.clear()
                 with cgutils.for_range(builder, args[1]) as loop:
+                    if start == 0:
+                        coming.fetch(builder.mul(loop.index, OFFSET(SOON // 4)))
                     at = builder.add(builder.mul(loop.index, OFFSET(BLOCK)), OFFSET(start))
                     places = [
                         builder.add(loop.index, builder.mul(args[1], OFFSET(row)))
@@ -123,23 +131,29 @@ def scorer(rows: int) -> Any:
                         there.store(row * BLOCK + start + n * lanes, builder.load(one))
             return context.get_dummy_value()
 
-        return types.void(queries, dim, keys, to), generate
+        return types.void(queries, dim, keys, to, soon), generate
 
     return score
 
 
-def gatherer(rows: int, kind: type[Memory]) -> Any:
-    """``f(weights, values, apart, count, shrink, out, dim)``, of ``rows`` rows: ``out`` times
-    ``shrink``, and ``count`` values, ``apart`` numbers, times their ``weights [rows, BLOCK]``."""
+def gatherer(rows: int, kind: type[Memory], many: bool) -> Any:
+    """``f(weights, values, apart, count, shrink, out, dim, soon)``, of ``rows`` rows: ``out`` times
+    ``shrink``, and ``count`` values, ``apart`` numbers, times their ``weights [rows, BLOCK]``.
+
+    Meanwhile later values come, or of ``many`` rows memory from ``soon`` on, `SOON` bytes for each
+    value.
+    """
 
     @intrinsic
     def gather(
-        _: Any, weights: Any, values: Any, apart: Any, count: Any, shrink: Any, out: Any, dim: Any
-    ) -> Any:
+        _: Any, weights: Any, values: Any, apart: Any, count: Any, shrink: Any, out: Any, dim: Any,
+        soon: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             lanes = lanes_of(context, ir.FloatType())
             weight, factor = (Memory(builder, args[n]) for n in (0, 4))
             value, there = kind(builder, args[1], lanes), Memory(builder, args[5], lanes)
+            coming = Memory(builder, args[7])
             apart_, wide = args[2], OFFSET(lanes * _at_once(lanes))
             sums = _Sums(builder, rows, lanes, _at_once(lanes))
             with cgutils.for_range(builder, builder.udiv(args[6], wide)) as column:
@@ -155,9 +169,12 @@ def gatherer(rows: int, kind: type[Memory]) -> Any:
                         builder.store(builder.fmul(there.load(place(row, n)), before), one)
                 with cgutils.for_range(builder, args[3]) as loop:
                     at = builder.add(builder.mul(loop.index, apart_), start)
-                    later = builder.add(at, builder.mul(apart_, OFFSET(_AHEAD)))
-                    for n in range(_at_once(lanes)):
-                        value.fetch(builder.add(later, OFFSET(n * lanes)))
+                    if not many:
+                        later = builder.add(at, builder.mul(apart_, OFFSET(_AHEAD)))
+                        for n in range(_at_once(lanes)):
+                            value.fetch(builder.add(later, OFFSET(n * lanes)))
+                    else:
+                        coming.fetch(builder.mul(loop.index, OFFSET(SOON // 4)))
                     places = [builder.add(loop.index, OFFSET(row * BLOCK)) for row in range(rows)]
                     sums.add(
                         [splat(builder, weight.load(place), lanes) for place in places], value, at
@@ -167,7 +184,7 @@ def gatherer(rows: int, kind: type[Memory]) -> Any:
                         there.store(place(row, n), builder.load(one))
             return context.get_dummy_value()
 
-        return types.void(weights, values, apart, count, shrink, out, dim), generate
+        return types.void(weights, values, apart, count, shrink, out, dim, soon), generate
 
     return gather
 
