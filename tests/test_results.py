@@ -44,3 +44,13 @@ def test_the_floors_in_the_page_are_those_of_the_script() -> None:
     command = [sys.executable, str(RESULTS / "gpu.py"), "--floors"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.strip() in (RESULTS / "gpu.md").read_text()
+
+
+def test_attention_is_compared_for_every_length() -> None:
+    command = [sys.executable, str(RESULTS / "attention.py"), "--rounds", "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split(" | ") for line in printed.splitlines()[2:]]
+    page = (RESULTS / "ttft.md").read_text()
+    assert len(rows) == 9
+    for new, tokens, *_ in rows:
+        assert f"\n{new} | {tokens} | " in page

@@ -174,9 +174,7 @@ def attend_block(
         else:
             _transpose_half(rows, key, apart, dim, keys)
         for r in range(0, rows, ROWS):
-            row, soon = scores + 4 * r * BLOCK, value
-            if rows >= _MANY:
-                soon += r // ROWS * SOON * dim
+            row, soon = scores + 4 * r * BLOCK, value + r // ROWS * SOON * dim
             _score(min(ROWS, rows - r), queries + 4 * r * dim, dim, keys, row, soon)
     for r in range(rows):
         mask = np.int64(0)
