@@ -5,22 +5,21 @@ On a processor they are the same routes without a copy, so that they can be test
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..card import CacheCard
 from ..card.container import ids_name
 from ..card.errors import CodecError
 from ..codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
-from ..codecs.packed_layout import Layout
 from ..hf.cache import CardCache, Place, rooms
 from ..hf.layers import empty_cache
 from ..hf.room import SPARE
 from ..hf.rope import Rope
 from ..hf.state import State
+from ..kernels.parts import Part
 from .cards import Card
 
 
@@ -51,24 +50,27 @@ class CardStaged(Card):
     """
 
     name = "card-gpu"
-    _layers: list[tuple[Layout, Tensor, Tensor | None]] = field(default_factory=list, init=False)
+    _parts: list[Part] = field(default_factory=list, init=False)
 
     def ready(self, state: State | None) -> None:
         """Read it, check it, put it there. Raises `CodecError` for other cards."""
+        from ..codecs.packed_cuda import send
+        from ..kernels.cuda_copy import Copies
+
         super().ready(state)
         assert self.card is not None
         (run,) = self.card.manifest.runs
         if run.codec.name != Packed.name or any(at.window for at in self.card.manifest.layers):
             raise CodecError(f"path {self.name!r} takes full attention and 'packed' only.")
-        device, codec = self.model.device, Packed()
+        way, codec, job = Copies(self.model.device), Packed(), []
         for shape, blob in zip(shapes_of(self.card, run), self.card.blobs(0), strict=True):
-            layout = codec.open(blob, shape)
-            mean = None if layout.mean is None else torch.from_numpy(layout.mean).to(device)
-            self._layers.append((layout, torch.from_numpy(blob).to(device), mean))
+            keys, values = (torch.empty(at, device="meta") for at in (shape.keys, shape.values))
+            job.append((codec.open(blob, shape), blob, LayerKV(keys, values)))
+        self._parts = send(job, way)
+        way.arrived()
 
     def arguments(self) -> dict[str, Any]:
         """One launch for a kind of part, and two that find where rows lie."""
-        from ..codecs.packed_cuda import parts_of
         from ..kernels.cuda_decode import decode_parts
 
         assert self.card is not None
@@ -78,12 +80,13 @@ class CardStaged(Card):
         shapes = [Shape.of(at, tokens + SPARE) for at in known]
         places = rooms(shapes, [self.model.device] * len(known), [dtype] * len(known))
         rope, positions, parts, settled = Rope(self.model), range(tokens), [], []
-        for number, (room, staged) in enumerate(zip(places, self._layers, strict=True)):
-            layout, blob, mean = staged
+        for number, room in enumerate(places):
             there = LayerKV(room.keys[:, :tokens], room.values[:, :tokens])
             turn = rope.turn(number, positions, room.keys)
             place = Place.of(there, there.shape, dtype, turn, Packed)
-            parts += parts_of(layout, blob, mean, place)
+            keys, values = self._parts[2 * number : 2 * number + 2]
+            parts.append(replace(keys, numbers=place.keys, angles=place.angles))
+            parts.append(replace(values, numbers=place.values))
             settled.append(place)
             cache.layers[number].take(room, slice(0, tokens), tokens)
         decode_parts(parts)

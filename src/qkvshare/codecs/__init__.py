@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from ..card import CacheCard, Run
 from ..card import Codec as CodecRecord
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
+from ..kernels.ahead import at_once
 from ..profile import Profile
 from ..registry import build, find
 from .base import Codec, LayerKV, Shape, empty, leave
@@ -112,27 +113,34 @@ def decode_runs(
     into: Callable[[Run], Iterable[LayerKV]] | None = None,
     then: Callable[[Any], None] = leave,
     read: Callable[[], None] = lambda: None,
+    elsewhere: bool = False,
 ) -> list[Iterator[LayerKV]]:
     """For each run of a card its layers in order, verified and decoded one by one.
 
     ``into`` says where to, in the card's dtype, and ``then`` what is done with it, as
     `Codec.decode` takes them; by default new memory. Keys are as the run's codec keeps them: see
     `Codec.pre_rope`. ``read`` is called whenever all bytes of a run have been read and verified,
-    which is before the codec hands out its last layer. Raises `CardError`.
+    which is before the codec hands out its last layer. Where layers are decoded ``elsewhere`` than
+    on this processor, it begins to verify all of a run before ``into`` is asked. Raises
+    `CardError`.
     """
     # The parts of a compacted segment are in one blob, and are read side by side.
     shared = lru_cache(maxsize=4)(card.blob)
 
-    def blobs(run: Run) -> Iterator[Bytes]:
+    def blobs(run: Run, verified: Iterator[Bytes]) -> Iterator[Bytes]:
         if run.spans is None:
-            yield from card.blobs(run.segment)
+            yield from verified
         else:
             yield from (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
         read()
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
+        verified = card.blobs(run.segment)
+        if elsewhere and run.spans is None and card.manifest.segments[run.segment].sizes is None:
+            layers = range(len(card.manifest.layers))
+            verified = at_once(partial(card.blob, segment=run.segment), layers)
         room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
-        yield from from_record(run.codec).decode(blobs(run), room, then)
+        yield from from_record(run.codec).decode(blobs(run, verified), room, then)
 
     return [layers_of(run) for run in card.manifest.runs]
 

@@ -1,19 +1,20 @@
 """``packed`` decoded on a GPU: bytes are copied while layers before are decoded, keys are turned on
-the way, and as many layers go into a launch as make it worth one.
+the way, and as many layers are decoded together as make it worth the commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..kernels.ahead import ahead
-from ..kernels.cuda_copy import Copies, pinned
+from ..kernels.cuda_copy import Copies
 from ..kernels.cuda_decode import decode_parts
 from ..kernels.levels import LOWEST
 from ..kernels.parts import Part
@@ -23,10 +24,10 @@ from .packed_cpu import together
 from .packed_layout import HIGHEST, Layout, Rows
 
 # A layer to be decoded: what its bytes are, the bytes, and where to.
-Ready = tuple[Layout, Tensor, LayerKV]
+Ready = tuple[Layout, Bytes, LayerKV]
 
-# Numbers of a launch: on fast GPUs writing them takes longer than starting it.
-WORTH_A_LAUNCH = 1 << 25
+# Numbers of a job: to command one takes as long as a fast GPU needs for so many.
+WORTH_A_JOB = 1 << 27
 
 
 @cache
@@ -38,64 +39,59 @@ def _scales_on(device: torch.device, dim: int) -> Tensor:
     return torch.from_numpy(np.concatenate([*first, tables[-1]])).to(device)
 
 
-def parts_of(layout: Layout, blob: Tensor, mean: Tensor | None, layer: LayerKV) -> list[Part]:
-    """Keys and values of one layer; ``blob`` and ``mean`` are where ``layer`` is.
-
-    Args:
-        layout: of the same bytes, see `Packed.open`.
-        blob: uint8 ``[bytes]``.
-        mean: float32 ``[kv_heads, head_dim]``; None where none was taken away.
-        layer: where to; keys are turned by its `LayerKV.angles`.
-    """
-    parts, at = [], layout.start
-    for rows, to in ((layout.keys, layer.keys), (layout.values, layer.values)):
-        at += 2
-        info = blob[at : at + len(rows.info)]
-        at += len(rows.info)
-        codes = blob[at : at + len(rows.codes)]
-        at += len(rows.codes)
-        table = _scales_on(blob.device, to.shape[2])[rows.top - LOWEST :]
-        mine = to is layer.keys
-        parts.append(
-            Part(codes, info, table, to, mean if mine else None, layer.angles if mine else None)
-        )
+def send(job: Sequence[Ready], way: Copies) -> list[Part]:
+    """Keys and values of layers that are all where ``way`` leads to, keys turned by their
+    `LayerKV.angles`; to be decoded once they have arrived."""
+    none = np.empty(0, np.float32)
+    means = [none if layout.mean is None else layout.mean.ravel() for layout, _, _ in job]
+    pieces: list[tuple[npt.NDArray[Any], int]] = [(np.concatenate(means), 0)]
+    for layout, blob, _ in job:
+        at = layout.start
+        for rows in (layout.keys, layout.values):
+            at, split = at + 2, len(rows.info)  # behind the exponent
+            pieces.append((blob[at : at + split + len(rows.codes)], split))
+            at += split + len(rows.codes)
+    first, *sent = way.send(pieces)
+    there = torch.split(first.view(torch.float32), [len(mean) for mean in means])
+    parts: list[Part] = []
+    for (layout, _, to), mean, keys, values in zip(job, there, sent[::2], sent[1::2], strict=True):
+        own = None if layout.mean is None else mean.view(layout.mean.shape)
+        parts.append(_part(layout.keys, keys, to.keys, own, to.angles))
+        parts.append(_part(layout.values, values, to.values))
     return parts
+
+
+def _part(rows: Rows, sent: Tensor, numbers: Tensor, *more: Any) -> Part:
+    split = len(rows.info)
+    scales = _scales_on(sent.device, numbers.shape[2])[rows.top - LOWEST :]
+    return Part(sent[split:], sent[:split], scales, numbers, *more)
 
 
 def decode(
     codec: Packed, pairs: Iterable[tuple[Bytes, Into]], then: Callable[[Into], None]
 ) -> Iterator[Into]:
-    """As `Packed.decode`; layers on the processor are decoded there. Nothing waits for a GPU."""
+    """As `Packed.decode`; layers on the processor are decoded there. Nothing waits for a GPU.
 
-    def prepare(job: list[tuple[Bytes, Into]]) -> tuple[list[Ready], list[Into]]:
+    On the caller's thread: one that has spoken to a GPU takes ten milliseconds to end.
+    """
+    ways: dict[torch.device, Copies] = {}
+    for job in together(pairs, WORTH_A_JOB):
         ready: list[Ready] = []
         for blob, to in job:
             if to.keys.device.type == "cpu":
                 codec.decode_layer(blob, to)
             else:
-                ready.append((codec.open(blob, to.shape), pinned(blob), to))
-        return ready, [to for _, to in job]
-
-    ways: dict[torch.device, Copies] = {}
-    for ready, layers in ahead(prepare, together(pairs, WORTH_A_LAUNCH)):
+                ready.append((codec.open(blob, to.shape), blob, to))
         for device in dict.fromkeys(to.keys.device for _, _, to in ready):
             way = ways.setdefault(device, Copies(device))
             decode_job([one for one in ready if one[2].keys.device == device], way)
-        for to in layers:
+        for _, to in job:
             then(to)
             yield to
 
 
 def decode_job(job: Sequence[Ready], way: Copies) -> None:
     """Layers that are all where ``way`` leads to."""
-    none = np.empty(0, np.float32)
-    means = [none if layout.mean is None else layout.mean.ravel() for layout, _, _ in job]
-    sent = [way.send(pinned(np.concatenate(means).view(np.uint8)))]
-    sent += [way.send(data) for _, data, _ in job]
-    way.arrived(sent)
-    split = torch.split(sent[0].view(torch.float32), [mean.size for mean in means])
-    parts: list[Part] = []
-    for (layout, _, to), data, mean in zip(job, sent[1:], split, strict=True):
-        there = None if layout.mean is None else mean.view(layout.mean.shape)
-        parts += parts_of(layout, data, there, to)
+    parts = send(job, way)
+    way.arrived()
     decode_parts(parts)

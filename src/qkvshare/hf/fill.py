@@ -112,7 +112,7 @@ def fill(
         )
         return Place.of(there, shape, dtype_of(card), turns[run.start][number], codec)
 
-    decoded = decode_runs(card, into, Place.settle, bound)
+    decoded = decode_runs(card, into, Place.settle, bound, elsewhere=any(far))
     streams = [stream for run, stream in zip(runs, decoded, strict=True) if run.start >= known]
     for number, (plan, room) in enumerate(zip(plans, places, strict=True)):
         for stream in streams:

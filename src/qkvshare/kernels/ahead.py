@@ -1,9 +1,10 @@
-"""Work on another thread: one thing after another with the next already under way, or one beside
-what the caller does."""
+"""Work on other threads: one thing after another with the next already under way, one beside what
+the caller does, or all at once."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -19,8 +20,10 @@ R = TypeVar("R")
 _MOST = 2
 
 
-# One thread that stays, since to start one and to wait for its end takes milliseconds.
+# Threads that stay, since to start one and to wait for its end takes milliseconds.
+_PROCESSORS = os.cpu_count() or 1
 _thread = ThreadPoolExecutor(1, "qkvshare")
+_all = ThreadPoolExecutor(_PROCESSORS, "qkvshare-all")
 
 
 def beside(function: Callable[..., R], *arguments: Any) -> Future[R]:
@@ -28,10 +31,30 @@ def beside(function: Callable[..., R], *arguments: Any) -> Future[R]:
     return _thread.submit(function, *arguments)
 
 
+def at_once(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Results in order, of work that all processors have begun when this returns.
+
+    For work that leaves the interpreter, and for a caller whose own is done elsewhere. What
+    ``function`` raises comes out where its result would have; what then waits is called off.
+    """
+    under_way = deque(_all.submit(function, item) for item in items)
+
+    def results() -> Iterator[R]:
+        try:
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for one in under_way:
+                one.cancel()
+
+    return results()
+
+
 def _start_anew() -> None:
     """A child process has no threads but the one that forked."""
-    global _thread
+    global _thread, _all
     _thread = ThreadPoolExecutor(1, "qkvshare")
+    _all = ThreadPoolExecutor(_PROCESSORS, "qkvshare-all")
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,7 +11,6 @@ Not used by `inject`: it is to be faster than decoding and ``sdpa`` by measureme
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cuda_decode import block_rows, block_units, shift_and_turn, sign_matrix, unit_levels
-from .cuda_order import BLOCK_AT, TOKENS, Order, order, size, table_of
+from .cuda_decode import block_units, shift_and_turn, sign_matrix, unit_levels
+from .cuda_order import BLOCK_AT, TOKENS, Order, block_at, codes_at, order, scale_of, size, table_of
 from .cuda_tables import dct_on, levels_on
-from .parts import Part
+from .cuda_words import word_signs, word_units
+from .parts import Part, aligned
 from .reference import BLOCK, eights
 from .rotation import hadamard, mix, power_of_two
 
@@ -45,12 +45,13 @@ class CodedPair:
     @classmethod
     def of(cls, keys: Part, values: Part) -> CodedPair:
         """Two launches."""
-        table = table_of([keys, values])
-        return cls(keys, values, table, order([keys, values], table))
+        table = table_of([keys.row(), values.row()], keys.numbers.device)
+        return cls(keys, values, table, order(table, max(len(keys.info), len(values.info))))
 
-    def _read(self, part: int) -> Sequence[Tensor]:
-        found = self.order
-        return self.table[part], found.rows[part], found.blocks[part], found.counts[part:]
+    @property
+    def read(self) -> tuple[Tensor, ...]:
+        """What both kernels read; part 0 are keys, part 1 are values."""
+        return self.table, self.order.rows, self.order.blocks, self.order.counts
 
 
 def attend(query: Tensor, coded: CodedPair, scaling: float | None = None) -> Tensor:
@@ -65,14 +66,14 @@ def attend(query: Tensor, coded: CodedPair, scaling: float | None = None) -> Ten
     query = query.float() * (1 / math.sqrt(dim) if scaling is None else scaling)
     scores = torch.empty(heads, tokens, device=device)
     _scores[(min(blocks, _PROGRAMS),)](
-        *coded._read(0), levels_on(device), dct_on(device, dim), query, scores, heads // kv_heads,
-        dim, dim // h, h // 2, eights(dim), keys.angles is not None, keys.mean is not None,
-        keys.aligned, BLOCK,
+        *coded.read, levels_on(device), dct_on(device, dim), query, scores, blocks,
+        heads // kv_heads, dim, dim // h, h // 2, eights(dim), keys.angles is not None,
+        keys.mean is not None, aligned(keys.row()), BLOCK,
     )  # fmt: skip
     weights, splits = scores.softmax(-1), min(blocks, _SPLITS)
     sums = torch.empty(splits, heads, v_dim, device=device)
     _weigh[splits, 2 * v_dim // v_h](
-        *coded._read(1), levels_on(device), weights, sums, heads, heads // kv_heads,
+        *coded.read, levels_on(device), weights, sums, heads, blocks, heads // kv_heads,
         max(16, triton.next_power_of_2(heads)), v_dim, v_h // 2, eights(v_dim), BLOCK,
     )  # fmt: skip
     out = mix(hadamard(sums.sum(0)), inverse=True)
@@ -82,27 +83,28 @@ def attend(query: Tensor, coded: CodedPair, scaling: float | None = None) -> Ten
     return out + mean.repeat_interleave(heads // kv_heads, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most"])
 def _scores(
-    table, rows, blocks, counts, levels, dct, query, scores,
+    table, rows, blocks, counts, levels, dct, query, scores, most,
     GROUP: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr, G: tl.constexpr, WIDE: tl.constexpr,
     TURNED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``scores [heads, tokens]``, block by block."""
-    signs, column = sign_matrix(G), tl.arange(0, G)[None, :]
-    tokens = size(table, 0, TOKENS)
+    column, tokens = tl.arange(0, G)[None, :], size(table, 0, TOKENS)
+    WORDS: tl.constexpr = M == 1 and G >= 32
+    signs = word_signs(G) if WORDS else sign_matrix(G)
     for number in range(tl.program_id(0), tl.load(counts), tl.num_programs(0)):
-        tier, count, codes, scale, head, token, here = block_rows(
-            table, 0, rows, blocks + number * BLOCK_AT, BLOCK
-        )
-        units = block_units(
-            codes, levels, signs, dct, scale[:, None], tier, count, M, G, WIDE, BLOCK
-        )
-        turned = ()
+        tier, count, byte, token, owner = block_at(rows, blocks, most, number, BLOCK)
+        scale, codes = scale_of(table, 0, owner)[:, None], codes_at(table, 0, byte)
+        if WORDS:
+            units = word_units(codes, levels, signs, scale, tier, count, G, WIDE, BLOCK)
+        else:
+            units = block_units(codes, levels, signs, dct, scale, tier, count, M, G, WIDE, BLOCK)
+        head, here, turned = owner >> 5, tl.arange(0, BLOCK) < count, ()
         for unit in tl.static_range(M):
             one, two = shift_and_turn(
                 table, 0, units[unit], units[unit + M], unit * G + column, head[:, None],
-                token[:, None], here[:, None], DIM, TURNED, SHIFTED, ALIGNED,
+                token[:, None], DIM, TURNED, SHIFTED, ALIGNED,
             )  # fmt: skip
             turned = turned + (one, two)  # type: ignore  # noqa: RUF005
         for other in tl.static_range(GROUP):
@@ -115,21 +117,23 @@ def _scores(
             tl.store(scores + asked * tokens + token, score, here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "most"])
 def _weigh(
-    table, rows, blocks, counts, levels, weights, sums, heads,
+    table, rows, blocks, counts, levels, weights, sums, heads, most,
     GROUP: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, G: tl.constexpr,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One unit of ``sums [splits, heads, DIM]``: levels times scale times weight, added up."""
     split, unit = tl.program_id(0), tl.program_id(1)
-    tokens = size(table, 0, TOKENS)
+    rows += most * 2 * BLOCK
+    blocks += most * BLOCK_AT
+    tokens = size(table, 1, TOKENS)
     asked = tl.arange(0, HEADS)[:, None]
     total = tl.zeros((HEADS, G), tl.float32)
-    for number in range(split, tl.load(counts), tl.num_programs(0)):
-        tier, count, codes, scale, head, token, here = block_rows(
-            table, 0, rows, blocks + number * BLOCK_AT, BLOCK
-        )
+    for number in range(split, tl.load(counts + 1), tl.num_programs(0)):
+        tier, count, byte, token, owner = block_at(rows, blocks, most, number, BLOCK)
+        scale, codes = scale_of(table, 1, owner), codes_at(table, 1, byte)
+        head, here = owner >> 5, tl.arange(0, BLOCK) < count
         mine = (asked // GROUP == head[None, :]) & here[None, :] & (asked < heads)
         weight = tl.load(weights + asked * tokens + token[None, :], mine, 0) * scale[None, :]
         numbers = unit_levels(codes, levels, tier, count, unit, G, WIDE, BLOCK).to(tl.float32)

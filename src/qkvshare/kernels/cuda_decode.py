@@ -20,29 +20,30 @@ from torch import Tensor
 from .cuda_order import (
     APART,
     BLOCK_AT,
-    CODES,
     COLUMNS,
     COS,
-    INFO,
     MEAN,
     OUT,
-    SCALES,
     SIN,
-    TOKENS,
     Order,
     address,
+    block_at,
+    codes_at,
     order,
-    size,
+    scale_of,
     table_of,
     width,
 )
 from .cuda_tables import dct_on, levels_on
-from .parts import Part
+from .cuda_words import word_signs, word_units
+from .parts import Part, aligned
 from .reference import BLOCK, eights
 from .rotation import power_of_two
 
 # So many programs keep every multiprocessor busy; each makes its matrix of ±1 once.
-_PROGRAMS = 1024
+_PROGRAMS = 4096
+# For each thread: with more of them fewer programs would run at once, and wait more often.
+_REGISTERS = 128
 
 
 def decode_parts(parts: Sequence[Part]) -> None:
@@ -50,35 +51,32 @@ def decode_parts(parts: Sequence[Part]) -> None:
 
     Two launches that find where rows lie, then one for each kind of part (keys, values).
     """
-    kinds: dict[tuple[int, torch.dtype, bool, bool, int], list[Part]] = {}
+    kinds: dict[tuple[int, torch.dtype, bool, bool, int], list[list[int]]] = {}
     for part in parts:
-        dim, dtype = part.numbers.shape[2], part.numbers.dtype
-        kind = dim, dtype, part.angles is not None, part.mean is not None, part.aligned
+        row, dim, dtype = part.row(), part.numbers.shape[2], part.numbers.dtype
+        kind = dim, dtype, part.angles is not None, part.mean is not None, aligned(row)
         if part.numbers.numel():
-            kinds.setdefault(kind, []).append(part)
-    parts = [part for alike in kinds.values() for part in alike]
-    if not parts:
+            kinds.setdefault(kind, []).append(row)
+    if not kinds:
         return
-    table, first = table_of(parts), 0
+    table = table_of([row for alike in kinds.values() for row in alike], parts[0].numbers.device)
     with torch.cuda.device_of(table):  # where Triton launches
-        whole = order(parts, table)
+        found, first = order(table, max(len(part.info) for part in parts)), 0
         for kind, alike in kinds.items():
-            at = slice(first, first + len(alike))
-            first = at.stop
-            _launch(table[at], Order(whole.rows[at], whole.blocks[at], whole.counts[at]), *kind)
+            _launch(table, found, first, len(alike), *kind)
+            first += len(alike)
 
 
 def _launch(
-    table: Tensor, found: Order, dim: int, dtype: torch.dtype, turned: bool, shifted: bool,
-    aligned: int,
+    table: Tensor, found: Order, first: int, number: int, dim: int, dtype: torch.dtype,
+    turned: bool, shifted: bool, aligned: int,
 ) -> None:  # fmt: skip
-    number, most, _ = found.blocks.shape
-    h = power_of_two(dim)
+    most, h = found.blocks.shape[1], power_of_two(dim)
     _decode[min(most, max(1, _PROGRAMS // number)), number](
         table, found.rows, found.blocks, found.counts, levels_on(table.device),
-        dct_on(table.device, dim), found.rows.shape[1], most, getattr(tl, str(dtype)[6:]),
-        dim, dim // h, h // 2, eights(dim), turned, shifted, aligned, BLOCK,
-        num_warps=8 if dim >= 128 else 4, enable_fp_fusion=False,
+        dct_on(table.device, dim), first, most, getattr(tl, str(dtype)[6:]), dim, dim // h, h // 2,
+        eights(dim), turned, shifted, aligned, BLOCK, num_warps=8 if dim > 128 else 4,
+        enable_fp_fusion=False, maxnreg=_REGISTERS,
     )  # fmt: skip
 
 
@@ -157,61 +155,54 @@ def block_units(
 
 
 @triton.jit
-def block_rows(table, part, rows, block, BLOCK: tl.constexpr):
-    """A block's tier, how many rows it has and where its codes begin; then of each row the scale,
-    head and token, and whether there is one: ``[BLOCK]``."""
-    tier, count = tl.load(block).to(tl.int32), tl.load(block + 1).to(tl.int32)
-    here, tokens = tl.arange(0, BLOCK) < count, size(table, part, TOKENS)
-    row = tl.load(rows + tl.load(block + 2) + tl.arange(0, BLOCK), here, 0)
-    byte = tl.load(address(table, part, INFO, tl.uint8) + row, here, 0)
-    scale = tl.load(address(table, part, SCALES, tl.float32) + (byte >> 3))
-    codes = address(table, part, CODES, tl.uint8) + tl.load(block + 3)
-    return tier, count, codes, scale, row // tokens, row % tokens, here
-
-
-@triton.jit
 def shift_and_turn(
-    table, part, one, two, at, head, token, here,
+    table, part, one, two, at, head, token,
     DIM: tl.constexpr, TURNED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Columns ``at`` and ``at + DIM / 2`` of rows: mean added, brought to their positions."""
     if SHIFTED:
-        mean = tl.multiple_of(address(table, part, MEAN, tl.float32), ALIGNED) + head * DIM + at
-        one += tl.load(mean, here, 0)
-        two += tl.load(mean + DIM // 2, here, 0)
+        mean = address(table, part, MEAN, tl.float32, ALIGNED) + head * DIM + at
+        one += tl.load(mean)
+        two += tl.load(mean + DIM // 2)
     if TURNED:
         angle = token * (DIM // 2) + at
-        cos = tl.multiple_of(address(table, part, COS, tl.float32), ALIGNED) + angle
-        sin = tl.multiple_of(address(table, part, SIN, tl.float32), ALIGNED) + angle
-        cos, sin = tl.load(cos, here, 0), tl.load(sin, here, 0)
+        cos = tl.load(address(table, part, COS, tl.float32, ALIGNED) + angle)
+        sin = tl.load(address(table, part, SIN, tl.float32, ALIGNED) + angle)
         one, two = one * cos - two * sin, two * cos + one * sin
     return one, two
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "most"])
 def _decode(
-    table, rows, blocks, counts, levels, dct, most_rows, most_blocks, NUMBER: tl.constexpr,
+    table, rows, blocks, counts, levels, dct, first, most, NUMBER: tl.constexpr,
     DIM: tl.constexpr, M: tl.constexpr, G: tl.constexpr, WIDE: tl.constexpr,
     TURNED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(1).to(tl.int64)
-    out = tl.multiple_of(address(table, part, OUT, NUMBER), ALIGNED)
+    part = first + tl.program_id(1).to(tl.int64)
+    out = address(table, part, OUT, NUMBER, ALIGNED)
     apart = tl.multiple_of(tl.load(table + part * COLUMNS + APART), ALIGNED)
-    rows += part * most_rows
-    blocks += part * most_blocks * BLOCK_AT
-    signs, column = sign_matrix(G), tl.arange(0, G)[None, :]
-    for number in range(tl.program_id(0), tl.load(counts + part), tl.num_programs(0)):
-        tier, count, codes, scale, head, token, here = block_rows(
-            table, part, rows, blocks + number * BLOCK_AT, BLOCK
-        )
-        scale, head, token, here = scale[:, None], head[:, None], token[:, None], here[:, None]
-        units = block_units(codes, levels, signs, dct, scale, tier, count, M, G, WIDE, BLOCK)
-        to = out + head * apart + token.to(tl.int64) * DIM
+    rows += part * most * 2 * BLOCK
+    blocks += part * most * BLOCK_AT
+    WORDS: tl.constexpr = M == 1 and G >= 32
+    signs = word_signs(G) if WORDS else sign_matrix(G)
+    column, step = tl.arange(0, G)[None, :], tl.num_programs(0)
+    tier, count, byte, token, owner = block_at(rows, blocks, most, tl.program_id(0), BLOCK)
+    for number in range(tl.program_id(0), tl.load(counts + part), step):
+        # The next block is asked for before this one is worked on.
+        later = block_at(rows, blocks, most, tl.minimum(number + step, most - 1), BLOCK)
+        scale, codes = scale_of(table, part, owner)[:, None], codes_at(table, part, byte)
+        if WORDS:
+            units = word_units(codes, levels, signs, scale, tier, count, G, WIDE, BLOCK)
+        else:
+            units = block_units(codes, levels, signs, dct, scale, tier, count, M, G, WIDE, BLOCK)
+        head, here = owner[:, None] >> 5, tl.arange(0, BLOCK)[:, None] < count
+        to = out + head * apart + token[:, None].to(tl.int64) * DIM
         for unit in tl.static_range(M):
             at = unit * G + column
             one, two = shift_and_turn(
-                table, part, units[unit], units[unit + M], at, head, token, here,
+                table, part, units[unit], units[unit + M], at, head, token[:, None],
                 DIM, TURNED, SHIFTED, ALIGNED,
             )  # fmt: skip
             tl.store(to + at, one.to(NUMBER), here)
             tl.store(to + DIM // 2 + at, two.to(NUMBER), here)
+        tier, count, byte, token, owner = later

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from .cuda_order import (
     BLOCK_AT,
-    INFO,
     OUT,
-    SCALES,
+    TOKENS,
     address,
+    block_at,
     order,
+    scale_of,
+    size,
     table_of,
     width,
 )
@@ -28,23 +30,23 @@ from .rotation import power_of_two
 
 def encode_part(part: Part, nbytes: int) -> Tensor:
     """`reference.encode_rows` of a part's float32 ``numbers``: uint8 ``[nbytes]``."""
-    dim, device = part.numbers.shape[2], part.info.device
+    dim, device = part.numbers.shape[2], part.numbers.device
     wide, h = eights(dim), power_of_two(dim)
     out = torch.empty(nbytes, dtype=torch.uint8, device=device)
     if nbytes == 0:
         return out
     with torch.cuda.device_of(out):  # where Triton launches
-        table = table_of([part])
-        found = order([part], table)
-        # Codes of a byte each, in their order; those behind a row's end stay zero.
-        codes = torch.zeros(len(part.info), wide, dtype=torch.uint8, device=device)
+        table = table_of([part.row()], device)
+        found = order(table, len(part.info))
+        # Codes of a byte each, block by block; those behind a row's end stay zero.
         most = found.blocks.shape[1]
+        codes = torch.zeros(most * BLOCK, wide, dtype=torch.uint8, device=device)
         _encode[(most,)](
             table, found.rows, found.blocks, found.counts, dct_on(device, dim),
-            thresholds_on(device), codes, dim, dim // h, h, h.bit_length() - 1, wide, BLOCK,
+            thresholds_on(device), codes, most, dim, dim // h, h, h.bit_length() - 1, wide, BLOCK,
             enable_fp_fusion=False,
         )  # fmt: skip
-        _pack[(most,)](codes, found.blocks, found.counts, out, wide)
+        _pack[(most,)](codes, found.blocks, found.counts, out, wide, BLOCK)
     return out
 
 
@@ -57,24 +59,22 @@ def _hadamard(x, H: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most"])
 def _encode(
-    table, rows, blocks, counts, dct, thresholds, codes,
+    table, rows, blocks, counts, dct, thresholds, codes, most,
     DIM: tl.constexpr, M: tl.constexpr, H: tl.constexpr, STAGES: tl.constexpr,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block: codes of a byte each."""
     if tl.program_id(0) >= tl.load(counts):
         return
-    block, within = blocks + tl.program_id(0) * BLOCK_AT, tl.arange(0, BLOCK)
-    tier, here = tl.load(block).to(tl.int32), within < tl.load(block + 1)
-    first = tl.load(block + 2)
-    row = tl.load(rows + first + within, here, 0)
-    byte = tl.load(address(table, 0, INFO, tl.uint8) + row, here, 0)
-    scale = tl.load(address(table, 0, SCALES, tl.float32) + (byte >> 3))[:, None]
-    here, column, bits = here[:, None], tl.arange(0, H)[None, :], width(tier)
-    given = address(table, 0, OUT, tl.float32) + row.to(tl.int64)[:, None] * DIM + column
-    to = codes + (first + within)[:, None] * WIDE + column
+    tier, count, _, token, owner = block_at(rows, blocks, most, tl.program_id(0), BLOCK)
+    scale, column, bits = scale_of(table, 0, owner)[:, None], tl.arange(0, H)[None, :], width(tier)
+    here = tl.arange(0, BLOCK)[:, None] < count
+    row = (owner >> 5).to(tl.int64) * size(table, 0, TOKENS) + token
+    given = address(table, 0, OUT, tl.float32) + row[:, None] * DIM + column
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    to = codes + place[:, None].to(tl.int64) * WIDE + column
     for run in tl.static_range(M):
         if M == 1:
             x = tl.load(given, here, 0)
@@ -110,14 +110,14 @@ def _pack_plane(codes, out, low, bits, count, PLANE: tl.constexpr, WIDE: tl.cons
 
 
 @triton.jit
-def _pack(codes, blocks, counts, out, WIDE: tl.constexpr):
+def _pack(codes, blocks, counts, out, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """One block: planes."""
     if tl.program_id(0) >= tl.load(counts):
         return
     block = blocks + tl.program_id(0) * BLOCK_AT
     bits, count = width(tl.load(block).to(tl.int32)), tl.load(block + 1).to(tl.int32)
-    codes += tl.load(block + 2) * WIDE
-    out += tl.load(block + 3)
+    codes += tl.program_id(0).to(tl.int64) * BLOCK * WIDE
+    out += tl.load(block + 2)
     low = bits * 0
     for w in tl.static_range(3, -1, -1):
         out, low = _pack_plane(codes, out, low, bits, count, 1 << w, WIDE)

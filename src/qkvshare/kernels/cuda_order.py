@@ -2,7 +2,8 @@
 
 Codes lie by width, in blocks of `BLOCK` rows, so where a row's lie depends on the widths of all
 before it. Rows are counted in chunks; then every chunk knows where its own begin, and writes down
-for each block what it has (`BLOCK_AT`) and for each place in the order of codes whose it is.
+for each block what it has (`BLOCK_AT`) and for each of its rows whose it is. Kernels that follow
+find all of that by a block's number, without waiting for one answer to ask the next.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .parts import Part
 from .reference import BLOCK
 
-CHUNK = 1024  # rows
+CHUNK = 1024  # rows, below 2**16
 
-# What a kernel is told of a part, see `Part.row`, as integers of 64 bits.
+# What a kernel is told of a part, see `Part.row`, as integers of 64 bits; one is left out, since
+# tables of which each row begins at a multiple of 16 bytes let kernels move many numbers at once.
 INFO = tl.constexpr(0)
 CODES = tl.constexpr(1)
 SCALES = tl.constexpr(2)
@@ -32,10 +33,10 @@ ROWS = tl.constexpr(7)
 TOKENS = tl.constexpr(8)
 APART = tl.constexpr(9)  # numbers from the beginning of a head to that of the next
 WIDE = tl.constexpr(10)  # codes of a row
-COLUMNS = tl.constexpr(11)
+COLUMNS = tl.constexpr(12)
 
-# Of each block, as integers of 64 bits: tier, rows, place of its first row, and of its first byte.
-BLOCK_AT = tl.constexpr(4)
+# Of each block, as integers of 64 bits: tier, rows, and the place of its first byte.
+BLOCK_AT = tl.constexpr(3)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Order:
     """Of several parts.
 
     Attributes:
-        rows: rows of each part in the order of their codes, int32 ``[parts, most rows]``.
-        blocks: see `BLOCK_AT`, int64 ``[parts, most blocks, 4]``.
+        rows: of each row of a block its token, and ``head << 5 | scale``, int32
+            ``[parts, 2, most blocks · BLOCK]``.
+        blocks: see `BLOCK_AT`, int64 ``[parts, most blocks, 3]``.
         counts: how many blocks a part has, int32 ``[parts]``.
     """
 
@@ -53,35 +55,40 @@ class Order:
     counts: Tensor
 
 
-def table_of(parts: Sequence[Part]) -> Tensor:
-    """What kernels read of ``parts``, int64 ``[parts, 11]``, on their GPU."""
-    table, device = torch.tensor([part.row() for part in parts]), parts[0].numbers.device
+def table_of(rows: Sequence[list[int]], device: torch.device) -> Tensor:
+    """`Part.row` of each part, int64 ``[parts, 12]``, on their GPU."""
+    table = torch.tensor([(*row, 0) for row in rows])
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
 
 
-def order(parts: Sequence[Part], table: Tensor) -> Order:
-    """Two launches."""
-    device, number = table.device, len(parts)
-    rows = max(len(part.info) for part in parts)
+def order(table: Tensor, rows: int) -> Order:
+    """Two launches; ``rows`` are the most that a part has."""
+    device, number = table.device, len(table)
     # A tier may end with a block that is not full.
     most, chunks = rows // BLOCK + 8, triton.cdiv(rows, CHUNK)
     counts = torch.empty(number, chunks, 8, dtype=torch.int32, device=device)
     found = Order(
-        torch.empty(number, rows, dtype=torch.int32, device=device),
+        torch.empty(number, 2, most * BLOCK, dtype=torch.int32, device=device),
         torch.empty(number, most, BLOCK_AT.value, dtype=torch.int64, device=device),
         torch.empty(number, dtype=torch.int32, device=device),
     )
     _count[chunks, number](table, counts, CHUNK)
     _order[chunks, number](
-        table, counts, found.rows, found.blocks, found.counts, rows, most, CHUNK, BLOCK
+        table, counts, found.rows, found.blocks, found.counts, most, CHUNK, BLOCK
     )
     return found
 
 
 @triton.jit
-def address(table, part, column, kind: tl.constexpr):
-    """A tensor of ``part``."""
-    return tl.load(table + part * COLUMNS + column).to(tl.pointer_type(kind))
+def address(table, part, column, kind: tl.constexpr, aligned: tl.constexpr = 1):
+    """A tensor of ``part``, which begins at a multiple of ``aligned`` numbers.
+
+    Many numbers move at once only where the compiler knows that. It believes it of what is added to
+    an argument, not of an address that was read, so addresses are taken from ``table`` on.
+    """
+    apart = tl.load(table + part * COLUMNS + column) - table.to(tl.int64)
+    apart //= kind.primitive_bitwidth // 8
+    return tl.cast(table, tl.pointer_type(kind)) + tl.multiple_of(apart, aligned)
 
 
 @triton.jit
@@ -98,24 +105,26 @@ def width(tier):
 
 @triton.jit
 def _tiers(table, part, chunk, CHUNK: tl.constexpr):
-    """Rows of a chunk and their tiers, 8 behind the end."""
+    """Rows of a chunk, their scales, and their tiers, 8 behind the end."""
     at = chunk * CHUNK + tl.arange(0, CHUNK)
-    byte = tl.load(address(table, part, INFO, tl.uint8) + at, at < size(table, part, ROWS), 8)
-    return at, tl.where(at < size(table, part, ROWS), byte & 7, 8).to(tl.int32)
+    here = at < size(table, part, ROWS)
+    byte = tl.load(address(table, part, INFO, tl.uint8) + at, here, 0).to(tl.int32)
+    return at, byte >> 3, tl.where(here, byte & 7, 8)
 
 
 @triton.jit
 def _count(table, counts, CHUNK: tl.constexpr):
     chunk, part = tl.program_id(0), tl.program_id(1)
-    _, tiers = _tiers(table, part, chunk, CHUNK)
+    _, _, tiers = _tiers(table, part, chunk, CHUNK)
     to = counts + (part * tl.num_programs(0) + chunk) * 8
     for tier in tl.static_range(8):
         tl.store(to + tier, tl.sum((tiers == tier).to(tl.int32)))
 
 
-@triton.jit
+# A size that comes without a property of its own, so that no kernel is compiled twice.
+@triton.jit(do_not_specialize=["most"])
 def _order(
-    table, counts, rows, blocks, block_counts, most_rows, most_blocks,
+    table, counts, rows, blocks, block_counts, most,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     chunk, part, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
@@ -129,26 +138,61 @@ def _order(
         total += tl.sum(count, 0)
         before += tl.sum(tl.where((at < chunk)[:, None], count, 0), 0)
     several = (total + BLOCK - 1) // BLOCK
+    row_bytes = width(every) * size(table, part, WIDE) // 8
+    some = total.to(tl.int64) * row_bytes
+    first_block, first_byte = tl.cumsum(several, 0) - several, tl.cumsum(some, 0) - some
+    rows += part.to(tl.int64) * most * 2 * BLOCK
+    blocks += part.to(tl.int64) * most * BLOCK_AT
     if chunk == 0:
         tl.store(block_counts + part, tl.sum(several))
-    bits = total.to(tl.int64) * width(every) * size(table, part, WIDE)
-    first_row = tl.cumsum(total, 0) - total
-    first_block = tl.cumsum(several, 0) - several
-    first_byte = (tl.cumsum(bits, 0) - bits) // 8
-    at, tiers = _tiers(table, part, chunk, CHUNK)
-    rows += part.to(tl.int64) * most_rows
-    blocks += part.to(tl.int64) * most_blocks * BLOCK_AT
+        # Rows that are missing in the last block of a tier.
+        to = (first_block * BLOCK + total)[:, None] + tl.arange(0, BLOCK)[None, :]
+        missing = to < ((first_block + several) * BLOCK)[:, None]
+        tl.store(rows + to, to * 0, missing)
+        tl.store(rows + most * BLOCK + to, to * 0, missing)
+    at, scales, tiers = _tiers(table, part, chunk, CHUNK)
+    tokens = size(table, part, TOKENS)
+    # How many rows of its tier come before each: four counts of 16 bits are summed at once.
+    turn = (tiers & 3).to(tl.int64) * 16
+    one = tl.full((CHUNK,), 1, tl.int64) << turn
+    low = tl.cumsum(tl.where(tiers < 4, one, 0), 0)
+    high = tl.cumsum(tl.where((tiers >= 4) & (tiers < 8), one, 0), 0)
+    place = ((tl.where(tiers < 4, low, high) >> turn) & 65535).to(tl.int32) - 1
+    start, byte, row, left = place * 0, place.to(tl.int64) * 0, place * 0, place * 0
     for tier in tl.static_range(8):
         mine, own = tiers == tier, every == tier
-        place = tl.sum(tl.where(own, before, 0)) + tl.cumsum(mine.to(tl.int32), 0) - 1
-        start = tl.sum(tl.where(own, first_row, 0))
-        tl.store(rows + start + place, at, mine)
-        opens = mine & (place % BLOCK == 0)
-        to = blocks + (tl.sum(tl.where(own, first_block, 0)) + place // BLOCK) * BLOCK_AT
-        left = tl.sum(tl.where(own, total, 0)) - place
-        row = tl.sum(tl.where(own, width(every), 0)) * size(table, part, WIDE) // 8  # bytes
-        byte = tl.sum(tl.where(own, first_byte, 0)) + place.to(tl.int64) * row
-        tl.store(to, (place * 0 + tier).to(tl.int64), opens)
-        tl.store(to + 1, tl.minimum(left, BLOCK).to(tl.int64), opens)
-        tl.store(to + 2, (start + place).to(tl.int64), opens)
-        tl.store(to + 3, byte, opens)
+        place += tl.where(mine, tl.sum(tl.where(own, before, 0)), 0)
+        start += tl.where(mine, tl.sum(tl.where(own, first_block, 0)), 0)
+        byte += tl.where(mine, tl.sum(tl.where(own, first_byte, 0)), 0)
+        row += tl.where(mine, tl.sum(tl.where(own, row_bytes, 0)), 0)
+        left += tl.where(mine, tl.sum(tl.where(own, total, 0)), 0)
+    here = tiers < 8
+    to = rows + start * BLOCK + place
+    tl.store(to, at % tokens, here)
+    tl.store(to + most * BLOCK, at // tokens << 5 | scales, here)
+    opens = here & (place % BLOCK == 0)
+    to = blocks + (start + place // BLOCK) * BLOCK_AT
+    tl.store(to, tiers.to(tl.int64), opens)
+    tl.store(to + 1, tl.minimum(left - place, BLOCK).to(tl.int64), opens)
+    tl.store(to + 2, byte + place.to(tl.int64) * row, opens)
+
+
+@triton.jit
+def block_at(rows, blocks, most, number, BLOCK: tl.constexpr):
+    """What `order` has written down of a block: tier, rows, place of its first byte; of each row
+    its token, and ``head << 5 | scale``: ``[BLOCK]``, 0 for rows that are not there."""
+    block, row = blocks + number * BLOCK_AT, rows + number * BLOCK + tl.arange(0, BLOCK)
+    tier, count = tl.load(block).to(tl.int32), tl.load(block + 1).to(tl.int32)
+    return tier, count, tl.load(block + 2), tl.load(row), tl.load(row + most * BLOCK)
+
+
+@triton.jit
+def codes_at(table, part, first):
+    """Where the codes of a block lie whose first byte is ``first``."""
+    return address(table, part, CODES, tl.uint8) + first
+
+
+@triton.jit
+def scale_of(table, part, owner):
+    """Of each row."""
+    return tl.load(address(table, part, SCALES, tl.float32) + (owner & 31))

@@ -50,11 +50,12 @@ class Part:
             *(heads * tokens, tokens, self.numbers.stride(0), eights(dim)),
         ]
 
-    @property
-    def aligned(self) -> int:
-        """What its addresses and strides are multiples of: 16 lets many numbers move at once."""
-        _, _, _, mean, numbers, cos, sin, _, _, apart, _ = self.row()
-        return 16 if all(at % 16 == 0 for at in (mean, numbers, cos, sin, apart)) else 1
+
+def aligned(row: list[int]) -> int:
+    """What the addresses and strides of a `Part.row` are multiples of: 16 lets many numbers move at
+    once."""
+    _, _, _, mean, numbers, cos, sin, _, _, apart, _ = row
+    return 16 if (mean | numbers | cos | sin | apart) % 16 == 0 else 1
 
 
 def _address(of: Array) -> int:
