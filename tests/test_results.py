@@ -22,15 +22,11 @@ def test_the_script_for_gpus_runs_on_a_processor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(target.read_text())["rows"]
     found = {row["section"] for row in rows}
-    assert found - {"left out"} == {
-        "device", "parity", "ceilings", "bandwidth", "attention", "ttft"
-    }  # fmt: skip
+    assert found - {"left out"} == {"device", "parity", "ceilings", "bandwidth", "ttft"}
     parity = [row for row in rows if row["section"] == "parity"]
     assert all(row["codes_equal"] for row in parity)
     # The interpreter cuts bfloat16 off where a GPU rounds.
     assert all(row["numbers_equal"] == 1 for row in parity if row["dtype"] != "bfloat16")
-    (attention,) = (row for row in rows if row["section"] == "attention")
-    assert attention["largest_error"] < 1e-4 * attention["largest"]
     paths = {row["path"] for row in rows if row["section"] == "ttft"}
     assert paths >= {
         "re-prefill", "resident", "full-precision-file", "card-gpu", "card-pinned", "card",

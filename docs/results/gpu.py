@@ -1,4 +1,4 @@
-"""What `gpu.md` says, measured on one GPU in one call: parity, bandwidth, attention, first token.
+"""What `gpu.md` says, measured on one GPU in one call: parity, bandwidth, first token.
 
 python docs/results/gpu.py --json gpu.json            # under 10 minutes on an H100
 python docs/results/gpu.py --tiny --json tiny.json    # all of it on a processor, of a toy model
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from gpu_kernels import Bench, Machine, attention, bandwidth, parity
+from gpu_kernels import Bench, Machine, bandwidth, parity
 
 LLAMA: dict[str, Any] = {
     "hidden_size": 4096,
@@ -155,7 +155,6 @@ def main() -> None:
     bench.add("device", name=name, cuda=torch.version.cuda, processors=os.cpu_count(), **versions)
     parity(bench)
     machine = bandwidth(bench)
-    attention(bench)
     lengths = [16] if given.tiny else [1024, 8192, 2048, 4096, 16384, 32768]  # the paper's first
     first_token(bench, machine, given.context_tokens or lengths, 1 if given.tiny else given.rounds)
     if given.json == "-":

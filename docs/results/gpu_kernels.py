@@ -1,4 +1,4 @@
-"""The kernels by themselves, for `gpu.py`: parity, bandwidth, attention on codes."""
+"""The kernels by themselves, for `gpu.py`: parity and bandwidth."""
 
 from __future__ import annotations
 
@@ -149,34 +149,3 @@ def bandwidth(bench: Bench) -> Machine:
                 of_copy=1e3 * share / ms / machine.memory,
             )
     return machine
-
-
-def attention(bench: Bench) -> None:
-    """One query on codes, and on numbers once they are decoded; one layer."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention as sdpa
-
-    from qkvshare.kernels.cuda_attention import CodedPair, attend
-    from qkvshare.kernels.cuda_decode import decode_parts
-
-    heads, kv_heads, dim = (2, 1, 64) if bench.tiny else (32, 8, 128)
-    for tokens in (40,) if bench.tiny else (1024, 8192, 32768):
-        keys, _ = bench.part(kv_heads, tokens, dim, 1, 4)
-        values, _ = bench.part(kv_heads, tokens, dim, 2, 4)
-        query = torch.randn(1, heads, 1, dim, device=bench.device, dtype=keys.numbers.dtype)
-        coded, both = CodedPair.of(keys, values), [keys, values]
-        decode_parts(both)
-        numbers = [at.numbers[None] for at in both]
-        expected = sdpa(query, *numbers, enable_gqa=True)[0, :, 0].float()
-
-        flat = query[0, :, 0].contiguous()
-        on_numbers = partial(sdpa, query, *numbers, enable_gqa=True)
-        bench.add(
-            "attention",
-            tokens=tokens,
-            on_codes_ms=bench.time(partial(attend, flat, coded)),
-            on_numbers_ms=bench.time(on_numbers),
-            decode_ms=bench.time(partial(decode_parts, both)),
-            largest_error=float((attend(flat, coded) - expected).abs().max()),
-            largest=float(expected.abs().max()),
-        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from qkvshare import CacheCard, Raw, Uniform
-from qkvshare.card import container
-from qkvshare.card.errors import CardNotFoundError
-from qkvshare.codecs import decode_runs
+from qkvshare.card import Run, container
+from qkvshare.card.container import blob_name
+from qkvshare.card.errors import CardDigestError, CardNotFoundError
+from qkvshare.codecs import LayerKV, decode_runs, shapes_of
+from qkvshare.codecs.base import empty
 
 from ..cards import make_card
 
@@ -47,6 +51,35 @@ def test_round_trip_and_size(
         for one, two in pairs:
             assert torch.equal(one.keys, two.keys)
             assert torch.equal(one.values, two.values)
+
+
+def test_layers_for_elsewhere_are_verified_before_anybody_asks_where(tmp_path: Path) -> None:
+    """All at once; what is damaged comes out where it would have."""
+    card = CacheCard.load(make_card(Uniform(8), (20,)).save(tmp_path / "card"))
+    here, there = (list(decode_runs(card, elsewhere=at)[0]) for at in (False, True))
+    for one, two in zip(here, there, strict=True):
+        assert torch.equal(one.keys, two.keys)
+        assert torch.equal(one.values, two.values)
+
+    read, tensors = Event(), dict(card.verify())
+    last = blob_name(len(card.manifest.layers) - 1, 0)
+    tensors[last] = tensors[last] ^ 1
+
+    class Seen(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            if name == last:
+                read.set()
+            return super().__getitem__(name)
+
+    def into(run: Run) -> Iterator[LayerKV]:
+        assert read.wait(20)
+        return iter(empty(shapes_of(card, run), torch.float32))
+
+    layers = decode_runs(CacheCard(card.manifest, Seen(tensors)), into, elsewhere=True)[0]
+    for _ in card.manifest.layers[1:]:
+        next(layers)
+    with pytest.raises(CardDigestError, match="damaged"):
+        next(layers)
 
 
 def test_any_safetensors_reader_can_open_it(tmp_path: Path) -> None:

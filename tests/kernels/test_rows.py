@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import llvmlite.binding
@@ -21,7 +22,7 @@ from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
 from qkvshare.kernels import cpu_blocks, cpu_decode, cpu_encode, cpu_rows, reference
-from qkvshare.kernels.ahead import ahead
+from qkvshare.kernels.ahead import ahead, at_once
 from qkvshare.kernels.cpu_hadamard import transformer
 from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
 from qkvshare.kernels.operators import decode_rows, encode_rows
@@ -216,15 +217,32 @@ def test_ahead_keeps_order_and_raises_in_place(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+def test_at_once_begins_with_all_keeps_order_and_raises_in_place() -> None:
+    begun = [Event() for _ in range(3)]
+
+    def work(at: int) -> int:
+        begun[at].set()
+        return 1 // (1 - at)
+
+    results = at_once(work, range(3))
+    assert all(one.wait(20) for one in begun)  # before anything is asked for
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert list(results) == []
+    assert list(at_once(lambda x: x * x, range(50))) == [x * x for x in range(50)]
+
+
 def test_a_child_process_has_a_thread_of_its_own() -> None:
     """A fork copies no threads, so work given to the parent's would never be done."""
     script = (
-        "import os\n"
-        "from qkvshare.kernels.ahead import beside\n"
-        "assert beside(int).result() == 0\n"
+        "import os, signal\n"
+        "from qkvshare.kernels.ahead import at_once, beside\n"
+        "assert beside(int).result() == 0 and list(at_once(abs, [-1])) == [1]\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os._exit(beside(lambda: 7).result(timeout=20))\n"
+        "    signal.alarm(20)\n"
+        "    os._exit(beside(lambda: 3).result() + next(at_once(abs, [-4])))\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def write_rows(target: str, rows: list[dict[str, Any]]) -> None:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
-            **{name: version(name) for name in packages},
+            **{name: _version(name) for name in packages},
         },
         "rows": rows,
     }
@@ -53,3 +53,11 @@ def write_rows(target: str, rows: list[dict[str, Any]]) -> None:
         Path(target).write_text(text, encoding="utf-8")
     except OSError as error:
         raise QKVShareError(f"results cannot be written to {target}: {error}.") from error
+
+
+def _version(package: str) -> str:
+    """Also of a checkout that was never installed: results are not lost for that."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -35,7 +35,10 @@ def word_signs(G: tl.constexpr):
             _signs(0, G, 64, G), _signs(1, G, 64, G), _signs(2, G, 64, G), _signs(3, G, 64, G),
         )  # fmt: skip
     else:
-        found = _signs(0, 0, G, G), _signs(1, 0, G, G), _signs(2, 0, G, G), _signs(3, 0, G, G)
+        # Of another length: what Triton makes of it is not Python's.
+        found = (  # type: ignore[assignment]
+            _signs(0, 0, G, G), _signs(1, 0, G, G), _signs(2, 0, G, G), _signs(3, 0, G, G),
+        )  # fmt: skip
     return found
 
 
