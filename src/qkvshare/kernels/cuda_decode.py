@@ -76,7 +76,7 @@ def _launch(
         table, found.rows, found.blocks, found.counts, levels_on(table.device),
         dct_on(table.device, dim), first, most, getattr(tl, str(dtype)[6:]), dim, dim // h, h // 2,
         eights(dim), turned, shifted, aligned, BLOCK, num_warps=8 if dim > 128 else 4,
-        enable_fp_fusion=False, maxnreg=_REGISTERS,
+        enable_fp_fusion=False, maxnreg=_REGISTERS if dim <= 128 else None,
     )  # fmt: skip
 
 

@@ -81,14 +81,15 @@ def order(table: Tensor, rows: int) -> Order:
 
 @triton.jit
 def address(table, part, column, kind: tl.constexpr, aligned: tl.constexpr = 1):
-    """A tensor of ``part``, which begins at a multiple of ``aligned`` numbers.
+    """A tensor of ``part``, which begins at a multiple of ``aligned`` bytes.
 
     Many numbers move at once only where the compiler knows that. It believes it of what is added to
     an argument, not of an address that was read, so addresses are taken from ``table`` on.
     """
-    apart = tl.load(table + part * COLUMNS + column) - table.to(tl.int64)
-    apart //= kind.primitive_bitwidth // 8
-    return tl.cast(table, tl.pointer_type(kind)) + tl.multiple_of(apart, aligned)
+    SIZE: tl.constexpr = kind.primitive_bitwidth // 8
+    apart = (tl.load(table + part * COLUMNS + column) - table.to(tl.int64)) // SIZE
+    apart = tl.multiple_of(apart, aligned // SIZE if aligned > SIZE else 1)
+    return tl.cast(table, tl.pointer_type(kind)) + apart
 
 
 @triton.jit
