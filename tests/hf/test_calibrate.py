@@ -44,6 +44,16 @@ def test_own_text_is_that_of_its_seed() -> None:
     assert len({tuple(run) for run in runs}) == 3
 
 
+def test_every_second_run_of_own_text_is_hotter() -> None:
+    """The model finds it less probable."""
+    model = tiny_model()
+    runs = torch.tensor(own_text(model, 12, 120))
+    with torch.no_grad():
+        found = torch.log_softmax(model(input_ids=runs).logits[:, :-1], -1)
+    chances = found.gather(2, runs[:, 1:, None]).mean((1, 2))
+    assert chances[1::2].max() < chances[::2].min()
+
+
 def test_own_text_longer_than_a_piece() -> None:
     (run,) = own_text(tiny_model(), 1, 601)
     assert len(run) == 601

@@ -32,7 +32,7 @@ def calibrate(
     contexts: Annotated[int, typer.Option(min=1, help="How many, from the text's start.")] = 12,
     own_contexts: Annotated[
         int, typer.Option(min=0, help="How many the model writes besides, for all else there is.")
-    ] = 12,
+    ] = 16,
     context_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 1024,
     following_tokens: Annotated[int, typer.Option(min=1, help="Tokens that look back.")] = 64,
     seed: Annotated[int, typer.Option(help="Of what the model writes.")] = 0,

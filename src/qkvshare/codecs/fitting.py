@@ -16,13 +16,17 @@ from .basis import KINDS, PartBasis
 from .entropy import CLASSES, DEAD, SHIFT, Tables, classes, make_tables, shifted
 from .refining import REFINED, refine, refined_classes, refined_tables, tally_refined
 
-_RIDGE = 1e-4
+_RIDGE = 3e-3  # of the features' mean square
 _SEARCH = 2048  # tokens, to find the step for a rate
+_COUNTED = 10_000  # tokens at least, for scales and classes
 _TRIALS = 4  # at most, with all tokens
-_NEAR = 0.03  # of the rate
+_NEAR = 0.06  # of the rate
 _LEAST = 1e-3  # bits per value, where nothing is left to say
 _FALL = 0.75  # octaves that the rate falls by in an octave of the step, at about one bit
 _FAR = 64 * 24  # of the step's exponent
+# A token counts for its squared error to this power: bits grow with its logarithm, so that few
+# tokens that are always predicted badly would otherwise cost all others.
+_HARD, _MOST = -0.5, 16.0
 Part = Tensor  # [tokens, columns], half precision
 
 
@@ -38,7 +42,7 @@ def fit(
     ``weights`` ``[columns]`` are the errors' weights, and ``rate`` the bits per value at which
     predictors see their decoded features.
     """
-    few = [tuple(part[:: max(1, len(part) // _SEARCH)] for part in pair) for pair in layers]
+    few = _some(layers, _SEARCH)
     blank = make_tables(np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS)))
     low, high = -_FAR, _FAR  # exponents of the step; the rate falls as it grows
     while high - low > 8:
@@ -55,16 +59,22 @@ def fit(
         if abs(found / rate - 1) < _NEAR:
             break
     tables = make_tables(*counted)
+    counted_on = _some(layers, _COUNTED)
     refs, total = [], (np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS)))
     refined = np.zeros((REFINED, SYMBOLS)), np.zeros((REFINED, SYMBOLS))
     for octave in (-2, -1, 0, 1, 2):
         finer = number + 64 * octave
-        _, scales, _, counted = _pass(layers, weights, sources, finer, tables, parts, refined)
+        _, scales, _, counted = _pass(counted_on, weights, sources, finer, tables, parts, refined)
         refs.append(scales)
         for all_, one in zip(total, counted, strict=True):
             all_ += one
         progress()
     return _arrays(parts, refs, sources, number, make_tables(*total), refined_tables(*refined))
+
+
+def _some(layers: Sequence[tuple[Part, Part]], tokens: int) -> list[tuple[Part, ...]]:
+    """At least so many tokens, from everywhere, or all."""
+    return [tuple(part[:: max(1, len(part) // tokens)] for part in pair) for pair in layers]
 
 
 def _pass(
@@ -73,25 +83,31 @@ def _pass(
 ) -> tuple[Any, Any, float, Any]:  # fmt: skip
     """Through all layers at one step; fits where ``fitted`` is None.
 
-    Returns the parts, the scales, the bits per value (entropy column by column) and the counts;
-    what a refinement would say is added to ``refined``, counts and sums.
+    Returns the parts, the scales, the bits per value if it fits (entropy column by column) and the
+    counts; what a refinement would say is added to ``refined``, counts and sums.
     """
     known: dict[tuple[int, int], Tensor] = {}
     counts, sums = np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))
     parts, scales, bits, values_seen = [], [], 0.0, 0
     unit = np.float32(2.0 ** (number / 64))
+    errors: dict[int, Tensor] = {}  # of the tokens, by layer
     for layer, pair in enumerate(layers):
         own_parts, own_scales = [], []
+        past = errors[sources[layer][0]] if sources[layer] else torch.ones(len(pair[0]))
         for kind in (0, 1):
             x = pair[kind].float()
             given = [known[layer, 0]] if kind else []
             given += [known[s, at] for s in sources[layer] for at in (0, 1)]
             if fitted is None:
-                part = _fit_part(x, given, weights[layer][kind])
+                shares = past.clamp(1 / _MOST, _MOST) ** _HARD
+                part = _fit_part(x, given, weights[layer][kind], shares / shares.mean())
             else:
                 part = fitted[layer][kind]
             guess = part.mean + (torch.cat(given, 1) @ part.predictor if given else 0)
-            z = ((x - guess) @ part.forward).numpy()
+            left = (x - guess) @ part.forward
+            square = left.square().mean(1)
+            past = (past * square / square.median().clamp(min=1e-30)).sqrt()
+            z = left.numpy()
             mean = np.abs(z).mean(0)
             scale = np.rint(256 * np.log2(np.maximum(mean, 1e-20))).clip(-32000, 32000)
             scale = scale.astype(np.int16)
@@ -105,11 +121,12 @@ def _pass(
             if refined is not None:
                 half, found = units / np.float32(2), refined_classes(out, rows, table, 1)
                 tally_refined(z, out, half, refine(z, out, half, DEAD), found, *refined)
-            bits += _entropy(values)
+            bits += _entropy(values) if fitted is None else 0.0
             values_seen += values.size
             known[layer, kind] = guess + torch.from_numpy(out) @ part.back
             own_parts.append(part)
             own_scales.append(scale)
+        errors[layer] = past
         parts.append(tuple(own_parts))
         scales.append(tuple(own_scales))
         needed = {s for later in sources[layer + 1 :] for s in later}
@@ -126,26 +143,29 @@ def _entropy(values: npt.NDArray[np.int32]) -> float:
     return total
 
 
-def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor) -> PartBasis:
-    """Ridge regression on what is known, then the principal axes of what is left, weighted."""
-    mean = x.mean(0)
+def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor, shares: Tensor) -> PartBasis:
+    """Ridge regression on what is known, then the principal axes of what is left, weighted.
+
+    ``shares [tokens]``, with mean 1, are what each token counts for.
+    """
+    each, roots = shares / len(x), shares.sqrt()[:, None]
+    mean = each @ x
     if given:
         features = torch.cat(given, 1)
-        center = features.mean(0)
-        rows = features - center
+        center = each @ features
+        rows = (features - center).mul_(roots)
         square = (rows.T @ rows).double()
         # Where nothing was decoded but means, features are all 0.
         square += torch.eye(len(square)) * (square.diagonal().mean() * _RIDGE + 1e-9)
-        predictor = (
-            torch.linalg.solve(square, (rows.T @ (x - mean)).double()).float().half().float()
-        )
+        answer = (rows.T @ ((x - mean) * roots)).double()
+        predictor = torch.linalg.solve(square, answer).float().half().float()
         mean = mean - center @ predictor
         rest = x - mean - features @ predictor
     else:
         predictor = x.new_zeros(0, x.shape[1])
         rest = x - mean
     root = weight.sqrt()
-    spread = torch.cov((rest * root).double().T)
+    spread = torch.cov((rest * roots * root).double().T)
     spread += torch.eye(len(spread)) * (spread.diagonal().mean() * 1e-9 + 1e-30)
     _, axes = torch.linalg.eigh(spread)
     axes = axes.flip(1).float()  # largest first
