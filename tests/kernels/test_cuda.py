@@ -80,11 +80,14 @@ def test_kernels_equal_the_reference(
     compare(dim, tier, heads, tokens, dtypes, cuda.encode, cuda.decode, cut)
 
 
-def make_part(heads: int, tokens: int, dim: int, seed: int, keys: bool, dtype: torch.dtype) -> Any:
+def make_part(
+    heads: int, tokens: int, dim: int, seed: int, keys: bool, dtype: torch.dtype,
+    tier: int | None = None,
+) -> Any:  # fmt: skip
     """Of random rows; keys have a mean and are turned."""
     from qkvshare.kernels.parts import Part
 
-    rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, seed)
+    rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, seed, tier)
     codes, numbers = reference.encode_rows(rows, info, inverse), torch.empty(heads, tokens, dim)
     if not keys:
         return Part(codes, info, scales, numbers.to(dtype))
@@ -180,10 +183,11 @@ def test_a_card_whose_codes_are_on_the_gpu(tmp_path: Path, llama: Any) -> None:
 @interpreted
 @pytest.mark.parametrize("dim", [64, pytest.param(128, marks=pytest.mark.slow)])
 def test_codes_that_begin_anywhere(dim: int) -> None:
-    """Words are read where codes lie at a multiple of 16 bytes; elsewhere bytes."""
+    """Words are read of full blocks that lie at a multiple of 16 bytes; else bytes. One width, of
+    two planes, so that there are full blocks."""
     from qkvshare.kernels.cuda_decode import decode_parts
 
-    part = make_part(1, 70, dim, 1, True, torch.float32)
+    part = make_part(1, 70, dim, 1, True, torch.float32, tier=5)
     room = torch.empty(len(part.codes) + 32, dtype=torch.uint8)
     for shift in (0, 1):
         start = -room.data_ptr() % 16 + shift
