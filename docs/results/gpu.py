@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 from gpu_kernels import Bench, Machine, bandwidth, parity
@@ -151,8 +150,7 @@ def main() -> None:
     device = torch.device("cpu" if given.tiny else "cuda:0")
     bench = Bench(device, given.tiny, given.json, [])
     name = "interpreter" if given.tiny else torch.cuda.get_device_name(device)
-    versions = {of: version(of) for of in ("torch", "transformers", "triton", "numpy")}
-    bench.add("device", name=name, cuda=torch.version.cuda, processors=os.cpu_count(), **versions)
+    bench.add("device", name=name, cuda=torch.version.cuda, processors=os.cpu_count())
     parity(bench)
     machine = bandwidth(bench)
     lengths = [16] if given.tiny else [1024, 8192, 2048, 4096, 16384, 32768]  # the paper's first

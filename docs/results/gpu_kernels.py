@@ -54,6 +54,19 @@ class Bench:
             times.append(clock.between(start, clock.now()))
         return statistics.median(times[before:])
 
+    def kernels(self, work: Callable[[], object], rounds: int = 5) -> dict[str, float]:
+        """Milliseconds of each kernel, without what commands them; none on a processor."""
+        if self.device.type != "cuda":
+            return {}
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for _ in range(rounds):
+                work()
+            torch.cuda.synchronize()
+        return {at.key: at.device_time_total / 1e3 / rounds for at in seen.key_averages()}
+
     def part(self, heads: int, tokens: int, dim: int, seed: int, bits: int = 0) -> Any:
         """Random rows as a part, and what it may be made of; ``bits`` 0 mixes all widths."""
         import torch
@@ -145,6 +158,7 @@ def bandwidth(bench: Bench) -> Machine:
                 of=name,
                 bits=bits or "mixed",
                 ms=ms,
+                kernels_ms=bench.kernels(partial(decode_parts, some)),
                 bytes=share,
                 of_copy=1e3 * share / ms / machine.memory,
             )
