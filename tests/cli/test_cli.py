@@ -334,10 +334,10 @@ def test_calibrate_then_capture(run: Any, llama_folder: Path, tmp_path: Path) ->
     text.write_text("Grain of sand. " * 14)
     code, out, err = run(
         *("calibrate", "-m", llama_folder, "--text", text, "-o", profile, "--contexts", 1),
-        *("--own-contexts", 1, "--context-tokens", 80, "--following-tokens", 10),
+        *("--other-contexts", 5, "--context-tokens", 80, "--following-tokens", 10),
     )
     assert code == 0, err
-    assert "1 contexts of the text and 1 that the model wrote" in " ".join(out.split())
+    assert "1 contexts of the text, 1 in other languages and 4 that the model wrote" in " ".join(out.split())
     made = ("capture", "-m", llama_folder, "--text", text, "-o", tmp_path / "card")
     code, _, err = run(*made, "--allocator", "controller", "--profile", profile)
     assert code == 0, err
@@ -517,7 +517,7 @@ def test_capture_takes_the_profile_at_hand(
 ) -> None:
     hand, path = tmp_path / "hand", tmp_path / "card"
     model = ["-m", llama_folder]
-    sizes = ["--contexts", 2, "--own-contexts", 0, "--context-tokens", 80, "--following-tokens", 10]
+    sizes = ["--contexts", 2, "--other-contexts", 0, "--context-tokens", 80, "--following-tokens", 10]
     monkeypatch.setenv("QKVSHARE_PROFILES", str(hand))
     code, out, err = run("calibrate", *model, *sizes)
     assert code == 0, err

@@ -11,14 +11,16 @@ import typer
 from ..card.errors import ProfileError
 from .options import Model, out, progress
 
+_FOREIGN = 5  # one in so many of the other contexts
+
 
 def calibrate(
     model: Model,
     text: Annotated[
         Path | None,
         typer.Option(
-            help="Plain text, or JSONL with text, or question and answer. Without it, all contexts "
-            "are written by the model."
+            help="Plain text, or JSONL with text, or question and answer. Without it, the model "
+            "writes as much."
         ),
     ] = None,
     output: Annotated[
@@ -30,9 +32,14 @@ def calibrate(
         ),
     ] = None,
     contexts: Annotated[int, typer.Option(min=1, help="How many, from the text's start.")] = 12,
-    own_contexts: Annotated[
-        int, typer.Option(min=0, help="How many the model writes besides, for all else there is.")
-    ] = 16,
+    other_contexts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How many besides, for all else there is: one in five in 20 languages, the others "
+            "written by the model.",
+        ),
+    ] = 20,
     context_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 1024,
     following_tokens: Annotated[int, typer.Option(min=1, help="Tokens that look back.")] = 64,
     seed: Annotated[int, typer.Option(help="Of what the model writes.")] = 0,
@@ -43,6 +50,7 @@ def calibrate(
     """Fit the codec transform to a model, train the allocators controller and chunk-router."""
     from ..evals.text import read_text, windows
     from ..hf.calibrate import calibrate as learn
+    from ..hf.languages import languages
     from ..hf.load import load_model
     from ..hf.own_text import own_text
     from ..profile import profiles
@@ -58,11 +66,13 @@ def calibrate(
         raise ProfileError(f"{folder} is no folder that can be written to. Name a file with -o.")
     content = None if text is None else read_text(text)
     given, tokens = 0 if text is None else contexts, context_tokens + following_tokens
-    written = contexts + own_contexts - given
+    foreign = other_contexts // _FOREIGN
+    written = contexts - given + other_contexts - foreign
     with progress.status("loading the model …") as status:
         loaded, tokenizer = load_model(model)
         ids = [] if content is None else tokenizer(content)["input_ids"]
         runs = list(windows(ids, given, tokens))
+        runs += languages(tokenizer, foreign, tokens)
         if written:
             status.update("the model writes text of its own …")
             runs += own_text(loaded, written, tokens, seed)
@@ -71,6 +81,6 @@ def calibrate(
         output = folder / f"{profile.digest}.safetensors"
     profile.save(output)
     out.print(
-        f"{output}: {output.stat().st_size:,} bytes, learned from {given} contexts of the text and "
-        f"{written} that the model wrote"
+        f"{output}: {output.stat().st_size:,} bytes, learned from {given} contexts of the text, "
+        f"{foreign} in other languages and {written} that the model wrote"
     )
