@@ -337,7 +337,9 @@ def test_calibrate_then_capture(run: Any, llama_folder: Path, tmp_path: Path) ->
         *("--other-contexts", 5, "--context-tokens", 80, "--following-tokens", 10),
     )
     assert code == 0, err
-    assert "1 contexts of the text, 1 in other languages and 4 that the model wrote" in " ".join(out.split())
+    assert "1 contexts of the text, 1 in other languages and 4 that the model wrote" in " ".join(
+        out.split()
+    )
     made = ("capture", "-m", llama_folder, "--text", text, "-o", tmp_path / "card")
     code, _, err = run(*made, "--allocator", "controller", "--profile", profile)
     assert code == 0, err
@@ -517,7 +519,16 @@ def test_capture_takes_the_profile_at_hand(
 ) -> None:
     hand, path = tmp_path / "hand", tmp_path / "card"
     model = ["-m", llama_folder]
-    sizes = ["--contexts", 2, "--other-contexts", 0, "--context-tokens", 80, "--following-tokens", 10]
+    sizes = [
+        "--contexts",
+        2,
+        "--other-contexts",
+        0,
+        "--context-tokens",
+        80,
+        "--following-tokens",
+        10,
+    ]
     monkeypatch.setenv("QKVSHARE_PROFILES", str(hand))
     code, out, err = run("calibrate", *model, *sizes)
     assert code == 0, err

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+
 import pytest
 import torch
 
@@ -11,11 +14,13 @@ from qkvshare.allocators.learned import Learned
 from qkvshare.card.errors import ProfileError
 from qkvshare.hf.calibrate import calibrate
 from qkvshare.hf.features import read_features
+from qkvshare.hf.languages import languages
 from qkvshare.hf.own_text import own_text
 from qkvshare.hf.state import read
 
-from ..conftest import FAMILIES, some_ids, tiny_model
+from ..conftest import FAMILIES, some_ids, tiny_model, tiny_tokenizer
 
+TEXT = (files("qkvshare.hf") / "languages.txt").read_text(encoding="utf-8")
 CONTEXT, NEW = some_ids(150), some_ids(5, seed=1)
 
 
@@ -57,6 +62,31 @@ def test_every_second_run_of_own_text_is_hotter() -> None:
 def test_own_text_longer_than_a_piece() -> None:
     (run,) = own_text(tiny_model(), 1, 601)
     assert len(run) == 601
+
+
+def test_languages_are_spread_over_all_passages() -> None:
+    tokenizer = tiny_tokenizer()
+    (whole,) = languages(tokenizer, 1, len(TEXT))
+    for contexts, tokens in ((4, 100), (20, 700)):
+        runs = languages(tokenizer, contexts, tokens)
+        assert [len(run) for run in runs] == [tokens] * contexts
+        starts = [n * len(whole) // contexts for n in range(contexts)]
+        assert runs == [(whole + whole)[at : at + tokens] for at in starts]
+    assert languages(tokenizer, 0, 100) == []
+
+
+def test_languages_shorter_than_what_is_asked_for_begin_again() -> None:
+    tokenizer = tiny_tokenizer()
+    (once,) = languages(tokenizer, 1, len(TEXT))
+    (run,) = languages(tokenizer, 1, 2 * len(TEXT) + 5)
+    assert run == once + once + once[:5]
+
+
+def test_languages_have_no_french() -> None:
+    """It is what rate.md measures as a language that calibration has not seen."""
+    words = re.findall(r"[\w']+", TEXT.lower())
+    assert len(words) > 1000
+    assert not {"avec", "cette", "dans", "est", "nous", "pour", "une", "vous"} & set(words)
 
 
 def test_features_are_the_models_own() -> None:

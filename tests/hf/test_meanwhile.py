@@ -16,6 +16,8 @@ from qkvshare import CacheCard, Packed, capture, inject
 from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
 from qkvshare.hf import fill
+from qkvshare.kernels.ahead import beside
+from qkvshare.kernels.cpu_decode import Line
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
 
@@ -24,8 +26,7 @@ CONTEXT, NEW = some_ids(150), some_ids(7, seed=1)
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> CacheCard:
-    """Its layers are jobs of their own, and two threads take them."""
-    monkeypatch.setattr(packed_cpu, "_WORTH_A_JOB", 1)
+    """Two threads take its layers."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     return capture(tiny_model(), token_ids=CONTEXT, codec=Packed(), budget=8)
 
@@ -40,15 +41,15 @@ def other_model() -> Any:
 def test_another_model_is_refused_while_its_card_is_decoded(
     card: CacheCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job under way is waited for, the others are not begun, and the memory goes."""
+    """Who decodes is waited for, nothing more is begun, and the memory goes."""
     begun, looked, threads, made = Event(), Event(), list[str](), list[Any]()
-    decode_parts, rooms = packed_cpu.decode_parts, fill.rooms
+    decode, rooms = Line.decode, fill.rooms
 
-    def decode_slowly(parts: Any) -> None:
+    def decode_slowly(self: Line, most: int = 1 << 62, waits: bool = False) -> None:
         threads.append(current_thread().name)
         begun.set()
         assert looked.wait(10)
-        decode_parts(parts)
+        decode(self, most, waits)
 
     def seen_rooms(*arguments: Any) -> Any:
         found = rooms(*arguments)
@@ -63,7 +64,7 @@ def test_another_model_is_refused_while_its_card_is_decoded(
     from qkvshare.hf import inject as module
 
     real = module.identify
-    monkeypatch.setattr(packed_cpu, "decode_parts", decode_slowly)
+    monkeypatch.setattr(Line, "decode", decode_slowly)
     monkeypatch.setattr(fill, "rooms", seen_rooms)
     monkeypatch.setattr(module, "identify", identify)
     model = other_model()
@@ -76,7 +77,7 @@ def test_another_model_is_refused_while_its_card_is_decoded(
     gc.collect()
     assert made
     assert not any(at() is not None for at in made)
-    assert packed_cpu.beside(lambda: len(threads)).result() == count  # nothing is left to do
+    assert beside(lambda: len(threads)).result() == count  # nothing is left to do
     assert greedy_from_text(model, CONTEXT + NEW) == before
     mine = tiny_model()
     assert greedy(mine, **inject(mine, card, NEW))
@@ -121,9 +122,13 @@ def test_threads_that_share_a_card_give_the_same_numbers(
 def test_what_goes_wrong_on_the_other_thread_is_raised(
     card: CacheCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(parts: Any) -> None:
-        raise MemoryError("no room")
+    decode = Line.decode
 
-    monkeypatch.setattr(packed_cpu, "decode_parts", fail)
+    def fail(self: Line, most: int = 1 << 62, waits: bool = False) -> None:
+        if waits:
+            raise MemoryError("no room")
+        decode(self, most, waits)
+
+    monkeypatch.setattr(Line, "decode", fail)
     with pytest.raises(MemoryError, match="no room"):
         inject(tiny_model(), card, NEW)

@@ -110,7 +110,7 @@ class Packed(Codec):
         on_cpu, pairs = first[1].keys.device.type == "cpu", _again(first, pairs)
         del first  # nothing is held that the caller has let go
         if on_cpu:
-            yield from decode(self, pairs, then, isinstance(into, list))
+            yield from decode(self, pairs, then, into if isinstance(into, list) else None)
             return
         from . import packed_cuda
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..kernels.ahead import ahead, beside
+from ..kernels.ahead import ahead
 from ..kernels.cpu_decode import decode_parts
+from ..kernels.cpu_meanwhile import Meanwhile
 from ..kernels.cpu_source import Source
 from ..kernels.cpu_source import encode as encode_sources
 from ..kernels.cpu_source import measure as measure_sources
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 # Numbers of a job: threads that come back for less wait for each other.
 _WORTH_A_JOB = 1 << 21
-# Numbers whose bytes may have been read and not been decoded.
+# Numbers whose bytes may have been read while nobody has begun to decode them.
 _BEFOREHAND = 1 << 23
 
 Job = list[tuple[Bytes, Into]]
@@ -92,11 +91,14 @@ def _readable(part: Tensor) -> Tensor:
 
 
 def decode(
-    codec: Packed, pairs: Iterator[tuple[Bytes, Into]], then: Callable[[Into], None], there: bool
+    codec: Packed,
+    pairs: Iterator[tuple[Bytes, Into]],
+    then: Callable[[Into], None],
+    there: Sequence[Into] | None,
 ) -> Iterator[Into]:
-    """As `Packed.decode`; ``there`` says that the memory of all layers is."""
-    if there:
-        yield from _decode_there(codec, pairs, then)
+    """As `Packed.decode`; ``there`` are all layers, where the memory of all is there."""
+    if there is not None:
+        yield from _decode_there(codec, pairs, then, there)
         return
 
     def work(job: Job[Into]) -> list[Into]:
@@ -111,45 +113,18 @@ def decode(
 
 
 def _decode_there(
-    codec: Packed, pairs: Iterator[tuple[Bytes, Into]], then: Callable[[Into], None]
-) -> list[Into]:
-    """All layers. The caller's thread reads, checks and opens them, and another one decodes: two
-    that both run Python wait for each other at every call. Who reads faster decodes too."""
-    layers, jobs = list[Into](), deque[tuple[Future[None], list[Part], list[Into]]]()
-    alone = torch.get_num_threads() == 1
-    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-
-    def work(parts: list[Part], some: list[Into]) -> None:
-        # Both modes are a thread's own.
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-            decode_parts(parts)
-            for layer in some:
-                then(layer)
-
-    try:
-        for job in together(pairs, _WORTH_A_JOB):
-            parts, some = opened(codec, job), [layer for _, layer in job]
-            layers += some
-            while jobs and jobs[0][0].done():
-                jobs.popleft()[0].result()
-            waiting = sum(_numbers(some) for future, _, some in jobs if not future.running())
-            if alone or waiting >= _BEFOREHAND:
-                work(parts, some)
-            else:
-                jobs.append((beside(work, parts, some), parts, some))
-            del job, parts, some
-        while jobs:
-            future, parts, some = jobs.pop()
-            if future.cancel():  # it has not begun
-                work(parts, some)
-            else:
-                jobs.append((future, parts, some))
-                break
-    finally:
-        # It writes to what the caller holds.
-        wait([future for future, _, _ in jobs if not future.cancel()])
-    for future, _, _ in jobs:
-        future.result()
+    codec: Packed,
+    pairs: Iterator[tuple[Bytes, Into]],
+    then: Callable[[Into], None],
+    layers: Sequence[Into],
+) -> Sequence[Into]:
+    """By two threads: see `Meanwhile`. ``then`` is called when all are decoded."""
+    with Meanwhile(layers[0].keys, 2 * len(layers), _BEFOREHAND) as decoder:
+        for blob, layer in pairs:
+            decoder.add(opened(codec, [(blob, layer)]))
+            del blob
+    for layer in layers:
+        then(layer)
     return layers
 
 

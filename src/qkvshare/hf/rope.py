@@ -10,13 +10,14 @@ for that; where a trial shows this to be so, they are turned in one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..card.errors import UnsupportedModelError
@@ -25,9 +26,9 @@ from .layers import text_config
 Turn = Callable[[Tensor], Tensor]
 Positions = range | Tensor  # int64 ``[tokens]``
 
-# Numbers that torch leaves to one thread; and below so many it is slower to call on others, who may
-# be asleep, than to take them piece by piece.
-_UNDIVIDED, _ALONE = 1 << 15, 1 << 18
+# Positions, from 0 on, whose angles are kept with the model, and how many more at a time. To find
+# them takes all of torch's threads, which spin for 10 ms after it: a card's decoder wants them.
+_KEPT, _PAGE = 1 << 15, 1 << 10
 
 # The frequencies of these types do not depend on how long the sequence has become.
 STATIC_TYPES = {"default", "linear", "llama3", "yarn"}
@@ -59,7 +60,7 @@ def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
 class Rope:
     """Rotates a model's keys to and from positions; all arithmetic in float32.
 
-    Sines and cosines are kept as long as the object, since all layers of a kind share them.
+    Turns are kept as long as the object, since all layers of a kind share them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -98,55 +99,106 @@ class Rope:
         key = kind, function, like.device, like.shape[-1], back, at
         if key not in self._turns:
             one = like.new_empty(1, 1, 1, like.shape[-1], dtype=torch.float32)
-            cos, sin = self._angles(kind, one, positions, back)
-            halves = cos.shape[-1] == like.shape[-1] and _turns_halves(function, like.shape[-1])
-            self._turns[key] = _Turn(function, cos, sin, halves)
+            angles = self._angles(kind, one, positions)
+            angles = angles.inverse() if back else angles
+            whole = angles.cos.shape[-1] == like.shape[-1]
+            halves = whole and _turns_halves(function, like.shape[-1])
+            self._turns[key] = _Turn(function, angles, halves)
         return self._turns[key]
 
-    def _angles(
-        self, kind: str | None, x: Tensor, positions: Positions, back: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines ``[1, tokens, rotary]``; with ``back`` those of the inverse."""
+    def _angles(self, kind: str | None, x: Tensor, positions: Positions) -> _Angles:
+        """Of ``positions``: a range has the same bits whatever it is part of."""
+        if not isinstance(positions, range):
+            return self._found(kind, x, positions)
+        if positions.stop > _KEPT:
+            return self._found(kind, x, torch.arange(positions.start, positions.stop))
+        made_of = [
+            (at, -1 if at.is_inference() else at._version) for at in self._embedding.buffers()
+        ]
+        kept, key = _kept.setdefault(self._embedding, {}), (kind, x.device)
+        known = kept.get(key)
+        if known is not None and not all(map(_same, known[0], made_of)):
+            known = None
+        if known is None or known[1].cos.shape[1] < positions.stop:
+            pages = [] if known is None else [known[1]]
+            first = sum(page.cos.shape[1] for page in pages)
+            for start in range(first, positions.stop, _PAGE):
+                pages.append(self._found(kind, x, torch.arange(start, start + _PAGE)))
+            known = kept[key] = made_of, _Angles.join(pages)
+        return known[1].part(positions)
+
+    def _found(self, kind: str | None, x: Tensor, positions: Tensor) -> _Angles:
+        """By the model itself."""
         chosen = {"layer_type": kind} if kind else {}
-        at = positions
-        if isinstance(at, range):
-            at = torch.arange(at.start, at.stop)
-        at, most = at[None].to(x.device), len(at)
-        if x.device.type == "cpu" and most * x.shape[-1] <= _ALONE:
-            most = _UNDIVIDED // x.shape[-1] or 1
-        found = [self._embedding(x, some, **chosen) for some in torch.split(at, most, 1)]
-        cos, sin = map(torch.cat, zip(*found, strict=True), (1, 1)) if found[1:] else found[0]
-        if back:
-            scale = (cos.square() + sin.square())[:, :1]  # the square of the attention scaling
-            cos, sin = cos / scale, -sin / scale
-        return cos, sin
+        with torch.inference_mode(False):  # what is kept may be used outside of it
+            return _Angles.of(*self._embedding(x, positions[None].to(x.device), **chosen))
+
+
+@dataclass(frozen=True)
+class _Angles:
+    """Cosines and sines of positions, ``[1, tokens, rotary]``.
+
+    Attributes:
+        halves: both ``[tokens, rotary / 2]``, where the halves of each are the same.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    halves: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor) -> _Angles:
+        """With their halves, if they have."""
+        both = [part[0].chunk(2, -1) for part in (cos, sin)]
+        if cos.shape[-1] % 2 or not all(torch.equal(*halves) for halves in both):
+            return cls(cos, sin, None)
+        return cls(cos, sin, (both[0][0].contiguous(), both[1][0].contiguous()))
+
+    @classmethod
+    def join(cls, pages: Sequence[_Angles]) -> _Angles:
+        """One behind the other."""
+        return cls.of(*(torch.cat([getattr(at, of) for at in pages], 1) for of in ("cos", "sin")))
+
+    def part(self, at: range) -> _Angles:
+        """Of some of the positions; a view."""
+        some = slice(at.start, at.stop)
+        halves = None if self.halves is None else (self.halves[0][some], self.halves[1][some])
+        return _Angles(self.cos[:, some], self.sin[:, some], halves)
+
+    def inverse(self) -> _Angles:
+        """What turns keys back."""
+        scale = (self.cos.square() + self.sin.square())[:, :1]  # the attention scaling's square
+        return _Angles.of(self.cos / scale, -self.sin / scale)
+
+
+_kept: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[tuple[Tensor, int]], _Angles]]]
+_kept = WeakKeyDictionary()
+
+
+def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
+    return one[0] is other[0] and one[1] == other[1]
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """Cosines and sines of a run of positions, and what the model does with them."""
+    """Angles of a run of positions, and what the model does with them."""
 
     function: Callable[..., Any]
-    cos: Tensor
-    sin: Tensor
+    of: _Angles
     halves: bool
 
-    @cached_property
+    @property
     def angles(self) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``[tokens, head_dim / 2]``, where both halves have the same."""
-        both = [part[0].chunk(2, -1) for part in (self.cos, self.sin)]
-        if not self.halves or not all(torch.equal(*halves) for halves in both):
-            return None
-        cos, sin = (one.contiguous() for one, _ in both)
-        return cos, sin
+        return self.of.halves if self.halves else None
 
     def __call__(self, keys: Tensor) -> Tensor:
         """Turn ``keys [kv_heads, tokens, head_dim]`` in place; also returned."""
         x = keys.float()[None]
         if self.halves:
-            _turn_halves(x, self.cos, self.sin)
+            _turn_halves(x, self.of.cos, self.of.sin)
         else:
-            x = self.function(x[:, :0], x, self.cos, self.sin)[1]  # no queries
+            x = self.function(x[:, :0], x, self.of.cos, self.of.sin)[1]  # no queries
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x[0])
 
 

@@ -16,11 +16,15 @@ from torch import Tensor
 from . import reference
 from .compiling import kernel, part
 from .cpu_memory import array_at, borrowed
+from .cpu_queue import CLOSED, NEXT, READY, STATE, count, finish, take
 from .cpu_walk import AT, HALF, HERE, WHOLE, WIDTHS, open_block, write_rows
 from .operators import LARGEST
 from .parts import Part
 from .reference import BLOCK, eights
 from .rotation import dct, power_of_two, turned
+
+FORMATS = {torch.float32: np.float32, torch.bfloat16: np.uint16}
+_DONE = 11  # behind a part's row
 
 
 def decode_parts(parts: Sequence[Part]) -> None:
@@ -33,30 +37,63 @@ def decode_parts(parts: Sequence[Part]) -> None:
         if power_of_two(dim) > LARGEST:
             for one in some:
                 one.numbers.copy_(_decoded(one))
-        elif dtype in (torch.float32, torch.bfloat16):
-            kind = np.float32 if dtype == torch.float32 else np.uint16
-            _decode_table(_table(some), dim, np.empty(0, kind))
+        elif dtype in FORMATS:
+            Line(dim, dtype, some).decode()
         else:
             rooms = [torch.empty(one.numbers.shape) for one in some]
             wide = [replace(one, numbers=room) for one, room in zip(some, rooms, strict=True)]
-            _decode_table(_table(wide), dim, np.empty(0, np.float32))
+            Line(dim, torch.float32, wide).decode()
             for one, room in zip(some, rooms, strict=True):
                 one.numbers.copy_(room)
 
 
-def _table(parts: Sequence[Part]) -> Any:
-    return np.array([part.row() for part in parts])
+class Line:
+    """Parts of one ``dim`` and number format, taken one after the other by any number of threads,
+    also while more are added.
 
+    Attributes:
+        added: parts, so far.
+    """
 
-def _decode_table(table: Any, dim: int, format_: Any) -> None:
-    if dim in WHOLE:
-        space = np.empty(BLOCK * dim, np.uint8)
-        _decode_whole(table, np.empty(8 * HALF * dim, np.int16), space, dim, format_)
-        return
-    # Sums of levels fit 16 bits up to 64 numbers.
-    number = np.int16 if power_of_two(dim) <= 64 else np.int32
-    matrix, space = dct(dim // power_of_two(dim)), np.empty(BLOCK * eights(dim), np.uint8)
-    _decode_any(table, np.empty(8 * BLOCK * dim, number), space, dim, format_, matrix)
+    def __init__(self, dim: int, dtype: torch.dtype, parts: Sequence[Part] = (), room: int = 0):
+        """Of ``parts``, with room for more."""
+        self._dim, self._format = dim, np.empty(0, FORMATS[dtype])
+        self._table = np.zeros((len(parts) + room, _DONE + 1), np.int64)
+        self._state, self.added = np.zeros(STATE, np.int64), 0
+        for one in parts:
+            self.add(one)
+
+    def add(self, part: Part) -> None:
+        """Its memory is the caller's to keep until it is `decoded`."""
+        self._table[self.added, :_DONE] = part.row()
+        self.added += 1
+        count(self._state, READY)
+
+    def close(self) -> None:
+        """No more comes, and what nobody has begun is nobody's."""
+        count(self._state, CLOSED)
+
+    @property
+    def taken(self) -> int:
+        """Parts that somebody has begun."""
+        return int(self._state[NEXT])
+
+    def decoded(self, number: int) -> bool:
+        """Whether part ``number`` is."""
+        return bool(self._table[number, _DONE])
+
+    def decode(self, most: int = 1 << 62, waits: bool = False) -> None:
+        """Take parts, ``most`` at most, until there is none; or, if one ``waits``, until `close`,
+        or until nothing has come for some milliseconds."""
+        dim, space = self._dim, np.empty(BLOCK * eights(self._dim), np.uint8)
+        given = self._table, self._state, most, waits
+        if dim in WHOLE:
+            _decode_whole(*given, np.empty(8 * HALF * dim, np.int16), space, dim, self._format)
+            return
+        # Sums of levels fit 16 bits up to 64 numbers.
+        number = np.int16 if power_of_two(dim) <= 64 else np.int32
+        levels, matrix = np.empty(8 * BLOCK * dim, number), dct(dim // power_of_two(dim))
+        _decode_any(*given, levels, space, dim, self._format, matrix)
 
 
 def _decoded(part: Part) -> Tensor:
@@ -178,15 +215,28 @@ def widths(info: Any) -> int:
 
 
 @kernel
-def _decode_whole(table: Any, levels: Any, space: Any, dim: Any, format_: Any) -> None:
+def _decode_whole(
+    table: Any, state: Any, most: Any, waits: Any, levels: Any, space: Any, dim: Any, format_: Any
+) -> None:
     """Parts of ``dim`` 64, 128 or 256; ``levels`` is room for half a block of each tier, ``space``
     for the codes of a block, ``format_`` an array in that of the numbers."""
-    for n in range(len(table)):
-        _walk(table[n], levels, space, dim, format_)
+    for _ in range(most):
+        number = take(state, waits)
+        if number < 0:
+            break
+        _walk(table[number], levels, space, dim, format_)
+        finish(table, number, _DONE)
 
 
 @kernel
-def _decode_any(table: Any, levels: Any, space: Any, dim: Any, format_: Any, matrix: Any) -> None:
+def _decode_any(
+    table: Any, state: Any, most: Any, waits: Any, levels: Any, space: Any, dim: Any, format_: Any,
+    matrix: Any,
+) -> None:  # fmt: skip
     """Of any; ``matrix`` is the DCT over the odd part."""
-    for n in range(len(table)):
-        _walk_any(table[n], levels, space, dim, format_, matrix)
+    for _ in range(most):
+        number = take(state, waits)
+        if number < 0:
+            break
+        _walk_any(table[number], levels, space, dim, format_, matrix)
+        finish(table, number, _DONE)

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compiling import part
-from .cpu_vectors import cgutils
+from .cpu_vectors import cgutils, has
 
 _BYTE, _HALF, _WORD, OFFSET = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FLOAT = ir.FloatType()
@@ -54,6 +54,49 @@ def _count_on(_: Any, address: Any) -> Any:
 
 
 count_on: Any = intrinsic(_count_on)
+
+
+def _seen(_: Any, address: Any) -> Any:
+    """``f(address)``: the int64 there, and what whoever wrote it wrote before."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], OFFSET.as_pointer())
+        return builder.load_atomic(place, "acquire", 8)
+
+    return types.int64(address), generate
+
+
+seen: Any = intrinsic(_seen)
+
+
+def _claim(_: Any, address: Any, found: Any) -> Any:
+    """``f(address, found)``: whether the int64 there was still ``found``; then it is one more."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], OFFSET.as_pointer())
+        more = builder.add(args[1], OFFSET(1))
+        tried = builder.cmpxchg(place, args[1], more, "seq_cst", "seq_cst")
+        return builder.extract_value(tried, 1)
+
+    return types.boolean(address, found), generate
+
+
+claim: Any = intrinsic(_claim)
+
+
+def _rest(_: Any) -> Any:
+    """``f()``: a moment without work, for a thread that waits for another one."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if has(context, "sse2"):
+            name, kind = "llvm.x86.sse2.pause", ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+rest: Any = intrinsic(_rest)
 
 
 def _as_float(_: Any, bits: Any) -> Any:

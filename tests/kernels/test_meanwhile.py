@@ -1,0 +1,143 @@
+"""Parts that two threads decode while they are found: the same numbers, whoever comes when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qkvshare.kernels import cpu_meanwhile, reference
+from qkvshare.kernels.ahead import beside
+from qkvshare.kernels.cpu_meanwhile import Meanwhile
+from qkvshare.kernels.parts import Part
+
+from .test_rows import random_rows
+
+COUNT = 40
+
+
+@pytest.fixture(autouse=True)
+def _two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
+def some_parts(dim: int, dtype: torch.dtype, count: int = COUNT) -> tuple[list[Part], list[Tensor]]:
+    """And what is right."""
+    parts, right = [], []
+    for seed in range(count):
+        tokens = 50 * (seed % 3)
+        rows, info, inverse, scales, mean = random_rows(2, tokens, dim, seed)
+        codes = reference.encode_rows(rows, info, inverse)
+        room = torch.full((2, tokens, dim), 7.0, dtype=dtype)
+        parts.append(Part(codes, info, scales, room, mean))
+        back = reference.decode_rows(codes, info, scales, mean, dim)
+        right.append(back.view(2, tokens, dim).to(dtype))
+    return parts, right
+
+
+def decode(
+    parts: list[Part], beforehand: int = 1 << 20, between: Callable[[int], None] = lambda _: None
+) -> None:
+    with Meanwhile(parts[1].numbers, len(parts), beforehand) as decoder:
+        for n, part in enumerate(parts):
+            decoder.add([part])
+            between(n)
+
+
+def same(parts: list[Part], right: list[Tensor]) -> bool:
+    return all(torch.equal(p.numbers, r) for p, r in zip(parts, right, strict=True))
+
+
+@pytest.mark.parametrize("beforehand", [0, 10_000, 1 << 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [64, 80, 512])
+def test_all_are_decoded(dim: int, dtype: torch.dtype, beforehand: int) -> None:
+    """Of dims and formats that the second thread takes, and others."""
+    parts, right = some_parts(dim, dtype, 7 if dim == 512 else COUNT)
+    decode(parts, beforehand)
+    assert same(parts, right)
+
+
+def test_of_several_dims() -> None:
+    """As heads whose values are shorter than their keys."""
+    keys, values = some_parts(64, torch.float32), some_parts(128, torch.float32)
+    both = [part for pair in zip(keys[0], values[0], strict=True) for part in pair]
+    with Meanwhile(keys[0][1].numbers, len(both), 1 << 20) as decoder:
+        for part in both:
+            decoder.add([part])
+    assert same(*keys)
+    assert same(*values)
+
+
+def test_who_waits_too_long_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a card comes slowly, no thread waits for it all the time."""
+    begun = list[Future[Any]]()
+
+    def noted(function: Callable[..., Any]) -> Future[Any]:
+        begun.append(beside(function))
+        return begun[-1]
+
+    monkeypatch.setattr(cpu_meanwhile, "beside", noted)
+    parts, right = some_parts(64, torch.float32)
+
+    def slowly(n: int) -> None:
+        if n == 20:
+            begun[-1].result(timeout=60)  # it gives up
+
+    decode(parts, 1 << 30, slowly)
+    assert len(begun) == 2
+    assert same(parts, right)
+
+
+def test_alone_where_the_other_thread_is_busy() -> None:
+    let = Event()
+    busy = beside(let.wait, 60)
+    try:
+        parts, right = some_parts(64, torch.float32)
+        decode(parts)
+        assert same(parts, right)
+    finally:
+        let.set()
+    assert busy.result()
+
+
+def test_the_second_thread_decodes_while_the_first_is_busy() -> None:
+    parts, right = some_parts(64, torch.float32)
+
+    def busy(n: int) -> None:
+        if n == COUNT - 1:
+            until = time.monotonic() + 60
+            while not same(parts, right) and time.monotonic() < until:
+                time.sleep(0.001)
+            assert same(parts, right)  # before the block ends, where the first one helps
+
+    decode(parts, 1 << 30, busy)
+
+
+def test_after_an_error_nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had not begun is not begun, and what had is waited for."""
+    monkeypatch.setattr(cpu_meanwhile, "beside", lambda work: beside(lambda: None))
+    parts, _ = some_parts(64, torch.float32)
+    decoder = Meanwhile(parts[1].numbers, len(parts), 1 << 30)
+    decoder.add(parts)
+    decoder.__exit__(KeyError, KeyError("damaged"), None)
+    line = decoder._line
+    assert line is not None
+    line.decode()  # it is closed
+    assert all((part.numbers == 7).all() for part in parts)
+
+
+def test_memory_of_codes_goes_when_they_are_decoded() -> None:
+    parts, right = some_parts(64, torch.float32)
+    with Meanwhile(parts[1].numbers, len(parts), 10_000) as decoder:
+        for part in parts:
+            decoder.add([part])
+            held = sum(p.numbers.numel() for _, p in decoder._kept)
+            assert held <= 10_000 + 2 * 100 * 64 * 2  # and one that each thread is at
+    assert same(parts, right)
