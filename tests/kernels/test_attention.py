@@ -112,6 +112,15 @@ def test_bfloat16_is_attended_to_as_the_float32_that_it_is(
     assert torch.equal(attend(query, *(each.float() for each in apart), mask, 0.3), expected)
 
 
+def test_of_a_wider_mask_the_first_tokens_count() -> None:
+    """As of a cache with room for more."""
+    query, key, value = tensors(2, 2, 3, 5, 700, 64)
+    mask = causal(2, 5, 700, LOWEST)
+    wide = torch.cat((mask, torch.full((2, 1, 5, 9), torch.nan)), 3)
+    expected = attend(query, key, value, mask, 0.3)
+    assert torch.equal(attend(query, key, value, wide, 0.3), expected)
+
+
 def test_the_same_bits_for_any_number_of_threads() -> None:
     query, key, value = tensors(1, 3, 3, 7, 2100, 64)
     mask, before, found = causal(1, 7, 2100, LOWEST), torch.get_num_threads(), []

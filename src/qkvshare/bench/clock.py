@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+# Seconds in which torch's threads stop looking for more work: they spin for about 10 ms.
+_SPINNING = 0.03
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -35,6 +38,7 @@ class Clock:
         return float(start.elapsed_time(end))
 
     def settle(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is under way, as nothing is where one waits for a card."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        time.sleep(_SPINNING)

@@ -50,11 +50,10 @@ def attention(
         warnings.warn(f"attention 'qkvshare' leaves {why} to 'sdpa'.", stacklevel=2)
     causal_alone = attention_mask is None and new > 1
     many = why is not None or causal_alone or new >= _MANY
-    seen = None if attention_mask is None else attention_mask[:, :, :, :tokens]
     if not many:
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         codes = None if layer is None else layer.codes()
-        found = attend(query, key, value, seen, scale, codes)
+        found = attend(query, key, value, attention_mask, scale, codes)
         if found is not None:
             return found, None
     if layer is not None:
@@ -77,8 +76,7 @@ def attention(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     rows = query.reshape(batch, kv_heads, group * new, dim)  # heads of a group, then queries
-    if attention_mask is not None:
-        seen = _repeated(attention_mask, group, tokens)
+    seen = None if attention_mask is None else _repeated(attention_mask, group, tokens)
     out = F.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scaling)
     return out.view(batch, heads, new, -1).transpose(1, 2).contiguous(), None
 

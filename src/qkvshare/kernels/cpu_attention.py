@@ -33,8 +33,8 @@ def attend(
     codes: Codes | None = None,
 ) -> Tensor | None:
     """``query [batch, heads, new, dim]``, ``key`` and ``value`` ``[batch, kv_heads, tokens, dim]``,
-    ``mask [batch or 1, 1, new, tokens]``, added, or None; returns ``[batch, new, heads, dim]``.
-    Queries and what is returned are float32, keys and values that or bfloat16.
+    ``mask [batch or 1, 1, new, tokens or more]``, added, or None; returns ``[batch, new, heads,
+    dim]``. Queries and what is returned are float32, keys and values that or bfloat16.
 
     Tokens before ``key`` and ``value``, the same for all sequences, may be ``codes``; the mask is
     of both. The same bits for any number of threads. None for what there is no kernel for, or no
@@ -93,8 +93,15 @@ def attend(
 
 
 def _reads(mask: Tensor, query: Tensor, tokens: int) -> bool:
-    sizes = [(each, 1, query.shape[2], tokens) for each in (1, len(query))]
-    return mask.dtype == torch.float32 and mask.shape in sizes and mask.stride(3) == 1
+    batch, one, new, most = mask.shape
+    return (
+        mask.dtype == torch.float32
+        and (batch == 1 or batch == query.shape[0])
+        and one == 1
+        and new == query.shape[2]
+        and most >= tokens
+        and mask.stride(3) == 1
+    )
 
 
 @cache
