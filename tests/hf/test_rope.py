@@ -13,6 +13,7 @@ from qkvshare import capture, inject
 from qkvshare.card.digest import Bytes
 from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, empty
 from qkvshare.codecs.base import leave
+from qkvshare.hf import rope as rope_module
 from qkvshare.hf.rope import Rope
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
@@ -116,3 +117,54 @@ def test_same_text_by_way_of_unrotated_keys(make: Any) -> None:
     assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, CONTEXT + NEW)
     longer = capture(model, token_ids=CONTEXT + NEW, codec=PlainPreRope(), parent=card)
     assert greedy(model, **inject(model, longer)) == greedy_from_text(model, CONTEXT + NEW)
+
+
+def calls_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions the model was asked for, each time."""
+    embedding, asked = model.get_decoder().rotary_emb, list[int]()
+    forward = embedding.forward
+
+    def noted(x: Any, position_ids: Any, *more: Any, **named: Any) -> Any:
+        asked.append(position_ids.shape[1])
+        return forward(x, position_ids, *more, **named)
+
+    monkeypatch.setattr(embedding, "forward", noted)
+    return asked
+
+
+def test_angles_are_kept_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, keys = tiny_model(), torch.randn(1, 3000, 8)
+    asked = calls_of(model, monkeypatch)
+    whole = Rope(model).rotate(0, keys, range(3000))
+    assert sum(asked) == 3072
+    for start, stop in ((0, 3000), (0, 0), (7, 7), (1000, 1100), (2999, 3000)):
+        part = Rope(model).rotate(0, keys[:, start:stop], range(start, stop))
+        assert torch.equal(part, whole[:, start:stop])
+    assert sum(asked) == 3072
+    Rope(model).rotate(0, keys, range(200, 3200))  # the next page only
+    assert sum(asked) == 4096
+
+
+def test_angles_of_other_frequencies_are_not_those_that_were_kept() -> None:
+    model, keys = tiny_model(), torch.randn(1, 40, 8)
+    before, at = Rope(model).rotate(0, keys, range(40)), torch.arange(40)
+    embedding = model.get_decoder().rotary_emb
+    for change in (
+        lambda: embedding.inv_freq.mul_(0.5),
+        lambda: embedding.register_buffer("inv_freq", embedding.inv_freq * 0.5, persistent=False),
+    ):
+        change()
+        after = Rope(model).rotate(0, keys, range(40))
+        assert not torch.allclose(after, before, atol=1e-3)
+        torch.testing.assert_close(after, Rope(model).rotate(0, keys, at))
+        before = after
+
+
+def test_far_positions_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rope_module, "_KEPT", 100)
+    model, keys = tiny_model(), torch.randn(1, 20, 8)
+    asked = calls_of(model, monkeypatch)
+    for _ in range(2):
+        found = Rope(model).rotate(0, keys, range(90, 110))
+        torch.testing.assert_close(found, Rope(model).rotate(0, keys, torch.arange(90, 110)))
+    assert asked == [20] * 4

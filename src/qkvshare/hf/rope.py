@@ -122,7 +122,7 @@ class Rope:
         if known is None or known[1].cos.shape[1] < positions.stop:
             pages = [] if known is None else [known[1]]
             first = sum(page.cos.shape[1] for page in pages)
-            for start in range(first, positions.stop, _PAGE):
+            for start in range(first, max(1, positions.stop), _PAGE):
                 pages.append(self._found(kind, x, torch.arange(start, start + _PAGE)))
             known = kept[key] = made_of, _Angles.join(pages)
         return known[1].part(positions)
