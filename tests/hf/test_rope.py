@@ -149,10 +149,15 @@ def test_angles_of_other_frequencies_are_not_those_that_were_kept() -> None:
     model, keys = tiny_model(), torch.randn(1, 40, 8)
     before, at = Rope(model).rotate(0, keys, range(40)), torch.arange(40)
     embedding = model.get_decoder().rotary_emb
-    for change in (
-        lambda: embedding.inv_freq.mul_(0.5),
-        lambda: embedding.register_buffer("inv_freq", embedding.inv_freq * 0.5, persistent=False),
-    ):
+
+    def replace() -> None:
+        known = embedding.inv_freq
+        new = known * 0.5
+        while new._version < known._version:
+            new.add_(0)
+        embedding.register_buffer("inv_freq", new, persistent=False)
+
+    for change in (replace, lambda: embedding.inv_freq.mul_(0.5)):
         change()
         after = Rope(model).rotate(0, keys, range(40))
         assert not torch.allclose(after, before, atol=1e-3)
