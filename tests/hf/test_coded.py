@@ -22,7 +22,7 @@ from qkvshare.hf.attention import NAME
 from qkvshare.hf.coded import Coded, CodedLayer, Scratch
 from qkvshare.hf.layers import attention_layers
 from qkvshare.hf.room import SPARE
-from qkvshare.kernels import cpu_attention
+from qkvshare.kernels.torch_threads import parallel
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model
 
@@ -141,9 +141,7 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
     assert attention_layers(llama, cache)[0].keys.shape[2] == len(CONTEXT)
 
 
-@pytest.mark.skipif(
-    cpu_attention._threads() is None, reason="torch has other threads than GNU's OpenMP here"
-)
+@pytest.mark.skipif(parallel() is None, reason="torch has other threads than GNU's OpenMP here")
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
 def test_attention_reads_codes_as_they_are(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decoded to memory, for many tokens at once, for beams, or after a crop; but for

@@ -17,6 +17,7 @@ from qkvshare.hf.half import HALF, HalfLayer
 from qkvshare.hf.layers import attention_layers
 from qkvshare.hf.room import FullLayer
 from qkvshare.kernels import cpu_attention
+from qkvshare.kernels.torch_threads import parallel
 
 from ..conftest import FAMILIES, some_ids, tiny_model
 from .test_generate import MODES, generated, step
@@ -73,9 +74,7 @@ def test_every_way_to_generate(family: str, mode: str, monkeypatch: pytest.Monke
     assert found == expected
 
 
-@pytest.mark.skipif(
-    cpu_attention._threads() is None, reason="torch has other threads than GNU's OpenMP here"
-)
+@pytest.mark.skipif(parallel() is None, reason="torch has other threads than GNU's OpenMP here")
 @pytest.mark.parametrize("new", [NEW, NEW[:1], [], some_ids(64, seed=2)], ids=len)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
 def test_attention_reads_them_as_they_are(

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkvshare.kernels import cpu_attention
 from qkvshare.kernels.cpu_attention import attend
 from qkvshare.kernels.cpu_coded import PIECE, Codes
+from qkvshare.kernels.torch_threads import parallel
 
 LOWEST = torch.finfo(torch.float32).min
 
 pytestmark = pytest.mark.skipif(
-    cpu_attention._threads() is None, reason="torch has other threads than GNU's OpenMP here"
+    parallel() is None, reason="torch has other threads than GNU's OpenMP here"
 )
 
 

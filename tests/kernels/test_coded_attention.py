@@ -16,14 +16,14 @@ from qkvshare.codecs.base import LayerKV, Turned
 from qkvshare.codecs.bits import LayerBits
 from qkvshare.hf.coded import Coded
 from qkvshare.hf.rope import Turn
-from qkvshare.kernels import cpu_attention
 from qkvshare.kernels.cpu_attention import attend
 from qkvshare.kernels.cpu_coded import Codes, Piece
+from qkvshare.kernels.torch_threads import parallel
 
 from .test_attention import LOWEST, causal
 
 pytestmark = pytest.mark.skipif(
-    cpu_attention._threads() is None, reason="torch has other threads than GNU's OpenMP here"
+    parallel() is None, reason="torch has other threads than GNU's OpenMP here"
 )
 
 

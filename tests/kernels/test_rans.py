@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import constriction
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkvshare.codecs.entropy import CLASSES, SHIFT, make_tables, shifted
-from qkvshare.kernels import rans
+from qkvshare.kernels import rans, torch_threads
+from qkvshare.kernels.rans_chunks import decode_chunks
 
 EMPTY = np.zeros((CLASSES, rans.SYMBOLS))
 TABLES = make_tables(EMPTY, EMPTY)
@@ -114,3 +118,30 @@ def test_tables_are_whole() -> None:
     assert (TABLES.freq.sum(1) == rans.TOTAL).all()
     assert (TABLES.freq[:, rans.ESCAPE] > 0).all()
     assert (np.diff(TABLES.expected) >= 0).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("own", [False, True])
+def test_chunks_on_any_threads(threads: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's, or those of Python where torch has others than GNU's."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    if own:
+        monkeypatch.setattr(torch_threads, "parallel", lambda: None)
+    draw, columns = np.random.default_rng(0), 7
+    ends = [0, 5, 6, 40, 41, 100]
+    runs = [slice(*pair) for pair in pairwise(ends)]
+    values = draw.integers(-60, 60, (100, columns)).astype(np.int32)  # escapes too
+    table = draw.integers(0, CLASSES, (3, columns)).astype(np.int32)
+    rows = draw.integers(0, 3, 100).astype(np.int32)
+    units = np.exp2(draw.integers(-3, 3, 100)).astype(np.float32)
+    points = np.tile(np.arange(rans.SYMBOLS, dtype=np.float32) - rans.LARGEST, (CLASSES, 1))
+    coded = [(*encode(values[at], rows[at], table), at) for at in runs]
+    out, activity = np.zeros((100, columns), np.float32), np.zeros(100, np.int32)
+    given = rows, table, TABLES.lookup, points, units
+    assert decode_chunks(coded, *given, out, activity)
+    assert (out == values * units[:, None]).all()
+    assert (activity == np.minimum(np.abs(values), rans.LARGEST).sum(1)).all()
+    words, states, escapes, at = coded[2]
+    coded[2] = words[:-1], states, escapes, at
+    assert not decode_chunks(coded, *given, out, activity)
+    assert decode_chunks([], *given, out, activity)

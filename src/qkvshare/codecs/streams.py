@@ -7,7 +7,7 @@ refinement. Each is a pair, codes and escapes; a refinement that was dropped has
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels import rans
-from .entropy import Ints, Tables, exact_table
+from ..kernels.rans_chunks import decode_chunks
+from .entropy import Floats, Ints, Tables, exact_table
 
 CHUNK = 512  # tokens that are coded together; chunks are opened in parallel
 # Exponents of tokens' steps, in quarters of an octave.
@@ -41,17 +42,16 @@ def write(values: Ints, rows: Ints, table: Ints, tables: Tables) -> Stream:
 
 
 def read(
-    stream: Stream, rows: Ints, table: Ints, tables: Tables, units: object, out: object,
-    activity: Ints,
+    runs: Iterable[tuple[Stream, slice]], rows: Ints, table: Ints, tables: Tables, units: Floats,
+    out: Floats, activity: Ints,
 ) -> None:  # fmt: skip
-    """Undo `write` into ``out [tokens, columns]``; numbers of token ``t`` in steps of
-    ``units[t]``. Raises `CardFormatError`."""
-    codes, escapes = stream
-    words = np.ascontiguousarray(codes[_STATES:]).view("<u2")
-    states = np.ascontiguousarray(codes[:_STATES]).view("<u4").astype(np.uint64)
-    if not rans.decode(
-        words, states, escapes, rows, table, tables.lookup, tables.points, units, out, activity
-    ):
+    """Undo `write` for each run of tokens into ``out [tokens, columns]``, on all of torch's
+    threads; numbers of token ``t`` in steps of ``units[t]``. Raises `CardFormatError`."""
+    found = []
+    for (codes, escapes), at in runs:
+        states = codes[:_STATES].copy().view("<u4").astype(np.uint64)
+        found.append((codes[_STATES:].copy().view("<u2"), states, escapes, at))
+    if not decode_chunks(found, rows, table, tables.lookup, tables.points, units, out, activity):
         raise bad("data that does not end where it should")
 
 
@@ -134,8 +134,8 @@ def _read_exponents(data: Bytes, tokens: int) -> Ints:
     codes = np.concatenate([rest[:4], begun.view(np.uint8), rest[4:]])
     out, activity = np.empty((tokens, 1), np.float32), np.empty(tokens, np.int32)
     rows, table = np.zeros(tokens, np.int32), np.zeros((1, 1), np.int32)
-    stream = codes, np.zeros(0, np.uint8)
-    read(stream, rows, table, _exponent_tables(freq), np.ones(tokens, np.float32), out, activity)
+    runs, units = [((codes, np.zeros(0, np.uint8)), slice(0, tokens))], np.ones(tokens, np.float32)
+    read(runs, rows, table, _exponent_tables(freq), units, out, activity)
     return out[:, 0].astype(np.int32)
 
 

@@ -12,7 +12,6 @@ Related: cross-layer prediction (AQUA-KV, arXiv:2501.19392), principal axes and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -131,40 +130,32 @@ class Transform(Codec):
             )
         basis = self.basis
         walk, count = Walk(basis, self.step), 0
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for number, (blob, layer) in enumerate(zip(blobs, into, strict=True)):
-                if number == len(basis.parts):
-                    raise streams.bad(f"more layers than the profile has, which are {number}")
-                shape = layer.shape
-                columns = [shape.kv_heads * dim for dim in (shape.head_dim, shape.v_head_dim)]
-                has = [len(part.mean) for part in basis.parts[number]]
-                if columns != has:
-                    raise streams.bad(f"{columns} columns in layer {number}, the profile has {has}")
-                exponents, levels = streams.split(blob, shape.tokens, 1 + self.refinements)
-                walk.enter(number, exponents)
-                out = [np.empty((shape.tokens, wide), np.float32) for wide in columns]
-                fine = [np.zeros_like(part) for part in out] if len(levels) > 1 else []
-                for kind in (0, 1):
-                    walk.activity[number, kind] = np.empty(shape.tokens, np.int32)
-                jobs = [
-                    pool.submit(
-                        _open, walk, at, [one[2 * n : 2 * n + 2] for one in levels], out, fine
-                    )
-                    for n, at in enumerate(streams.chunks(shape.tokens))
-                ]
-                for job in jobs:
-                    job.result()
-                for kind, part in enumerate((layer.keys, layer.values)):
-                    known, back = walk.predict(kind, shape.tokens), walk.part(kind).back
-                    known.addmm_(torch.from_numpy(out[kind]), back)
-                    walk.known[number, kind] = known
-                    if fine:
-                        known = known.addmm(torch.from_numpy(fine[kind]), back)
-                    rows = known.view(shape.tokens, shape.kv_heads, -1)
-                    part.copy_(rows.transpose(0, 1))
-                then(layer)
-                yield layer
-                count = number + 1
+        for number, (blob, layer) in enumerate(zip(blobs, into, strict=True)):
+            if number == len(basis.parts):
+                raise streams.bad(f"more layers than the profile has, which are {number}")
+            shape = layer.shape
+            columns = [shape.kv_heads * dim for dim in (shape.head_dim, shape.v_head_dim)]
+            has = [len(part.mean) for part in basis.parts[number]]
+            if columns != has:
+                raise streams.bad(f"{columns} columns in layer {number}, the profile has {has}")
+            exponents, levels = streams.split(blob, shape.tokens, 1 + self.refinements)
+            walk.enter(number, exponents)
+            out = [np.empty((shape.tokens, wide), np.float32) for wide in columns]
+            fine = [np.zeros_like(part) for part in out] if len(levels) > 1 else []
+            for kind in (0, 1):
+                walk.activity[number, kind] = np.empty(shape.tokens, np.int32)
+            _open(walk, levels, out, fine)
+            for kind, part in enumerate((layer.keys, layer.values)):
+                known, back = walk.predict(kind, shape.tokens), walk.part(kind).back
+                known.addmm_(torch.from_numpy(out[kind]), back)
+                walk.known[number, kind] = known
+                if fine:
+                    known = known.addmm(torch.from_numpy(fine[kind]), back)
+                rows = known.view(shape.tokens, shape.kv_heads, -1)
+                part.copy_(rows.transpose(0, 1))
+            then(layer)
+            yield layer
+            count = number + 1
         if count != len(basis.parts):
             raise streams.bad(f"{count} layers, the profile has {len(basis.parts)}")
 
@@ -187,27 +178,24 @@ def _basis(digest: str) -> Basis:
 
 
 def _open(
-    walk: Walk,
-    at: slice,
-    levels: list[list[streams.Stream]],
-    out: list[Floats],
-    fine: list[Floats],
+    walk: Walk, levels: list[list[streams.Stream]], out: list[Floats], fine: list[Floats]
 ) -> None:
-    """Keys, then values, of one chunk: the base into ``out``, what is added to it into ``fine``."""
-    basis = walk.basis
-    for kind in (0, 1):
-        rows, table = walk.context(kind, at)
-        own, units = out[kind][at], walk.units[at]
-        activity = walk.activity[walk.layer, kind][at]
-        streams.read(levels[0][kind], rows, table, basis.tables, units, own, activity)
+    """Keys, then values: the base into ``out``, what is added to it into ``fine``."""
+    basis, runs = walk.basis, streams.chunks(len(walk.units))
+    for kind, own in enumerate(out):
+        rows, table = walk.context(kind)
+        base, activity = zip(levels[0][kind::2], runs, strict=True), walk.activity[walk.layer, kind]
+        streams.read(base, rows, table, basis.tables, walk.units, own, activity)
         so_far = own.copy() if len(levels) > 1 else own
-        for level, pair in enumerate(levels[1:], 1):
+        for level, pairs in enumerate(levels[1:], 1):
             found, more = refined_classes(so_far, rows, table, level), np.empty_like(own)
-            smaller, unused = units / np.float32(2**level), np.empty_like(activity)
-            streams.read(pair[kind], _each(at), found, basis.refined, smaller, more, unused)
+            units, unused = walk.units / np.float32(2**level), np.empty_like(activity)
+            each = _each(slice(0, len(own)))
+            added = zip(pairs[kind::2], runs, strict=True)
+            streams.read(added, each, found, basis.refined, units, more, unused)
             add(so_far, more)
         if len(levels) > 1:
-            np.subtract(so_far, own, out=fine[kind][at])
+            np.subtract(so_far, own, out=fine[kind])
 
 
 def _each(at: slice) -> Ints:

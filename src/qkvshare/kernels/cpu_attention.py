@@ -7,21 +7,19 @@ fused kernel gives whole heads to threads.
 
 from __future__ import annotations
 
-import ctypes
 from array import array
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import types
 from torch import Tensor
 
-from .compiling import callback
 from .cpu_coded import Codes, work_coded
 from .cpu_flash import PART, work
 from .cpu_merge import kept_of
 from .cpu_tiles import BLOCK
+from .torch_threads import for_threads, parallel
 
 
 def attend(
@@ -43,12 +41,12 @@ def attend(
     """
     if torch.compiler.is_compiling():
         return None
-    parallel, shape, sizes = _threads(), query.shape, key.shape
+    together, shape, sizes = parallel(), query.shape, key.shape
     queries, keys, values = query.stride(), key.stride(), value.stride()
     batch, heads, new, dim = shape
     of, kv_heads, tokens, wide = sizes
     if not (
-        parallel is not None
+        together is not None
         and query.is_cpu
         and query.dtype == torch.float32
         and key.dtype == value.dtype
@@ -88,7 +86,7 @@ def attend(
     if threads == 1:
         function(order.buffer_info()[0])
     else:
-        parallel(function, order.buffer_info()[0], threads, 0)
+        together(function, order.buffer_info()[0], threads, 0)
     return out
 
 
@@ -110,20 +108,5 @@ def _bits(number: float) -> int:
 
 
 @cache
-def _threads() -> Any:
-    """GNU's OpenMP, whose threads torch has; None where it has others."""
-    try:
-        parallel = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, OSError, TypeError):
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_uint
-    parallel.argtypes, parallel.restype = [pointer, pointer, number, number], None
-    return parallel
-
-
-@cache
 def _compiled(coded: bool) -> Any:
-    made = callback(work_coded if coded else work, types.void(types.voidptr))
-    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
-    function.made = made  # it owns the code
-    return function
+    return for_threads(work_coded if coded else work)

@@ -142,7 +142,7 @@ def _escaped(escapes: Any, far: int) -> tuple[Any, int]:
     return (-size if rest & np.uint64(1) else size), far
 
 
-@kernel
+@part
 def decode(
     words: Any, states: Any, escapes: Any, rows: Any, tables: Any, lookup: Any, points: Any,
     units: Any, out: Any, activity: Any,
