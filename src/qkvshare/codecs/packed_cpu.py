@@ -147,10 +147,6 @@ def decode_job(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]]) -> None:
     decode_parts(opened(codec, job))
 
 
-def _numbers(layers: Iterable[LayerKV]) -> int:
-    return sum(layer.keys.numel() + layer.values.numel() for layer in layers)
-
-
 def together(
     layers: Iterable[tuple[Bytes, Into]], worth: int
 ) -> Iterator[list[tuple[Bytes, Into]]]:
