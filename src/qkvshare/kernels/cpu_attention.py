@@ -19,7 +19,7 @@ from .cpu_coded import Codes, work_coded
 from .cpu_flash import PART, work
 from .cpu_merge import kept_of
 from .cpu_tiles import BLOCK
-from .torch_threads import for_threads, parallel
+from .torch_threads import for_threads, on_all, parallel
 
 
 def attend(
@@ -41,12 +41,12 @@ def attend(
     """
     if torch.compiler.is_compiling():
         return None
-    together, shape, sizes = parallel(), query.shape, key.shape
+    shape, sizes = query.shape, key.shape
     queries, keys, values = query.stride(), key.stride(), value.stride()
     batch, heads, new, dim = shape
     of, kv_heads, tokens, wide = sizes
     if not (
-        together is not None
+        parallel() is not None
         and query.is_cpu
         and query.dtype == torch.float32
         and key.dtype == value.dtype
@@ -82,11 +82,7 @@ def attend(
             *(_bits(scaling), first, pieces, address, key.element_size()),
         ),
     )
-    threads, function = min(units, torch.get_num_threads()), _compiled(codes is not None)
-    if threads == 1:
-        function(order.buffer_info()[0])
-    else:
-        together(function, order.buffer_info()[0], threads, 0)
+    on_all(_compiled(codes is not None), order.buffer_info()[0], units)
     return out
 
 
