@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..card.errors import ProfileError
+from ..kernels.product import summed
 from ..profile import Profile
 from .entropy import Tables
 
@@ -25,16 +26,18 @@ class PartBasis:
     side.
 
     Attributes:
-        predictor: ``[features, columns]``, see `Basis.features`.
+        predictor: ``[features, columns]``, see `Basis.predict`.
         mean: ``[columns]``, what is predicted where all features are 0.
         back: from coefficients to columns, ``[columns, columns]``.
         scales: int16 ``[5, columns]``, see `entropy.classes`.
+        center: ``[columns]``, what is predicted where all features are at their centers.
     """
 
     predictor: Tensor
     mean: Tensor
     back: Tensor
     scales: npt.NDArray[np.int16]
+    center: Tensor
 
     @cached_property
     def forward(self) -> Tensor:
@@ -70,9 +73,11 @@ class Basis:
                 "package."
             )
         sources = [tuple(int(x) for x in row if x >= 0) for row in arrays["transform.sources"]]
-        parts = [
-            (_part(arrays, n, "keys"), _part(arrays, n, "values")) for n in range(len(sources))
-        ]
+        parts: list[tuple[PartBasis, PartBasis]] = []
+        for number, own in enumerate(sources):
+            centers = [part.center.numpy() for source in own for part in parts[source]]
+            keys = _part(arrays, number, "keys", centers)
+            parts.append((keys, _part(arrays, number, "values", [keys.center.numpy(), *centers])))
         tables = Tables(
             arrays["transform.freq"].astype(np.int32),
             arrays["transform.points"],
@@ -85,30 +90,42 @@ class Basis:
         )
         return cls(parts, sources, int(arrays["transform.reference"][0]), tables, refined)
 
-    def features(
-        self, layer: int, kind: int, known: Mapping[tuple[int, int], Tensor]
-    ) -> list[Tensor]:
-        """What predicts a part, each ``[tokens, columns]``: sources' keys and values, and for
-        values the layer's own keys before them. ``known`` by layer and kind, as decoded."""
-        own = [known[layer, 0]] if kind else []
-        return own + [known[source, at] for source in self.sources[layer] for at in (0, 1)]
+    def predict(self, layer: int, kind: int, known: Mapping[int, Tensor], tokens: int) -> Tensor:
+        """``[tokens, columns]``, float32, less the part's center.
 
-    def predict(
-        self, layer: int, kind: int, known: Mapping[tuple[int, int], Tensor], tokens: int
-    ) -> Tensor:
-        """``[tokens, columns]``, float32: the same bits with any number of threads."""
-        part, at = self.parts[layer][kind], 0
-        given = self.features(layer, kind, known)
-        out = part.mean.expand(tokens, -1).clone()
-        for feature in given:
-            out.addmm_(feature, part.predictor[at : at + feature.shape[1]])
-            at += feature.shape[1]
-        return out
+        From bfloat16 ``known[layer] [tokens, columns of both parts]``, as decoded and less their
+        centers: values from the layer's own keys, and both from the sources' keys and values.
+        """
+        part, columns = self.parts[layer][kind], len(self.parts[layer][0].mean)
+        given = [known[layer][:, :columns]] if kind else []
+        given += [known[source] for source in self.sources[layer]]
+        if not given:
+            return torch.zeros(tokens, columns)
+        rows = torch.split(part.predictor, [feature.shape[1] for feature in given])
+        return summed(zip(given, rows, strict=True))
 
 
-def _part(arrays: Mapping[str, npt.NDArray[Any]], layer: int, kind: str) -> PartBasis:
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(arrays[f"transform.{layer}.{kind}.{name}"].astype(np.float32))
+def _part(
+    arrays: Mapping[str, npt.NDArray[Any]],
+    layer: int,
+    kind: str,
+    centers: Sequence[npt.NDArray[Any]],
+) -> PartBasis:
+    """``centers`` of the features. A prediction is of what features differ from theirs by, since
+    bfloat16 would lose that in a large constant."""
 
+    def array(name: str) -> npt.NDArray[Any]:
+        return arrays[f"transform.{layer}.{kind}.{name}"].astype(np.float32)
+
+    predictor, mean = array("predictor"), array("mean")
+    features = np.concatenate([np.zeros(0, np.float32), *centers])
+    # Not a product of matrices, whose bits depend on how many threads it has.
+    center = mean + np.einsum("f,fc->c", features, predictor)
     scales = arrays[f"transform.{layer}.{kind}.scales"].astype(np.int16)
-    return PartBasis(tensor("predictor"), tensor("mean"), tensor("back"), scales)
+    return PartBasis(
+        torch.from_numpy(predictor).bfloat16(),
+        torch.from_numpy(mean),
+        torch.from_numpy(array("back")),
+        scales,
+        torch.from_numpy(center),
+    )

@@ -149,7 +149,7 @@ def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor, shares: Tensor) ->
     ``shares [tokens]``, with mean 1, are what each token counts for.
     """
     each, roots = shares / len(x), shares.sqrt()[:, None]
-    mean = each @ x
+    mean = own = each @ x
     if given:
         features = torch.cat(given, 1)
         center = each @ features
@@ -170,7 +170,7 @@ def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor, shares: Tensor) ->
     _, axes = torch.linalg.eigh(spread)
     axes = axes.flip(1).float()  # largest first
     back = (axes.T / root).half().float()
-    return PartBasis(predictor, mean, back, np.zeros((5, x.shape[1]), np.int16))
+    return PartBasis(predictor, mean, back, np.zeros((5, x.shape[1]), np.int16), own)
 
 
 def _arrays(

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CodecError
 from ..kernels import rans
+from ..kernels.product import add as add_product
 from ..profile import Profile
 from . import streams
 from .base import Codec, Into, LayerKV, Shape, leave
@@ -52,6 +53,7 @@ class Transform(Codec):
     refinements: int = 0
 
     name = "transform"
+    version = 2
     independent = False
 
     @classmethod
@@ -98,15 +100,15 @@ class Transform(Codec):
 
     def _encode_part(self, walk: Walk, kind: int, x: Tensor) -> list[list[streams.Stream]]:
         """Streams of the base, then of each refinement: one a chunk. ``x [tokens, columns]``."""
-        basis, tokens = walk.basis, len(x)
+        basis, part, tokens = walk.basis, walk.part(kind), len(x)
         guess = walk.predict(kind, tokens)
-        z: Floats = ((x - guess) @ walk.part(kind).forward).numpy()
+        z: Floats = ((x - part.center - guess) @ part.forward).numpy()
         values, out = np.empty(z.shape, np.int32), np.empty(z.shape, np.float32)
         rows, table = walk.context(kind)
         activity, dead = np.empty(tokens, np.int32), np.float32(DEAD)
         points = basis.tables.points
         rans.quantize(z, rows, table, walk.units, dead, points, values, out, activity)
-        walk.known[walk.layer, kind] = guess.addmm_(torch.from_numpy(out), walk.part(kind).back)
+        walk.keep(kind, add_product(guess, torch.from_numpy(out), part.back))
         walk.activity[walk.layer, kind] = activity
         runs = streams.chunks(tokens)
         found = [[streams.write(values[at], rows[at], table, basis.tables) for at in runs]]
@@ -145,14 +147,14 @@ class Transform(Codec):
             for kind in (0, 1):
                 walk.activity[number, kind] = np.empty(shape.tokens, np.int32)
             _open(walk, levels, out, fine)
-            for kind, part in enumerate((layer.keys, layer.values)):
-                known, back = walk.predict(kind, shape.tokens), walk.part(kind).back
-                known.addmm_(torch.from_numpy(out[kind]), back)
-                walk.known[number, kind] = known
+            for kind, target in enumerate((layer.keys, layer.values)):
+                part, found = walk.part(kind), walk.predict(kind, shape.tokens)
+                add_product(found, torch.from_numpy(out[kind]), part.back)
+                walk.keep(kind, found)
                 if fine:
-                    known = known.addmm(torch.from_numpy(fine[kind]), back)
-                rows = known.view(shape.tokens, shape.kv_heads, -1)
-                part.copy_(rows.transpose(0, 1))
+                    add_product(found, torch.from_numpy(fine[kind]), part.back)
+                rows = found.add_(part.center).view(shape.tokens, shape.kv_heads, -1)
+                target.copy_(rows.transpose(0, 1))
             then(layer)
             yield layer
             count = number + 1

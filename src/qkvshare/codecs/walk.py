@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from .basis import Basis, PartBasis
@@ -20,7 +20,7 @@ class Walk:
     Attributes:
         basis: the profile's.
         step: the base's step, as its exponent in 1/64 octave.
-        known: decoded parts ``[tokens, columns]`` by layer and kind, from the base alone.
+        known: decoded parts by layer, from the base alone, see `Basis.predict`.
         activity: the sums of magnitudes ``[tokens]`` that the parts had.
         expected: and those they were expected to have, in 1/64.
         units: the steps of the layer's tokens, ``[tokens]``.
@@ -30,7 +30,7 @@ class Walk:
     step: int
     layer: int = 0
     exponents: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
-    known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    known: dict[int, Tensor] = field(default_factory=dict)
     activity: dict[tuple[int, int], Ints] = field(default_factory=dict)
     expected: dict[tuple[int, int], Ints] = field(default_factory=dict)
     tables: list[Ints] = field(default_factory=list)
@@ -40,8 +40,8 @@ class Walk:
         """Go on to ``layer``, whose tokens have ``exponents``."""
         self.layer, self.exponents = layer, exponents
         needed = {at for later in self.basis.sources[layer:] for at in later}
-        stores: tuple[dict[tuple[int, int], Any], ...] = self.known, self.activity, self.expected
-        for store in stores:
+        self.known = {key: rows for key, rows in self.known.items() if key in needed}
+        for store in (self.activity, self.expected):
             for key in [key for key in store if key[0] not in needed]:
                 del store[key]
         self.units = np.exp2(self.step / 64 + exponents / 4).astype(np.float32)
@@ -57,8 +57,16 @@ class Walk:
         return self.basis.parts[self.layer][kind]
 
     def predict(self, kind: int, tokens: int) -> Tensor:
-        """``[tokens, columns]``."""
+        """``[tokens, columns]``, less the part's center."""
         return self.basis.predict(self.layer, kind, self.known, tokens)
+
+    def keep(self, kind: int, decoded: Tensor) -> None:
+        """``decoded [tokens, columns]``, less the part's center, for later predictions."""
+        if not kind:
+            wide = sum(len(part.mean) for part in self.basis.parts[self.layer])
+            self.known[self.layer] = decoded.new_empty(len(decoded), wide, dtype=torch.bfloat16)
+        columns = len(self.part(0).mean)
+        self.known[self.layer][:, columns if kind else 0 :][:, : decoded.shape[1]] = decoded
 
     def context(self, kind: int, at: slice = slice(None)) -> tuple[Ints, Ints]:
         """Which row of the tables each token has, and the tables of this part."""
