@@ -11,8 +11,9 @@ from qkvshare.profile import Profile
 HEADS, DIM = 2, 8
 
 
-def made_up_layers(count: int, tokens: int, seed: int = 0) -> list[LayerKV]:
-    """Layers ``[heads, tokens, dim]`` that grow out of one another, with means of their own."""
+def made_up_layers(count: int, tokens: int, seed: int = 0, shift: float = 0) -> list[LayerKV]:
+    """Layers ``[heads, tokens, dim]`` that grow out of one another, with means of their own, all
+    of them ``shift`` larger."""
     world = torch.Generator().manual_seed(7)
     draw = torch.Generator().manual_seed(seed)
     columns = HEADS * DIM
@@ -21,7 +22,7 @@ def made_up_layers(count: int, tokens: int, seed: int = 0) -> list[LayerKV]:
         parts = []
         for _ in "kv":
             mix = torch.randn(columns, columns, generator=world) / columns**0.5
-            mean = 3 * torch.randn(columns, generator=world)
+            mean = 3 * torch.randn(columns, generator=world) + shift
             noise = 0.3 * torch.randn(tokens, columns, generator=draw)
             parts.append((stream @ mix + mean + noise).view(tokens, HEADS, DIM).transpose(0, 1))
         layers.append(LayerKV(*parts))
@@ -29,9 +30,9 @@ def made_up_layers(count: int, tokens: int, seed: int = 0) -> list[LayerKV]:
     return layers
 
 
-def made_up_profile(count: int = 3, apart: bool = False) -> Profile:
+def made_up_profile(count: int = 3, apart: bool = False, shift: float = 0) -> Profile:
     """Of weights ``1…``; with ``apart`` no layer predicts another."""
-    layers = made_up_layers(count, 600, seed=1)
+    layers = made_up_layers(count, 600, seed=1, shift=shift)
     flat = [
         (layer.keys.transpose(0, 1).flatten(1), layer.values.transpose(0, 1).flatten(1))
         for layer in layers

@@ -27,8 +27,8 @@ PROFILE = made_up_profile()
 SHAPES = [Shape(HEADS, TOKENS, DIM, DIM)] * 3
 
 
-def codec(finer: int = 0, refinements: int = 0) -> Transform:
-    made = replace(Transform.of(PROFILE), refinements=refinements)
+def codec(finer: int = 0, refinements: int = 0, profile: Profile = PROFILE) -> Transform:
+    made = replace(Transform.of(profile), refinements=refinements)
     return made.at(made.basis.reference - finer)
 
 
@@ -52,8 +52,10 @@ def spread(before: list[LayerKV], after: list[LayerKV]) -> float:
     return float(np.mean(squares)) ** 0.5
 
 
-def round_trip(finer: int, layers: list[LayerKV]) -> tuple[int, list[LayerKV]]:
-    made = codec(finer)
+def round_trip(
+    finer: int, layers: list[LayerKV], profile: Profile = PROFILE
+) -> tuple[int, list[LayerKV]]:
+    made = codec(finer, profile=profile)
     blobs = list(made.encode(layers))
     shapes = [Shape(HEADS, layers[0].keys.shape[1], DIM, DIM)] * len(layers)
     again = from_record(made.record())
@@ -89,6 +91,15 @@ def test_a_token_far_outside_costs_bits_not_quality() -> None:
         scale = one.keys[:, 100].abs().max()
         assert (one.keys[:, 100] - other.keys[:, 100]).abs().max() < 1e-3 * scale
         assert (one.values[:, 100] - other.values[:, 100]).abs().max() < 1.0
+
+
+def test_a_large_constant_costs_nothing() -> None:
+    """Predictions are made in bfloat16, whose numbers near 1000 are 4 apart."""
+    plain, before = round_trip(128, made_up_layers(3, TOKENS))
+    layers = made_up_layers(3, TOKENS, shift=1000)
+    size, after = round_trip(128, layers, made_up_profile(shift=1000))
+    assert size < 1.03 * plain
+    assert spread(layers, after) < 1.05 * spread(made_up_layers(3, TOKENS), before)
 
 
 def test_a_finer_step_for_one_token_is_for_that_token() -> None:
