@@ -50,19 +50,20 @@ def errors(layers: Any, codec: Transform, octaves: int) -> tuple[float, float]:
         for walk in (fine, cut, coarse):
             walk.enter(number, own)
         for kind, part in enumerate((layer.keys, layer.values)):
-            x = part.float().transpose(0, 1).flatten(1)
             basis = fine.part(kind)
-            for walk in (fine, coarse):
+            x = part.float().transpose(0, 1).flatten(1) - basis.center
+            known = {}
+            for name, walk in (("fine", fine), ("coarse", coarse)):
                 guess = walk.predict(kind, TOKENS)
                 z = quantized(walk, kind, ((x - guess) @ basis.forward).numpy())
-                walk.known[number, kind] = guess + torch.from_numpy(z) @ basis.back
+                known[name] = guess + torch.from_numpy(z) @ basis.back
                 if walk is fine:
-                    less = quantized(cut, kind, z)
-            cut.known[number, kind] = (
-                cut.predict(kind, TOKENS) + torch.from_numpy(less) @ basis.back
-            )
-            for at, walk in enumerate((coarse, cut)):
-                off = (x - walk.known[number, kind])[SINKS:] @ basis.forward
+                    less = torch.from_numpy(quantized(cut, kind, z))
+            known["cut"] = cut.predict(kind, TOKENS) + less @ basis.back
+            for name, walk in (("fine", fine), ("coarse", coarse), ("cut", cut)):
+                walk.keep(kind, known[name])
+            for at, name in enumerate(("coarse", "cut")):
+                off = (x - known[name])[SINKS:] @ basis.forward
                 sums[at] += off.square().mean().item()
     return sums[0], sums[1]
 
