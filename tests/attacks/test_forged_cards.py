@@ -92,7 +92,7 @@ def test_manifest_that_breaks_a_rule(path: Path, edit: Callable[[Any], Any]) -> 
 @pytest.mark.parametrize("profile", ["../../profile", "x" * 5000, "a\0b", "", "0" * 64])
 def test_profile_among_the_parameters(path: Path, profile: str) -> None:
     """There it would be any text, and a place on the reader's disk."""
-    codec = {"name": "transform", "version": 1}
+    codec = {"name": Transform.name, "version": Transform.version}
     codec["parameters"] = {"profile": profile, "step": 0, "refinements": 0}
     edit_manifest(path, lambda m: m["segments"][0].update(codec=codec))
     with pytest.raises(CardFormatError, match="profile beside the parameters"):
