@@ -35,7 +35,7 @@ WINDOW = 8
 
 # With the default initializer_range a small model ignores its context, and every test of a
 # hand-off would pass whatever was handed over.
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -71,7 +71,7 @@ FAMILIES = list(_CONFIGS)
 def tiny_model(family: str = "llama", seed: int = 0, dtype: Any = torch.float32, **kw: Any) -> Any:
     """A random model of a family, evaluation mode."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_CONFIGS[family](**{**_COMMON, **kw}))
+    model = AutoModelForCausalLM.from_config(_CONFIGS[family](**{**COMMON, **kw}))
     if family == "gemma3":
         # It norms what its layers add and scales embeddings up: the context would be drowned.
         with torch.no_grad():

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qkvshare import Raw, capture, identify, inject
+from qkvshare.card.errors import UnsupportedModelError
 from qkvshare.hf.attention import NAME, attention
 
-from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
+from ..conftest import COMMON, FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
 
 CONTEXT, NEW = some_ids(90), some_ids(7, seed=1)
 
@@ -106,8 +108,58 @@ def test_what_it_cannot_do_it_says(arguments: dict[str, Any], named: str) -> Non
     torch.manual_seed(0)
     expected, _ = sdpa_attention_forward(Module(1), query, key, value, **whole)
     torch.testing.assert_close(found, expected)
-    with pytest.warns(UserWarning, match="softcap"), pytest.raises(ValueError, match="softcap"):
-        attention(Module(1), query, key, value, causal(1, 2, 9, None), softcap=3.0)
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "sinks", "indices", "whatever_comes_next"])
+def test_an_unknown_argument_is_never_ignored(name: str) -> None:
+    query, key, value = tensors(1, 1, 2, 9, torch.float32)
+    unknown: dict[str, Any] = {name: torch.ones(2)}
+    with (
+        pytest.warns(UserWarning, match=name),
+        pytest.raises(UnsupportedModelError, match=f"passes '{name}' to its attention"),
+    ):
+        attention(Module(1), query, key, value, causal(1, 2, 9, None), **unknown)
+    attention(Module(1), query, key, value, causal(1, 2, 9, None), **{name: None})
+
+
+# Models whose attention does more than keys, values and a mask: sinks, or a cap on scores.
+_MORE: dict[str, dict[str, Any]] = {
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "granite_swa": {},
+    "gemma2": {
+        "attn_logit_softcapping": 1.0,
+        "query_pre_attn_scalar": 8,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@pytest.mark.parametrize("family", _MORE)
+def test_sinks_and_caps_are_not_dropped(family: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**COMMON, "sliding_window": 8, **_MORE[family]})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_(0, 3)
+        if family == "gemma2":
+            model.model.embed_tokens.weight *= 0.05
+    expected = greedy_from_text(model, CONTEXT + NEW)
+    assert greedy_from_text(model, some_ids(90, seed=5) + NEW) != expected
+    model.set_attn_implementation(NAME)
+    with pytest.warns(UserWarning, match="'qkvshare' leaves 's(_aux|oftcap)' to transformers"):
+        card = capture(model, token_ids=CONTEXT, codec=Raw())
+    with pytest.warns(UserWarning, match="to transformers"):
+        assert greedy(model, **inject(model, card, NEW)) == expected
+    model.set_attn_implementation("eager")
+    assert greedy(model, **inject(model, card, NEW)) == expected
+    capture(model, token_ids=CONTEXT, budget=9)  # looks on while the model reads
 
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beams"])

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..card.digest import TokenIds
@@ -31,7 +30,7 @@ from .rope import Rope
 _NAME = "qkvshare_probe"
 # Chunks of the context, evenly spaced, that are read again behind a live cache.
 _CHUNKS, _CHUNK = 4, 8
-_INNER = {"sdpa": sdpa_attention_forward, attention.NAME: attention.attention}
+_INNER = {"sdpa": attention.transformers_attention, attention.NAME: attention.attention}
 _watching = threading.local()
 
 
@@ -124,7 +123,7 @@ def can_watch_reading(model: PreTrainedModel) -> bool:
 def watched(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
     """Exchange the model's attention function; other threads must not use it meanwhile."""
     before = model.config._attn_implementation
-    _watching.watch, _watching.inner = watch, _INNER.get(before, sdpa_attention_forward)
+    _watching.watch, _watching.inner = watch, _INNER.get(before, _INNER["sdpa"])
     try:
         model.set_attn_implementation(_NAME)
         yield
