@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from .card.digest import is_digest
 from .card.errors import ProfileError
+from .card.files import replace
 
 _FORMAT = "qkvshare-profile-1"
 
@@ -61,16 +62,10 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Raises `ProfileError`; ``path`` is replaced as a whole or not at all."""
-        part = path.with_name(f".{path.name}.part")
-        try:
-            metadata = {"format": _FORMAT, "weights": self.weights}
-            # safetensors writes the memory as it lies, whatever its strides say.
-            arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-            save_file(arrays, part, metadata=metadata)
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise ProfileError(f"the profile cannot be written to {path}: {error}.") from error
+        metadata = {"format": _FORMAT, "weights": self.weights}
+        # safetensors writes the memory as it lies, whatever its strides say.
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        replace(path, lambda part: save_file(arrays, part, metadata=metadata), error=ProfileError)
 
     @classmethod
     def load(cls, path: Path) -> Profile:

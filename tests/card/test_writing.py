@@ -34,7 +34,7 @@ def save():
         card.save(path)
         print("written")
     except CardWriteError as error:
-        print("refused" if f"cannot be written to {path}" in str(error) else error)
+        print("refused" if f"{path} cannot be written" in str(error) else error)
 """
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
 from .errors import CardFormatError, CardNotFoundError, CardWriteError
+from .files import replace
 
 Array = npt.NDArray[Any]
 
@@ -184,46 +184,19 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) ->
             f"the card's header has {header} bytes, readers take {MAX_HEADER_BYTES}. "
             "Make it smaller: card.compact()."
         )
-    _replace(path, lambda file: save_file(dict(tensors), file, metadata=metadata))
+    replace(
+        path,
+        lambda part: save_file(dict(tensors), part, metadata=metadata),
+        mode=0o600,
+        error=CardWriteError,
+    )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """`write`, of a file whose bytes are there already. Raises `CardWriteError`."""
-    _replace(path, lambda file: file.write_bytes(data))
+    replace(path, lambda part: part.write_bytes(data), mode=0o600, error=CardWriteError)
 
 
 def to_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> bytes:
     """The bytes of the file that `write` would write."""
     return save(dict(tensors), metadata=metadata)
-
-
-def _replace(path: Path, fill: Callable[[Path], object]) -> None:
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        fill(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o600)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise CardWriteError(
-            f"the card cannot be written to {path}: {error}. "
-            "Nothing was left there; choose a folder that exists, is writable and has room."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where folders can be synced at all."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -58,8 +58,12 @@ class CardFetchError(CardError):
     """The card could not be had from where another agent says it is."""
 
 
-class CardWriteError(QKVShareError):
-    """The card could not be written; nothing was left behind under its name."""
+class OutputError(QKVShareError):
+    """A file could not be written; what was under its name before is as it was."""
+
+
+class CardWriteError(OutputError):
+    """The card could not be written; what was under its name before is as it was."""
 
 
 class StoreError(QKVShareError):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from .errors import SecretError
+from .files import sync_folder
 
 # A key is some hundred bytes; anything much longer is another file.
 _MOST = 4096
@@ -43,10 +44,15 @@ def write_private(path: Path, content: bytes) -> Path:
     """Write a secret file of mode 600. Raises `SecretError`, also where there is a file already."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)  # part of a key would be in the way of the whole one
+            raise
+        sync_folder(path.parent)
     except FileExistsError as error:
         raise SecretError(
             f"{path} exists and is left as it is: cards sealed with a lost key are lost. "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..card.errors import ProfileError
-from .options import Model, out, progress
+from ..card.files import require_output
+from .options import Model, out, progress, writable
 
 _FOREIGN = 5  # one in so many of the other contexts
 
@@ -28,6 +28,7 @@ def calibrate(
         typer.Option(
             "--output",
             "-o",
+            callback=writable,
             help="Where to write the profile; by default the folder where it is at hand.",
         ),
     ] = None,
@@ -55,15 +56,14 @@ def calibrate(
     from ..hf.own_text import own_text
     from ..profile import profiles
 
-    # Found out now, not after minutes of work.
-    folder = profiles() if output is None else output.parent
-    try:
-        if output is None:
+    if output is None:
+        # Found out now, not after minutes of work.
+        folder = profiles()
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ProfileError(f"{folder} cannot be made: {error}. Name a file with -o.") from error
-    if not os.access(folder, os.W_OK):
-        raise ProfileError(f"{folder} is no folder that can be written to. Name a file with -o.")
+        except OSError as error:
+            raise ProfileError(f"{folder} cannot be made: {error}. Name a file with -o.") from error
+        require_output(folder / "new.safetensors", ProfileError)
     content = None if text is None else read_text(text)
     given, tokens = 0 if text is None else contexts, context_tokens + following_tokens
     foreign = other_contexts // _FOREIGN
@@ -78,7 +78,7 @@ def calibrate(
             runs += own_text(loaded, written, tokens, seed)
         profile = learn(loaded, runs, following_tokens, rate, lambda what: status.update(what))
     if output is None:
-        output = folder / f"{profile.digest}.safetensors"
+        output = profiles() / f"{profile.digest}.safetensors"
     profile.save(output)
     out.print(
         f"{output}: {output.stat().st_size:,} bytes, learned from {given} contexts of the text, "

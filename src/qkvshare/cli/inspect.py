@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,16 +15,29 @@ from rich.table import Table
 from rich.text import Text
 
 from ..card import CacheCard
-from ..card.errors import CardWriteError
+from ..card.errors import OutputError
+from ..card.files import replace
 from . import plain
-from .options import Card, Json, KeyFile, key_of, out
+from .options import Card, Json, KeyFile, key_of, out, writable
+
+_FORMS = (".png", ".svg", ".pdf")
+
+
+def drawable(plot: Path | None) -> Path | None:
+    """`writable`, for a plot: its name also says in which form it is drawn."""
+    if plot is not None and plot.suffix.lower() not in _FORMS:
+        raise OutputError(f"{plot} cannot be drawn; expected a name in {', '.join(_FORMS)}.")
+    return writable(plot)
 
 
 def inspect(
     card: Card,
     json: Json = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw bits per token and per layer (PNG, SVG or PDF).")
+        Path | None,
+        typer.Option(
+            callback=drawable, help="Draw bits per token and per layer (PNG, SVG or PDF)."
+        ),
     ] = None,
     key: KeyFile = None,
 ) -> None:
@@ -95,10 +109,7 @@ def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
     if target == "-":
         sys.stdout.write(text + "\n")
         return
-    try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CardWriteError(f"{target} cannot be written: {error}.") from error
+    replace(Path(target), lambda part: part.write_text(text + "\n", encoding="utf-8"))
 
 
 def mean_bits(card: CacheCard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -133,10 +144,8 @@ def _plot(card: CacheCard, target: Path) -> None:
     top.set(xlabel="token", ylabel="bits per value", ylim=(0, None), title="mean over layers")
     bottom.bar(range(len(of_layer)), of_layer)
     bottom.set(xlabel="layer", ylabel="bits per value", ylim=(0, None), title="mean over tokens")
-    try:
-        figure.savefig(target)
-    except (OSError, ValueError) as error:
-        raise CardWriteError(f"the plot cannot be written to {target}: {error}.") from error
-    finally:
-        pyplot.close(figure)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=target.suffix[1:])
+    pyplot.close(figure)
+    replace(target, lambda part: part.write_bytes(drawn.getvalue()))
     out.print(f"plot: {target}")

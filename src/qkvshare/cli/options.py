@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
 from ..card import Key
+from ..card.files import require_output
+
+T = TypeVar("T", Path, Path | None, str | None)
 
 
 def key_of(source: str | None) -> Key | None:
     """The key that ``--key`` names, if it does."""
     return None if source is None else Key.load(source)
+
+
+def writable(output: T) -> T:
+    """Callback of every option that names a file to be written: a bad name is refused at once."""
+    if output not in (None, "-"):
+        require_output(Path(str(output)))
+    return output
 
 
 # Results go to stdout, everything else to stderr: output can be piped.
@@ -57,7 +67,10 @@ ProfileFile = Annotated[
     Path | None,
     typer.Option("--profile", help="What calibrate wrote; needed where it is not in its folder."),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the card.")]
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", callback=writable, help="Where to write the card."),
+]
 KeyFile = Annotated[
     str | None,
     typer.Option(
@@ -68,4 +81,7 @@ TrustFile = Annotated[
     Path | None,
     typer.Option("--trust", help="Public keys, one a line: refuse cards nobody of them signed."),
 ]
-Json = Annotated[str | None, typer.Option("--json", help="Also write JSON here; - for stdout.")]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", callback=writable, help="Also write JSON here; - for stdout."),
+]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..card import CacheCard
-from .options import Card, KeyFile, Model, ProfileFile, TrustFile, key_of, progress
+from .options import Card, KeyFile, Model, ProfileFile, TrustFile, key_of, progress, writable
 
 
 def resume(
@@ -19,7 +19,10 @@ def resume(
     ] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Hand on: write the longer card here.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", callback=writable, help="Hand on: write the longer card here."
+        ),
     ] = None,
     agent: Annotated[str, typer.Option(help="A name for the new card's lineage.")] = "",
     profile: ProfileFile = None,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..card.errors import QKVShareError
+from ..card.files import replace
 
 T = TypeVar("T")
 
@@ -77,4 +78,5 @@ class Journal:
             )
         self._found = dict(kept)
         if rest:
-            path.write_bytes(b"".join(line + b"\n" for line in lines))
+            whole = b"".join(line + b"\n" for line in lines)
+            replace(path, lambda part: part.write_bytes(whole), error=JournalError)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..card.errors import QKVShareError
+from ..card.files import replace
 
 
 def interval(values: Sequence[float], draws: int = 2000) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def write_rows(target: str, rows: list[dict[str, Any]]) -> None:
-    """Write the envelope to a path, or to stdout for ``-``. Raises `QKVShareError`."""
+    """Write the envelope to a path, or to stdout for ``-``. Raises `OutputError`."""
     import torch
 
     packages = ("qkvshare", "torch", "transformers", "numpy")
@@ -49,10 +49,7 @@ def write_rows(target: str, rows: list[dict[str, Any]]) -> None:
     if target == "-":
         sys.stdout.write(text)
         return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise QKVShareError(f"results cannot be written to {target}: {error}.") from error
+    replace(Path(target), lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _version(package: str) -> str:

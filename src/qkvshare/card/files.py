@@ -1,0 +1,144 @@
+"""Files that a user names: text is read as it is, and a file is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import OutputError, QKVShareError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def read_text(path: Path, error: type[QKVShareError]) -> str:
+    """The text of a UTF-8 file or pipe; a byte order mark is dropped, newlines stay as they are.
+
+    Args:
+        path: a regular file, or a pipe, which is read to its end. Devices may have no end.
+        error: what to raise where there is no such text.
+
+    Returns:
+        The text.
+
+    Raises:
+        QKVShareError: of the kind ``error``.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise error(f"{path} is {_kind(mode)}; expected a text file.")
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as cause:
+        raise error(f"{path} cannot be read as UTF-8 text: {_reason(cause)}.") from cause
+
+
+def require_output(path: Path, error: type[QKVShareError] = OutputError) -> Path:
+    """Refuse a name that no file can be written to, before the work whose result it is to hold.
+
+    Args:
+        path: the file to be written or replaced; where it is a symlink, its target is meant.
+        error: what to raise.
+
+    Returns:
+        The path with all symlinks followed.
+
+    Raises:
+        QKVShareError: of the kind ``error``, for what is no regular file, and for a folder that is
+            missing or cannot be written to.
+    """
+    try:
+        target = _target(path, error)
+        if not stat.S_ISDIR(target.parent.stat().st_mode):
+            raise error(_refusal(path, f"{target.parent} is no folder"))
+    except (OSError, ValueError) as cause:
+        raise error(_refusal(path, _reason(cause))) from cause
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise error(_refusal(path, f"{target.parent} is read-only"))
+    return target
+
+
+def replace(
+    path: Path,
+    fill: Callable[[Path], object],
+    *,
+    mode: int = 0o666,
+    error: type[QKVShareError] = OutputError,
+) -> None:
+    """Make or replace a file so that readers see the old one or the whole new one.
+
+    Args:
+        path: the file; where it is a symlink, its target is replaced and the link stays.
+        fill: writes the content to the path that it is given.
+        mode: permission bits of the new file, less the user's umask.
+        error: what to raise.
+
+    Raises:
+        QKVShareError: of the kind ``error``, for what is no regular file and where writing fails;
+            then what was there is as it was.
+    """
+    part = None
+    try:
+        target = _target(path, error)
+        # Short, since file systems limit the length of a name; gc of a store knows the suffix.
+        name = target.with_name(f".{secrets.token_hex(6)}.part")
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        part, bits = name, name.stat().st_mode
+        fill(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.chmod(stat.S_IMODE(bits))
+        part.replace(target)
+        sync_folder(target.parent)
+    except (OSError, SafetensorError, ValueError) as cause:
+        raise error(_refusal(path, _reason(cause))) from cause
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where folders can be synced at all."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _target(path: Path, error: type[QKVShareError]) -> Path:
+    """The file behind all symlinks; it need not exist yet."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(mode):
+            raise error(f"{path} is {_kind(mode)}; expected a new name, or a file to be replaced.")
+    return Path(os.path.realpath(path))
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def _reason(cause: Exception) -> str:
+    return getattr(cause, "strerror", None) or str(cause)
+
+
+def _refusal(path: Path, reason: str) -> str:
+    return (
+        f"{path} cannot be written: {reason}. What was there is as it was. "
+        "Choose a folder that exists, is writable and has room."
+    )
