@@ -94,6 +94,10 @@ class PromptError(QKVShareError):
     """The prompt cannot go on from the card: other prefix, outside the vocabulary, too long."""
 
 
+class ContextLengthExceededError(PromptError):
+    """The prompt leaves no room in the model's context for an answer."""
+
+
 class CodecError(QKVShareError):
     """Unknown codec, impossible parameters, or values that the codec cannot represent."""
 
@@ -112,6 +116,19 @@ class ModelNotFoundError(QKVShareError):
 
 class ServeError(QKVShareError):
     """The server cannot be started so: where it listens, its tokens."""
+
+
+class UnsupportedParameterError(QKVShareError):
+    """A request asks, by a field of this name, for what the server does not do.
+
+    Attributes:
+        parameter: the field.
+    """
+
+    def __init__(self, message: str, parameter: str) -> None:
+        """What is told, and of which field."""
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class BusyError(QKVShareError):

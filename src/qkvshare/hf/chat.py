@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..card.digest import TokenIds
 from ..card.errors import PromptError
-from .tokens import Message, as_ids
+from .literal import Message, literal
 
 _LAST = "the last words"
 _BEFORE: list[Message] = [
@@ -56,21 +56,31 @@ class Chat:
     def _closing(self) -> str:
         return self._render(_BEFORE, asks=False).partition(_LAST)[2]
 
+    def text(self, text: str) -> TokenIds:
+        """Ids of a text, with the tokens that begin a prompt. Raises `PromptError`."""
+        return literal(self.tokenizer).text(text)
+
     def _render(self, messages: Sequence[Message], asks: bool) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise PromptError(
                 "the model's tokenizer has no chat template; it cannot take messages."
             )
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=asks
+
+        def template(messages: Sequence[Message]) -> str:
+            given = list(messages)
+            return str(
+                self.tokenizer.apply_chat_template(
+                    given, tokenize=False, add_generation_prompt=asks
+                )
             )
+
+        try:
+            return literal(self.tokenizer).render(messages, template)
         except (TemplateError, TypeError) as error:
             raise PromptError(
                 f"the chat template does not take these messages: {error}. "
                 "Expected roles and an order that the model was trained with."
             ) from error
-        return str(text)
 
-    def _ids(self, text: str) -> TokenIds:
-        return as_ids(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _ids(self, rendered: str) -> TokenIds:
+        return literal(self.tokenizer).ids(rendered)

@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..card.digest import TokenIds
-from ..card.errors import CaptureError, PromptError
+from ..card.errors import CaptureError, ContextLengthExceededError, PromptError
 from .layers import empty_cache, text_config
+from .literal import Message as Message
+from .literal import literal
 
 Ids = Sequence[int] | Tensor | npt.NDArray[np.integer[Any]]
-Message = dict[str, Any]
 
 # Relative error per key vector between two runs of the same projection: rounding, and other matmul
 # shapes. Another token is much farther away (on SmolLM2 its nearest neighbour is at 0.2, median).
@@ -60,8 +61,12 @@ def tokenize(
         return np.empty(0, np.int32)
     if getattr(tokenizer, "chat_template", None) is None:
         raise CaptureError("the tokenizer has no chat template; pass the prompt as one string.")
-    text = tokenizer.apply_chat_template(list(source), tokenize=False)
-    return as_ids(tokenizer(text, add_special_tokens=False)["input_ids"])
+    words = literal(tokenizer)  # what a message says is text, whatever it spells
+
+    def template(messages: Sequence[Message]) -> str:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+
+    return words.ids(words.render(source, template))
 
 
 def require_vocabulary(model: PreTrainedModel, ids: TokenIds, what: str) -> None:
@@ -73,6 +78,16 @@ def require_vocabulary(model: PreTrainedModel, ids: TokenIds, what: str) -> None
             f"{what}: token {at} has id {ids[at]}, the model's vocabulary has {size}. "
             "The ids come from another tokenizer."
         )
+
+
+def too_long(limit: int, prompt: int, closing: int = 0) -> ContextLengthExceededError:
+    """For a prompt of so many tokens, and ``closing`` ones that end its answer; OpenAI's words."""
+    more = f", and keeping it as a card takes {closing} more" if closing else ""
+    return ContextLengthExceededError(
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted "
+        f"in {prompt} tokens{more}, and an answer has one at least. Please reduce the length of "
+        "the messages."
+    )
 
 
 def require_length(model: PreTrainedModel, tokens: int) -> None:
