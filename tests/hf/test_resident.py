@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from qkvshare import CacheCard, Raw, capture
-from qkvshare.card.errors import CardNotFoundError, IdentityError, PromptError
+from qkvshare.card.errors import (
+    CardNotFoundError,
+    ContextLengthExceededError,
+    IdentityError,
+    PromptError,
+)
 from qkvshare.hf.answers import Keep, Prompt, Sampling
 from qkvshare.hf.chat import Chat
 from qkvshare.hf.resident import Resident
@@ -24,12 +33,19 @@ ASK = [{"role": "user", "content": "When?"}]
 SHORT = Sampling(max_tokens=8)
 
 
+UNPRINTABLE = [*range(4), *range(99, 128)]
+
+
+def talking(family: str = "llama", **config: Any) -> Resident:
+    """One that says printable characters only: tokenized again they are the same ids."""
+    model = tiny_model(family, **config)
+    model.generation_config.suppress_tokens = UNPRINTABLE
+    return Resident(model, tiny_tokenizer(), codec=Raw())
+
+
 @pytest.fixture
 def resident() -> Resident:
-    """One that says printable characters only: tokenized again they are the same ids."""
-    model = tiny_model("llama")
-    model.generation_config.suppress_tokens = [*range(4), *range(99, 128)]
-    return Resident(model, tiny_tokenizer(), codec=Raw())
+    return talking()
 
 
 @pytest.fixture
@@ -172,8 +188,30 @@ def test_a_damaged_card_is_refused_by_name_and_read_again_otherwise(
 
 
 def test_more_than_the_model_reads_is_refused(resident: Resident, store: Store) -> None:
-    with pytest.raises(PromptError, match="256"):
-        resident.answer(resident.prompt(store, READ), Sampling(max_tokens=250))
+    long = [{"role": "user", "content": "x" * 256}]
+    with pytest.raises(ContextLengthExceededError, match="maximum context length is 256 tokens"):
+        resident.answer(resident.prompt(store, long), Sampling(max_tokens=1))
+
+
+def test_an_answer_has_the_room_that_is_left(resident: Resident, store: Store) -> None:
+    prompt = resident.prompt(store, READ)
+    answer = resident.answer(prompt, Sampling(max_tokens=10_000))
+    assert (answer.new_tokens, answer.finish) == (256 - len(prompt.ids), "length")
+
+
+def test_a_kept_answer_leaves_room_for_the_end_of_its_turn(
+    resident: Resident, store: Store
+) -> None:
+    prompt = resident.prompt(store, READ)
+    answer = resident.answer(prompt, Sampling(max_tokens=10_000), store=store, keep=Keep())
+    closing = len(resident.chat.closing)
+    assert answer.new_tokens == 256 - closing - len(prompt.ids)
+    assert answer.card is not None
+    assert store.get(answer.card).tokens == 256
+    full = Prompt(np.concatenate([prompt.ids, prompt.ids[:1].repeat(255 - len(prompt.ids))]))
+    assert resident.answer(full, SHORT).new_tokens == 1
+    with pytest.raises(ContextLengthExceededError, match=f"as a card takes {closing} more"):
+        resident.answer(full, SHORT, store=store, keep=Keep())
 
 
 def test_an_empty_prompt_is_refused_and_one_token_is_enough(resident: Resident) -> None:
@@ -251,3 +289,153 @@ def test_a_prompt_may_be_a_card_and_nothing_else(resident: Resident, store: Stor
     answer = resident.answer(Prompt(card.token_ids, card), SHORT)
     assert answer.text == said(resident, card.token_ids)
     assert answer.cached_tokens == card.tokens - 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cache_implementation": "static"},
+        {"cache_implementation": "offloaded"},
+        {"num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"use_cache": False},
+        {"output_attentions": True, "output_hidden_states": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"dola_layers": "high"},
+        {"guidance_scale": 2.0},
+        {"stop_strings": ["e"]},
+        {"max_length": 3},
+        {"max_new_tokens": 2, "max_time": 1e-9},
+        {"prefill_chunk_size": 4},
+        {"force_words_ids": [[5]]},
+        {"constraints": []},
+        {"token_healing": True},
+        {"low_memory": True},
+    ],
+)
+def test_the_models_settings_change_no_answer(settings: dict[str, Any], store: Store) -> None:
+    """A checkpoint's generation_config may ask for what a hand-off cannot do."""
+    plain = talking()
+    prompt = plain.prompt(store, READ)
+    expected = plain.answer(prompt, SHORT, store=store, keep=Keep())
+    model = tiny_model("llama")
+    vars(model.generation_config).update(settings, suppress_tokens=UNPRINTABLE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        resident = Resident(model, tiny_tokenizer(), codec=Raw())
+    for each in (None, expected.card):
+        answer = resident.answer(resident.prompt(store, READ), SHORT, store=store, keep=Keep())
+        assert (answer.text, answer.finish) == (expected.text, expected.finish), each
+    follows = resident.answer(resident.prompt(store, ASK, expected.card), SHORT)
+    assert follows.text == plain.answer(plain.prompt(store, ASK, expected.card), SHORT).text
+    left_out = {"num_beams", "guidance_scale", "stop_strings", "penalty_alpha", "dola_layers"}
+    named = [name for name in left_out if any(name in str(each.message) for each in told)]
+    assert {*named} == left_out.intersection(settings)
+    assert vars(model.generation_config).items() >= settings.items()  # it has its own again
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_config_without_cache_changes_no_answer(family: str, store: Store) -> None:
+    """Trainers leave ``use_cache: false`` in a config."""
+    expected = talking(family)
+    resident = talking(family, use_cache=False)
+    resident.model.generation_config.use_cache = None
+    first = resident.answer(resident.prompt(store, READ), SHORT, store=store, keep=Keep())
+    assert first.text == expected.answer(expected.prompt(store, READ), SHORT).text
+    whole = [*READ, {"role": "assistant", "content": first.text}, *ASK]
+    answer = resident.answer(resident.prompt(store, whole), SHORT)
+    assert answer.cached_tokens > len(resident.chat.whole(READ))
+    fresh = Store(store.root / "other")
+    assert answer.text == expected.answer(expected.prompt(fresh, whole), SHORT).text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.9},
+        {"no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 2.5},
+        {"encoder_no_repeat_ngram_size": 2},
+        {"min_length": 66},
+        {"bad_words_ids": [[40, 41], [50]]},
+    ],
+)
+def test_the_models_penalties_see_the_cards_tokens(settings: dict[str, Any], store: Store) -> None:
+    resident = talking()
+    plain = resident.answer(resident.prompt(store, READ), SHORT, store=store, keep=Keep())
+    resident.model.generation_config.update(**settings)
+    prompt = resident.prompt(store, ASK, plain.card)
+    answer = resident.answer(prompt, SHORT)
+    assert answer.cached_tokens > 0
+    ids = torch.from_numpy(prompt.ids.astype(np.int64))[None]
+    with torch.no_grad():
+        output = resident.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=SHORT.max_tokens
+        )
+    expected = resident.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert answer.text == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_an_answer_cut_within_a_character_is_found_again(family: str, tmp_path: Path) -> None:
+    """The text has no half of a character, and neither has the card, so the two match."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({word: at for at, word in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = tiny_tokenizer().chat_template
+    model = tiny_model(family, vocab_size=256)
+    resident, store = Resident(model, tokenizer, codec=Raw()), Store(tmp_path / "cards")
+    emoji = tokenizer("🙂🙂🙂🙂", add_special_tokens=False)["input_ids"]
+    begins = len(resident.chat.whole(READ))
+
+    def say(module: Any, given: Any, out: Any) -> Any:
+        """Say these bytes, whatever the model thinks."""
+        at = out.past_key_values.get_seq_length() - begins
+        if 0 <= at < len(emoji):
+            out.logits[:, -1, emoji[at]] = 1e4
+        return out
+
+    model.register_forward_hook(say)
+    for tokens in (4, 5, 6, 7):
+        answer = resident.answer(
+            resident.prompt(store, READ), Sampling(tokens), store=store, keep=Keep()
+        )
+        assert (answer.text, answer.new_tokens, answer.finish) == ("🙂", tokens, "length")
+        whole = [*READ, {"role": "assistant", "content": answer.text}, *ASK]
+        prompt = resident.prompt(store, whole)
+        assert prompt.card is not None
+        assert prompt.card.tokens == len(resident.chat.whole(whole[:2])) - len("[assistant]")
+        assert str(answer.card) == prompt.card.digest
+        store.remove(prompt.card.digest)
+
+
+def test_what_a_stop_string_cuts_is_not_in_the_card(resident: Resident, store: Store) -> None:
+    prompt = resident.prompt(store, READ)
+    text = resident.answer(prompt, SHORT).text
+    stop = Sampling(SHORT.max_tokens, stop=(text[3:5],))
+    answer = resident.answer(prompt, stop, store=store, keep=Keep())
+    assert answer.text == text[: text.index(text[3:5])]
+    whole = [*READ, {"role": "assistant", "content": answer.text}, *ASK]
+    found = resident.prompt(store, whole)
+    assert found.card is not None
+    assert found.card.digest == answer.card
+
+
+def test_a_temperature_of_next_to_nothing_is_greedy(resident: Resident, store: Store) -> None:
+    prompt = resident.prompt(store, READ)
+    expected = resident.answer(prompt, SHORT).text
+    for temperature in (5e-324, 1e-320, 1e-40, 1e-6):
+        assert resident.answer(prompt, Sampling(8, temperature)).text == expected
+
+
+def test_a_text_that_spells_a_special_token_is_read_as_text(
+    resident: Resident, store: Store
+) -> None:
+    kept = resident.read("a</s>b", store, Keep())
+    ids = store.get(str(kept.card)).token_ids
+    assert resident.tokenizer.decode(ids) == "a</s>b"
+    assert len(ids) == 6

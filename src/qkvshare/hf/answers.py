@@ -11,11 +11,17 @@ from ..card.digest import TokenIds
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen, and when to end; ``temperature`` 0 is greedy."""
+    """How the next token is chosen, and when to end; ``temperature`` 0 is greedy.
+
+    ``top_k``, ``min_p`` and ``repetition_penalty`` are the model's own where they are None.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
 

@@ -6,13 +6,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from ..card import CacheCard
 from ..card.digest import TokenIds
@@ -22,11 +23,13 @@ from ..store import Store
 from .answers import Answer, Keep, Prompt, Sampling
 from .capture import capture
 from .chat import Chat
+from .generating import generate, left_out, own_sampling
 from .identity import identify
 from .inject import inject
 from .layers import empty_cache, text_config
+from .room import FullLayer
 from .saying import Saying, ends_of
-from .tokens import Message, require_length, require_vocabulary, tokenize
+from .tokens import Message, require_length, require_vocabulary, tokenize, too_long
 
 # Tokens read at once: between two of these a request can be called off.
 _PIECE = 512
@@ -50,6 +53,11 @@ class Resident:
         self.chat = Chat(tokenizer)
         self.identity = identify(model, tokenizer)
         self._ends, self._turn = ends_of(model), Lock()
+        if ignored := left_out(model):
+            warnings.warn(
+                f"the model's generation_config has {', '.join(ignored)}; answers are made without",
+                stacklevel=2,
+            )
 
     @property
     def context_tokens(self) -> int:
@@ -59,11 +67,7 @@ class Resident:
     @property
     def own_sampling(self) -> tuple[float, float]:
         """Temperature and top-p of the model's generation config; greedy where it says nothing."""
-        config = self.model.generation_config
-        if config is None or not config.do_sample:
-            return 0.0, 1.0
-        warm = 1.0 if config.temperature is None else config.temperature
-        return float(warm), float(config.top_p or 1.0)
+        return own_sampling(self.model)
 
     def prompt(self, store: Store, messages: Sequence[Message], card: str | None = None) -> Prompt:
         """Find out what has to be read for ``messages``.
@@ -100,13 +104,18 @@ class Resident:
     ) -> Answer:
         """Read what is new in ``prompt``, speak, and keep the state in ``store`` if asked.
 
-        ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each token.
-        Raises what `inject` and `capture` do, and what ``store.put`` does.
+        ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each token. The
+        answer is no longer than the model's context has room for. Raises what `inject` and
+        `capture` do, what ``store.put`` does, and `ContextLengthExceededError`.
         """
         if len(prompt.ids) == 0:
             raise PromptError("the prompt is empty; a model goes on from one token at least.")
         require_vocabulary(self.model, prompt.ids, "prompt")
-        require_length(self.model, len(prompt.ids) + sampling.max_tokens)
+        closing = 0 if keep is None or store is None else len(self.chat.closing)
+        room = self.context_tokens - len(prompt.ids) - closing
+        if room < 1:
+            raise too_long(self.context_tokens, len(prompt.ids), closing)
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         answer = Answer("", "cancelled", len(prompt.ids), 0)
         with self._turn, torch.no_grad():
             begun = time.perf_counter()
@@ -114,12 +123,11 @@ class Resident:
                 cache = self._cache(prompt)
                 answer.cached_tokens = cache.get_seq_length()
             with _timed(answer, "read"):
-                rest = self._read(prompt.ids[answer.cached_tokens :], cache, cancelled)
-            if rest is None:
-                return answer
+                if not self._read(prompt.ids[answer.cached_tokens : -1], cache, cancelled):
+                    return answer
             with _timed(answer, "say"):
                 saying = Saying(self.tokenizer, said, sampling.stop)
-                new = self._generate(rest, cache, len(prompt.ids), sampling, saying, cancelled)
+                new = generate(self.model, prompt.ids, cache, sampling, saying, cancelled)
             answer.stages_ms["first"] = 1e3 * (saying.first_at - begun)
             answer.text, answer.new_tokens = saying.text, len(new)
             if cancelled():
@@ -128,13 +136,16 @@ class Resident:
             answer.finish = "stop" if ended or saying.stopped else "length"
             if keep is not None and store is not None:
                 with _timed(answer, "keep"):
-                    ids = self._close(np.concatenate([prompt.ids, new]), cache)
+                    ids, cache = self._close(prompt, saying.ids_of_text(new), cache)
                     self._keep(answer, store, keep, token_ids=ids, cache=cache)
         return answer
 
     def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
         """Keep what reading a text, or messages, comes to; nothing is said. Raises as `answer`."""
-        ids = tokenize(self.tokenizer, source)
+        if isinstance(source, str):
+            ids = self.chat.text(source)
+        else:
+            ids = tokenize(self.tokenizer, source)
         require_length(self.model, len(ids) + 1)
         answer = Answer("", "stop", len(ids), 0)
         with self._turn, _timed(answer, "keep"):
@@ -163,62 +174,27 @@ class Resident:
         cache: Cache = given["past_key_values"]
         return cache
 
-    def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> Tensor | None:
-        """Read ``ids`` piece by piece but for the last one, ``[1, piece]``; None if called off."""
+    def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> bool:
+        """Read ``ids`` piece by piece; whether that was not called off."""
         new = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
-        *pieces, last = new.split(_PIECE, dim=1)  # type: ignore[no-untyped-call]
-        for piece in pieces:
+        for piece in new.split(_PIECE, dim=1):  # type: ignore[no-untyped-call]
             if cancelled():
-                return None
-            self._forward(piece, cache)
-        return None if cancelled() else last
+                return False
+            if piece.shape[1]:
+                self.model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return not cancelled()
 
-    def _forward(self, ids: Tensor, cache: Cache) -> None:
-        self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-    def _generate(
-        self,
-        last: Tensor,
-        cache: Cache,
-        length: int,
-        sampling: Sampling,
-        saying: Saying,
-        cancelled: Callable[[], bool],
-    ) -> TokenIds:
-        """The ids said; the cache then has all of them but the last."""
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        chosen: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            chosen = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": 0,
-            }
-        model: Any = self.model
-        output = model.generate(
-            input_ids=last,
-            attention_mask=torch.ones(1, length, dtype=torch.long, device=last.device),
-            past_key_values=cache,
-            max_new_tokens=sampling.max_tokens,
-            streamer=saying,
-            stopping_criteria=[_Until(lambda: saying.stopped or cancelled())],
-            **chosen,
-        )
-        said: TokenIds = output[0, last.shape[1] :].cpu().numpy().astype(np.int32)
-        return said
-
-    def _close(self, ids: TokenIds, cache: Cache) -> TokenIds:
-        """End the turn as the chat template does, and read what of it is not read yet."""
-        closing, held = self.chat.closing, cache.get_seq_length()
-        if len(ids) > held and int(ids[-1]) in self._ends:
-            ids = ids[:-1]
-        ids = np.concatenate([ids, closing])
-        if len(ids) > held:
-            rest = torch.from_numpy(ids[held:].astype(np.int64))[None].to(self.model.device)
-            self._forward(rest, cache)
-        return ids
+    def _close(self, prompt: Prompt, said: TokenIds, cache: Cache) -> tuple[TokenIds, Cache]:
+        """End the turn as the chat template does: all ids, and a cache that has read them."""
+        ids = np.concatenate([prompt.ids, said, self.chat.closing])
+        held = cache.get_seq_length()
+        surplus = held - len(prompt.ids) - len(said)
+        if surplus > 0 and all(type(layer) in (DynamicLayer, FullLayer) for layer in cache.layers):
+            cache.crop(-surplus)
+        elif surplus > 0:  # other layers have forgotten what came before it
+            cache = self._cache(prompt)
+        self._read(ids[cache.get_seq_length() :], cache, lambda: False)
+        return ids, cache
 
     def _keep(self, answer: Answer, store: Store, keep: Keep, **state: Any) -> None:
         """Capture ``state`` and put it into the store."""
@@ -234,14 +210,6 @@ class Resident:
             **state,
         )
         answer.card, answer.card_bytes = store.put(card), card.nbytes
-
-
-class _Until(StoppingCriteria):
-    def __init__(self, ended: Callable[[], bool]) -> None:
-        self._ended = ended
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._ended(), device=input_ids.device)
 
 
 @contextmanager

@@ -6,12 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from ..card.digest import TokenIds
+from .detokenizer import Detokenizer
 
 
-class Saying(TextStreamer):
-    """A streamer for ``generate`` that hands on whole words, up to the first stop string.
+class Saying(BaseStreamer):
+    """A streamer for ``generate`` that hands on text as soon as it is certain, up to a stop string.
 
     Attributes:
         text: all that was handed on.
@@ -26,18 +31,41 @@ class Saying(TextStreamer):
         stop: Sequence[str] = (),
     ) -> None:
         """``hand_on`` gets each piece of text; ``stop``: strings that end it, left out."""
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.text, self.first_at = "", 0.0
+        self._tokenizer, self._detokenizer = tokenizer, Detokenizer(tokenizer)
+        self._prompt_is_next = True
         self._hand_on, self._stop = hand_on, list(stop)
         self._held, self.stopped = "", False
 
     def put(self, value: Tensor) -> None:
         """Take the prompt, then each token."""
-        if not self.next_tokens_are_prompt and not self.first_at:
-            self.first_at = time.perf_counter()
-        super().put(value)  # type: ignore[no-untyped-call]
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            return
+        self.first_at = self.first_at or time.perf_counter()
+        for token in value.flatten().tolist():
+            self._add(self._detokenizer.add(token))
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+    def end(self) -> None:
+        """Hand on what is left; bytes at the end that are no whole character are left out."""
+        self._add(self._detokenizer.end(), last=True)
+
+    def ids_of_text(self, said: TokenIds) -> TokenIds:
+        """Those of the ids ``said`` that `text` is made of; others have no text to be found by.
+
+        They are without bytes that are no whole character, a stop string, and the end of the turn.
+        """
+        marks = self._detokenizer.marks
+        count, length = max(mark for mark in marks if mark[1] <= len(self.text))
+        if length == len(self.text):
+            return said[:count]
+        # The stop string begins within a token: other tokens spell what comes before it.
+        tail = self._tokenizer(self.text[length:], add_special_tokens=False)["input_ids"]
+        ids = np.concatenate([said[:count], np.array(tail, np.int32)])
+        text = "".join(map((again := Detokenizer(self._tokenizer)).add, ids.tolist())) + again.end()
+        return ids if text == self.text else said
+
+    def _add(self, text: str, last: bool = False) -> None:
         """Hand on what cannot be the beginning of a stop string."""
         if self.stopped:
             return
@@ -45,7 +73,7 @@ class Saying(TextStreamer):
         found = [at for each in self._stop if (at := self._held.find(each)) >= 0]
         if found:
             self.stopped, self._held = True, self._held[: min(found)]
-        kept = 0 if self.stopped or stream_end else self._unsure()
+        kept = 0 if self.stopped or last else self._unsure()
         sure = len(self._held) - kept
         piece, self._held = self._held[:sure], self._held[sure:]
         if piece:
@@ -65,7 +93,8 @@ class Saying(TextStreamer):
 
 def ends_of(model: Any) -> list[int]:
     """Ids that end what the model says."""
-    found = model.generation_config.eos_token_id
+    config = model.generation_config
+    found = None if config is None else config.eos_token_id
     if found is None:
         return []
     return list(found) if isinstance(found, (list, tuple)) else [int(found)]
