@@ -348,6 +348,9 @@ class TestFilesAndIndex:
         assert "lacked the card" in caplog.text
         assert {entry.digest for entry in again.ls()} == digests
         assert again.audit().ok
+        # Who vouched for them is lost with the index.
+        assert again.match(card.token_ids, IDENTITY) is None
+        again.put(again.get(card.digest))
         assert again.match(card.token_ids, IDENTITY) is not None
 
     def test_a_rebuilding_that_was_killed_is_done_again(

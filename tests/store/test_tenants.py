@@ -154,10 +154,8 @@ def test_many_open_a_new_index_at_once(tmp_path: Path) -> None:
     """Each waits for the others, also while the file is made."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from qkvshare.store.index import Index
-
     with ThreadPoolExecutor(16) as pool:
         for number in range(8):
-            at = tmp_path / f"{number}.sqlite"
-            for job in [pool.submit(Index, at) for _ in range(16)]:
+            at = tmp_path / f"{number}"
+            for job in [pool.submit(Store, at) for _ in range(16)]:
                 job.result()

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..card.errors import CardError, CardKeyError, CardNotFoundError
+from ..card.errors import CardError, CardKeyError, CardNotFoundError, StoreError, StoreFullError
 from . import eviction
 from .entering import enter
 from .folder import Folder
@@ -76,7 +77,8 @@ def sweep(folder: Folder, index: Index, abandoned: float) -> None:
     """Remove files that no card needs and that are older than ``abandoned`` seconds.
 
     A writer who still needs one writes it again. One that is half written would be missed, so
-    those wait for `ABANDONED_SECONDS` in any case. Rows whose files are gone go too.
+    those wait for `ABANDONED_SECONDS` in any case. Rows whose files are gone go too, but not those
+    whose whole folder is away.
     """
     now = time.time()
     for path in folder.unfinished():
@@ -89,32 +91,50 @@ def sweep(folder: Folder, index: Index, abandoned: float) -> None:
             if not _owned(index, kind, name) and path.stat().st_mtime < now - abandoned:
                 path.unlink()
     for row in index.rows("SELECT digest FROM card"):
-        path = folder.card_path(row["digest"])
-        if not path.exists():
-            with index.writing():
-                if not path.exists():  # somebody may have put it again
+        if folder.lost(row["digest"]):
+            # On a full disk the row stays, and is passed over.
+            with suppress(StoreFullError), index.writing():
+                if folder.lost(row["digest"]):  # somebody may have put it again
                     eviction.drop(index, folder, row["digest"])
 
 
 def rebuild(folder: Folder, index: Index) -> None:
-    """Enter every card of the folder that can be opened, then call the index complete.
+    """Enter every card of the folder that can be opened into a new index.
 
     Killed in between, it is done again when the store is opened: until then what is not in the
     index would be taken for nobody's. What only the index knew is lost: times to live, leases,
-    uses. Raises `CardKeyError` rather than leave out what another key opens.
+    uses, and who vouched for a card, so that prompts find none until it is put again. Raises
+    `CardKeyError` rather than leave out what another key opens, and `StoreError` where files are
+    there and cannot be read, or their folder is away.
     """
     for digest in sorted(folder.cards()):
         try:
             card = folder.open_card(digest)
         except CardKeyError:
             raise
+        except CardNotFoundError as error:
+            _require_lost(error)
+            log.warning("left out of the store's new index: %s", error)
+            continue
         except CardError as error:
             log.warning("left out of the store's new index: %s", error)
             continue
         log.warning("the store's index lacked the card %s; it is entered again", digest)
         with index.writing():
             enter(index, folder, card)
-    index.mark_complete()
+
+
+def _require_lost(error: CardNotFoundError) -> None:
+    """Raise `StoreError` unless the file that is not found was removed."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    removed = isinstance(cause, FileNotFoundError)
+    if not removed or not Path(str(getattr(cause, "filename", ""))).parent.is_dir():
+        raise StoreError(
+            f"the store's index cannot be made now: {error} Mount what is away, or let the file be "
+            "read, and open the store again. Nothing was removed."
+        ) from error
 
 
 def _orphans(folder: Folder, index: Index) -> Iterator[tuple[str, str]]:

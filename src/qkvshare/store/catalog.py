@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import exists
+from sqlite3 import Row
 
 from ..card.errors import CardNotFoundError
 from .eviction import OWN_BYTES
+from .folder import Folder
 from .index import Index
 from .prefixes import Prefixes
 
@@ -40,14 +44,24 @@ class Entry:
     hits: int
 
 
-def entries(index: Index) -> list[Entry]:
+# On a full disk a card can be removed whose row cannot: such rows are passed over. Of those that
+# answer a question, so many are asked for.
+_SOME = 8
+
+
+def _there(folder: Folder, rows: Iterable[Row]) -> list[Row]:
+    """Those of ``rows`` whose cards have files."""
+    return [row for row in rows if exists(folder.card_path(row["digest"]))]
+
+
+def entries(index: Index, folder: Folder) -> list[Entry]:
     """All cards that have not expired, the last used first."""
     rows = index.rows(
         f"SELECT digest, agent, tokens, CAST({OWN_BYTES} AS INTEGER) AS bytes, put_at, used_at, "
         f"expires_at, hits FROM card c WHERE {_ALIVE} ORDER BY used_at DESC",
         time.time(),
     )
-    return [Entry(**dict(row)) for row in rows]
+    return [Entry(**dict(row)) for row in _there(folder, rows)]
 
 
 def stats(index: Index) -> dict[str, int]:
@@ -63,7 +77,7 @@ def stats(index: Index) -> dict[str, int]:
     return dict(row)
 
 
-def match(index: Index, prefixes: Prefixes) -> Match | None:
+def match(index: Index, folder: Folder, prefixes: Prefixes) -> Match | None:
     """The longest prefix that a card begins with, None where there is none."""
     marks = ", ".join("?" * len(prefixes.blocks))
     candidates = index.rows(
@@ -72,43 +86,56 @@ def match(index: Index, prefixes: Prefixes) -> Match | None:
         *(*prefixes.blocks, prefixes.tokens),
     )
     for row in candidates:
-        found = index.row(
+        rows = index.rows(
             "SELECT c.digest FROM prefix p JOIN card c ON c.digest = p.card WHERE p.name = ? "
-            f"AND {_ALIVE} ORDER BY c.tokens, c.put_at DESC LIMIT 1",
+            f"AND {_ALIVE} ORDER BY c.tokens, c.put_at DESC LIMIT {_SOME}",
             *(prefixes.name(row["length"]), time.time()),
         )
-        if found is not None:
+        for found in _there(folder, rows)[:1]:
             return Match(found["digest"], row["length"])
     return None
 
 
-def latest(index: Index, agent: str) -> str:
+def latest(index: Index, folder: Folder, agent: str) -> str:
     """Digest of the card that ``agent`` handed on last. Raises `CardNotFoundError`."""
-    row = index.row(
-        f"SELECT digest FROM card c WHERE agent = ? AND {_ALIVE} ORDER BY put_at DESC LIMIT 1",
+    rows = index.rows(
+        f"SELECT digest FROM card c WHERE agent = ? AND {_ALIVE} ORDER BY put_at DESC "
+        f"LIMIT {_SOME}",
         *(agent, time.time()),
     )
-    if row is None:
+    there = _there(folder, rows)
+    if not there:
         raise CardNotFoundError(
             f"the store has no card of agent {agent!r}. "
             "Agents are named when a card is captured: capture(…, agent=…)."
         )
-    return str(row["digest"])
+    return str(there[0]["digest"])
 
 
-def find(index: Index, beginning: str) -> str:
+def find(index: Index, folder: Folder, beginning: str) -> str:
     """The one digest that begins so, with at least 4 digits. Raises `CardNotFoundError`."""
     if not _HEX.fullmatch(beginning):
         raise CardNotFoundError(
             f"{beginning[:80]!r} is not the beginning of a digest; expected 4 to 64 hex digits."
         )
     rows = index.rows(
-        f"SELECT digest FROM card c WHERE digest BETWEEN ? AND ? AND {_ALIVE} LIMIT 2",
+        f"SELECT digest FROM card c WHERE digest BETWEEN ? AND ? AND {_ALIVE} LIMIT {_SOME}",
         *(beginning, beginning + "g", time.time()),
     )
-    if len(rows) != 1:
-        found = "several cards begin" if rows else "no card begins"
+    there = _there(folder, rows)
+    if len(there) != 1:
+        found = "several cards begin" if there else "no card begins"
         raise CardNotFoundError(
             f"{found} with {beginning} in the store. `qkvshare store ls` lists its cards."
         )
-    return str(rows[0]["digest"])
+    return str(there[0]["digest"])
+
+
+def require_there(index: Index, folder: Folder, digest: str) -> None:
+    """Raise `CardNotFoundError` for a card that the index does not have, or whose time is over."""
+    query = f"SELECT 1 FROM card c WHERE digest = ? AND {_ALIVE}"
+    if index.row(query, digest, time.time()) is None:
+        raise CardNotFoundError(
+            f"the card {digest[:12]}… is not in the store {folder.root}. It was never "
+            "put there, was removed, or its time has passed. Read the text again."
+        )

@@ -17,10 +17,12 @@ def enter(
     card: CacheCard,
     ttl: float | None = None,
     saved_ms: float | None = None,
+    vouched: bool = False,
 ) -> bool:
     """Enter ``card``; False where one of its files is not there. Within `Index.writing`.
 
     A card that is known keeps its uses. ``ttl`` in seconds; a card's own ``expires`` holds too.
+    Only what is ``vouched`` for gets names by which prompts find it.
     """
     digest, names = card.digest, card.manifest.names
     paths = [folder.card_path(digest), *map(folder.segment_path, names)]
@@ -41,10 +43,15 @@ def enter(
     for number, (name, path) in enumerate(zip(names, paths[1:], strict=True)):
         index.run("INSERT OR IGNORE INTO segment VALUES (?, ?)", name, path.stat().st_size)
         index.run("INSERT OR IGNORE INTO part VALUES (?, ?, ?)", digest, number, name)
+    if vouched:
+        _name(index, card)
+    eviction.touch(index, digest)
+    return True
+
+
+def _name(index: Index, card: CacheCard) -> None:
     prefixes = Prefixes.of(card.token_ids, card.manifest.identity, card.manifest.salt)
     for segment in card.manifest.segments:
         end = segment.end
-        place = prefixes.name(end), digest, prefixes.block(end), end
+        place = prefixes.name(end), card.digest, prefixes.block(end), end
         index.run("INSERT OR IGNORE INTO prefix VALUES (?, ?, ?, ?)", *place)
-    eviction.touch(index, digest)
-    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
 
 from ..card import CacheCard, Key, Segment, container
@@ -19,7 +20,14 @@ from ..card.container import (
     blob_name,
     ids_name,
 )
-from ..card.errors import CardFormatError, CardNotFoundError, CardWriteError, StoreError
+from ..card.digest import digest_bytes
+from ..card.errors import (
+    CardError,
+    CardFormatError,
+    CardNotFoundError,
+    CardWriteError,
+    StoreError,
+)
 from ..card.sealing import open_file, seal
 
 SEGMENT = container.MAGIC  # a segment file says its name where a card file has its manifest
@@ -101,6 +109,41 @@ class Folder:
             raise CardNotFoundError(f"the segment {name[:12]}… is not there: {error}") from error
         require_segment(tensors, name, segment)
         return tensors
+
+    def has_card(self, card: CacheCard) -> bool:
+        """Whether the card's own file is there and whole; reads it.
+
+        False also where the file lacks the signature that ``card`` has.
+        """
+        try:
+            found = CacheCard.load(self.card_path(card.digest), key=self.key)
+        except CardError:
+            return False
+        signed = found.signature is not None or card.signature is None
+        return found.digest == card.digest and signed
+
+    def has_segment(self, name: str, segment: Segment, salt: str | None) -> bool:
+        """Whether a segment's file is there and whole, to the last byte; reads it."""
+        try:
+            tensors = self._open_segment(name, segment)
+            found = (digest_bytes(tensors[blob_name(at, 0)], salt) for at in range(len(tensors)))
+            return all(map(eq, found, segment.blobs))
+        except CardError:
+            return False
+
+    def lost(self, digest: str) -> bool:
+        """Whether a card's file was removed.
+
+        False where the folder that it was in is away, too: behind a mount, it comes back.
+        """
+        path = self.card_path(digest)
+        try:
+            path.stat()
+        except FileNotFoundError:
+            return path.parent.is_dir()
+        except OSError:
+            pass
+        return False
 
     def cards(self) -> Iterator[str]:
         """Digests of all cards that have a file."""

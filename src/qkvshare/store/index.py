@@ -9,119 +9,69 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..card.errors import StoreError
-
-VERSION = 1
-_BUSY_SECONDS = 60.0
-
-_SCHEMA = """
-CREATE TABLE card (
-    digest TEXT PRIMARY KEY, agent TEXT NOT NULL, tokens INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    put_at REAL NOT NULL, used_at REAL NOT NULL, expires_at REAL, hits INTEGER NOT NULL DEFAULT 0,
-    saved_ms REAL NOT NULL, priority REAL NOT NULL DEFAULT 0, yields_at REAL);
-CREATE INDEX card_priority ON card (priority);
-CREATE INDEX card_agent ON card (agent, put_at);
-CREATE INDEX card_expires ON card (expires_at) WHERE expires_at IS NOT NULL;
-CREATE TABLE segment (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
-CREATE TABLE part (
-    card TEXT NOT NULL REFERENCES card ON DELETE CASCADE, number INTEGER NOT NULL,
-    segment TEXT NOT NULL REFERENCES segment, PRIMARY KEY (card, number)) WITHOUT ROWID;
-CREATE INDEX part_segment ON part (segment);
-CREATE TABLE prefix (
-    name BLOB NOT NULL, card TEXT NOT NULL REFERENCES card ON DELETE CASCADE,
-    block BLOB NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (name, card)) WITHOUT ROWID;
-CREATE INDEX prefix_block ON prefix (block, length);
-CREATE INDEX prefix_card ON prefix (card);
-CREATE TABLE lease (
-    holder TEXT PRIMARY KEY, card TEXT NOT NULL REFERENCES card ON DELETE CASCADE,
-    until REAL NOT NULL);
-CREATE INDEX lease_card ON lease (card);
-CREATE TABLE waiting (
-    card TEXT PRIMARY KEY, tool TEXT NOT NULL, began REAL NOT NULL, saved_ms REAL NOT NULL,
-    bytes INTEGER NOT NULL);
-CREATE TABLE waited (
-    tool TEXT NOT NULL, began REAL NOT NULL, seconds REAL NOT NULL, saved_ms REAL NOT NULL,
-    bytes INTEGER NOT NULL);
-CREATE INDEX waited_tool ON waited (tool, began);
-CREATE TABLE total (id INTEGER PRIMARY KEY CHECK (id = 0), bytes INTEGER NOT NULL,
-    clock REAL NOT NULL, complete INTEGER NOT NULL);
-INSERT INTO total VALUES (0, 0, 0, 0);
-CREATE TRIGGER card_in AFTER INSERT ON card
-    BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
-CREATE TRIGGER card_out AFTER DELETE ON card
-    BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
-CREATE TRIGGER segment_in AFTER INSERT ON segment
-    BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
-CREATE TRIGGER segment_out AFTER DELETE ON segment
-    BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
-"""
+from .database import Database, connect, named, no_room
 
 
 class Index:
-    """One connection to the index; may be shared by threads, which then take turns."""
+    """One connection to the index; may be shared by threads, which then take turns.
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the index at ``path``. Raises `StoreError`."""
-        self.path = path
+    Somebody may remove the file while it is open. The next one who asks then makes it again.
+    """
+
+    def __init__(self, path: Path, fill: Callable[[Index], None]) -> None:
+        """Open or make the index at ``path``, beside the store's folder ``cards``.
+
+        ``fill`` enters all cards that have files into a new index. Raises `StoreError`, and what
+        ``fill`` does.
+        """
+        self.path, self._fill = path, fill
         self._turn = threading.RLock()
-        try:
-            self._db = sqlite3.connect(
-                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            path.chmod(0o600)
-            self._db.row_factory = sqlite3.Row
-            self._write_ahead()
-            # An acknowledged card survives a power cut, not only a kill.
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
-        except (sqlite3.Error, OSError) as error:
+        self._open()
+
+    def _open(self) -> None:
+        if not (self.path.parent / "cards").is_dir():
             raise StoreError(
-                f"the index {path} cannot be used: {error}. If it is damaged, remove it: "
-                "it is made again from the files when the store is opened."
-            ) from error
+                f"the store's folder {self.path.parent} is away: it has no folder 'cards'. "
+                "It was moved, or its disk is not mounted. Nothing was changed; put it back."
+            )
+        with self._asking():
+            self._opened: Database = connect(self.path)
+            self._db = self._opened.connection
+        self.read_only = False
+        try:
+            if not self.complete:
+                self._fill(self)
+                with self.writing():
+                    self.run("UPDATE total SET complete = 1")
+        except BaseException:
+            self._opened.close()
+            raise
+        self.read_only = not self._opened.writable
 
-    def _write_ahead(self) -> None:
-        """Whoever opens a new index besides is waited for, which SQLite does not do here."""
-        latest = time.monotonic() + _BUSY_SECONDS
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not busy or time.monotonic() > latest:
-                    raise
-                time.sleep(0.005)
+    @property
+    def complete(self) -> bool:
+        """Whether all cards in the folder were entered once; False in a new index."""
+        return bool(self.rows("SELECT complete FROM total")[0]["complete"])
 
-    def _migrate(self) -> None:
-        with self.writing():  # two processes may open a new store at once
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-            if found not in (0, VERSION):
-                raise StoreError(
-                    f"{self.path} has version {found}, this package reads {VERSION}. Use the "
-                    "package version that wrote it, or remove the index: it is made again from "
-                    "the files."
-                )
-            if found == 0:
-                for statement in _statements(_SCHEMA):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
+    @property
+    def in_place(self) -> bool:
+        """Whether others who open the store now see what is written here."""
+        return self._opened.in_place
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the write lock, across processes; all of it happens or nothing.
 
-        Raises `StoreError`, also where the disk is full.
+        Raises `StoreError`, or `StoreFullError` where the disk is full.
         """
         with self._turn, self._asking():
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield
                 self._db.execute("COMMIT")
@@ -130,52 +80,63 @@ class Index:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def _begin(self) -> None:
+        """Begin to write, in the file that is at the path now."""
+        while True:
+            self.require_writable()
+            self._db.execute("BEGIN IMMEDIATE")
+            if self.in_place:
+                return
+            self._db.execute("ROLLBACK")
+
+    def _follow(self) -> None:
+        """Open what is at the path now, if the file was removed or nobody else can use it."""
+        if self._opened.file is not None:
+            if self._db.in_transaction:
+                return
+            again = self._opened.alone and not no_room(self.path.parent)
+            if self.in_place and not again:
+                return
+            self._opened.close()
+        self._open()
+
+    def require_writable(self) -> None:
+        """Raise `StoreError` where the folder can only be read, or is away."""
+        with self._turn:
+            self._follow()
+        if self.read_only:
+            raise StoreError(
+                f"the store {self.path.parent} can only be read: its folder cannot be written. "
+                "Mount it to be written, or copy it to where it can be."
+            )
+
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query. Raises `StoreError`."""
         with self._turn, self._asking():
+            self._follow()
             return self._db.execute(query, values).fetchall()
 
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
         """The first row of a query, None if there is none. Raises `StoreError`."""
         return next(iter(self.rows(query, *values)), None)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all cards in the folder were entered once; False in a new index."""
-        return bool(self.rows("SELECT complete FROM total")[0]["complete"])
-
-    def mark_complete(self) -> None:
-        """Say so."""
-        with self.writing():
-            self.run("UPDATE total SET complete = 1")
-
     @contextmanager
     def _asking(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the index {self.path} does not answer: {error}. If the disk is full, make room; "
-                f"if others use the store, try again (waited {_BUSY_SECONDS:.0f} s for them); if "
-                "the index is damaged, remove it: it is made again from the files when the store "
-                "is opened."
-            ) from error
+        except (sqlite3.Error, OSError) as error:
+            raise named(self.path, error) from error
 
     def run(self, statement: str, *values: Any) -> int:
         """Execute a statement within `writing`; returns the number of rows changed."""
         return self._db.execute(statement, values).rowcount
 
+    def shrink(self) -> None:
+        """Give back the room of SQLite's log, as far as nobody reads it."""
+        with suppress(sqlite3.Error), self._turn:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Close the connection."""
         with self._turn:
-            self._db.close()
-
-
-def _statements(script: str) -> Iterator[str]:
-    """Single statements: `executescript` would commit in the middle."""
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+            self._opened.close()

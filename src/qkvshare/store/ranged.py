@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -12,13 +13,25 @@ from msgspec import Meta
 
 from ..card.container import MAX_HEADER_BYTES, Array, StoredTensors
 from ..card.errors import CardFormatError, CardNotFoundError
-from .objects import Objects
 
 # Most headers, and most cards without their segments, are shorter: one read is enough.
 FIRST_READ_BYTES = 64 << 10
 
 _Offset = Annotated[int, Meta(ge=0, le=2**62)]
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I32": np.dtype("<i4")}
+
+
+class Ranges(Protocol):
+    """Where bytes are read from: the objects of a remote store, or a file that arrives."""
+
+    def path(self, name: str) -> Path:
+        """Where an object is, for messages."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Bytes ``[start, end)``, fewer where the object ends before."""
 
 
 class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +49,7 @@ class RangedTensors(StoredTensors):
     believed before it fits the object's size; bytes are for the card to verify.
     """
 
-    def __init__(self, objects: Objects, name: str) -> None:
+    def __init__(self, objects: Ranges, name: str) -> None:
         """Read and check the header. Raises `CardNotFoundError`, `CardFormatError`, `StoreError`.
 
         ``name``: of the object.

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from copy import copy
+from functools import partial
 from pathlib import Path
 
 from ..card import CacheCard, Identity, Key
-from ..card.container import blob_name
 from ..card.digest import TokenIds, digest_json
-from ..card.errors import CardNotFoundError, CardThinError, StoreError, StoreFullError
-from . import catalog, eviction, waiting
+from ..card.errors import CardNotFoundError, StoreError, StoreFullError
+from . import catalog, eviction, leasing, putting, waiting
 from .audit import ABANDONED_SECONDS, Audit, audit, rebuild, sweep
 from .catalog import Entry, Match
-from .entering import enter
-from .folder import Blobs, Folder
+from .folder import Folder
 from .index import Index
 from .prefixes import Prefixes
+from .room import Room, full, require_number
 from .tenant import Tenant
 from .ttl import State
-
-# Before that nobody can tell whether a card that was put will be used.
-GRACE_SECONDS = 60.0
+from .upload import Upload
 
 
 class Store:
@@ -50,17 +47,18 @@ class Store:
             key: seals all files; a named tenant's own key is derived from it.
             limit: bytes that all files of the tenant together may take; `put` makes room.
 
-        Raises `StoreError`, or `CardKeyError` where the index is made again from files that the key
-        does not open.
+        A store whose folder cannot be written is opened to be read. Raises `StoreError`, or
+        `CardKeyError` where the index is made again from files that the key does not open.
         """
-        self.root, self.limit = Path(root), limit
+        require_number("limit", limit)
+        # Absolute, so that it is the same folder when the process goes to another one.
+        self.root, self.limit = Path(root).absolute(), limit
         who = Tenant.of(self.root, tenant, key)
         self.salt = who.salt
         self.folder = Folder(who.folder, who.key)
         self.folder.prepare()
-        self.index = Index(who.folder / "index.sqlite")
-        if not self.index.complete:
-            rebuild(self.folder, self.index)
+        self.index = Index(who.folder / "index.sqlite", partial(rebuild, self.folder))
+        self.room = Room(self.folder, self.index, limit)
 
     def close(self) -> None:
         """Close the index."""
@@ -77,15 +75,28 @@ class Store:
         return apart
 
     def put(
-        self, card: CacheCard, *, ttl: float | None = None, saved_ms: float | None = None
+        self,
+        card: CacheCard,
+        *,
+        ttl: float | None = None,
+        saved_ms: float | None = None,
+        vouched: bool = True,
     ) -> str:
         """Store a card and return its digest, once everything is on the disk.
 
-        A thin card is completed by the segments that are here. ``ttl``: seconds after which the
-        card goes, if it does not expire before; ``saved_ms``: what reading its text takes longer,
-        where that was measured.
+        A thin card is completed by the segments that are here. Files of the card that are here
+        already are read and compared with their digests; a damaged one is written again.
+
+        Args:
+            card: what to store; its bytes are verified.
+            ttl: seconds after which the card goes, if it does not expire before.
+            saved_ms: what reading its text takes longer, where that was measured.
+            vouched: whether prompts that begin like the card may find it (`match`). Say False for a
+                card of somebody you do not trust: its ids do not show what its state says.
+
         Raises `StoreFullError`, `CardThinError`, `CardWriteError`, `CardDigestError` for a damaged
-        card, and `StoreError` for one whose digests have another salt than `salt`.
+        card, and `StoreError` for one whose digests have another salt than `salt`, for numbers that
+        are none, and for a store that can only be read.
         """
         if card.manifest.salt != self.salt:
             raise StoreError(
@@ -93,48 +104,33 @@ class Store:
                 f"salt, cards in {self.folder.root} have {'their own' if self.salt else 'none'}. "
                 "Capture with salt=store.salt, or put card.salted(store.salt)."
             )
-        tensors = card.verify()
-        blobs: dict[str, Blobs | None] = {}
-        for number, name in enumerate(card.manifest.names):
-            count = len(card.manifest.segments[number].blobs) if number >= card.thin else 0
-            held: Blobs = {blob_name(at, 0): tensors[blob_name(at, number)] for at in range(count)}
-            blobs[name] = held or None
-        self._make_room(card, blobs)
-        while True:
-            for name, mine in blobs.items():
-                if not self.folder.segment_path(name).exists():
-                    if mine is None:
-                        raise CardThinError(
-                            f"the thin card {card.digest[:12]}… needs the segment {name[:12]}…, "
-                            "which is not in this store. Put its parent first, or the whole card."
-                        )
-                    self.folder.write_segment(name, mine)
-            if not self.folder.card_path(card.digest).exists():
-                self.folder.write_card(card)
-            if self._enter(card, ttl, saved_ms):
-                return card.digest
-            # Somebody removed a file in between: write it again.
+        for name, number in (("ttl", ttl), ("saved_ms", saved_ms)):
+            require_number(name, number)
+        putting.put(card, self.room, ttl, saved_ms, vouched)
+        return card.digest
 
-    def _enter(self, card: CacheCard, ttl: float | None, saved_ms: float | None) -> bool:
-        """Make the card visible; False where one of its files is not there any more.
+    def vouched(self, digest: str) -> bool:
+        """Whether prompts find the card by how they begin."""
+        return self.index.row("SELECT 1 FROM prefix WHERE card = ? LIMIT 1", digest) is not None
 
-        Raises `StoreFullError`.
+    def set_aside(self, digest: str) -> None:
+        """Let no prompt find the card any more, until it is put again; `get` still does.
+
+        For a card that `match` found and that turned out not to be usable.
         """
-        limit = self.limit
         with self.index.writing():
-            if not enter(self.index, self.folder, card, ttl, saved_ms):
-                return False
-            if limit is None:
-                return True
-            # Several writers may each have made room for itself alone.
-            own = card.digest
-            eviction.make_room(self.index, self.folder, limit, keep=own, grace=GRACE_SECONDS)
-            stored = eviction.stored_bytes(self.index)
-            if stored > limit:
-                eviction.drop(self.index, self.folder, own)
-        if stored > limit:
-            raise _full(limit, stored)
-        return True
+            self.index.run("DELETE FROM prefix WHERE card = ?", digest)
+
+    def receive(self, announced: int | None = None) -> Upload:
+        """A card file that arrives piece by piece: `Upload.write`, then `Upload.card`.
+
+        It counts against the limit, is sealed where the store is, and is gone when it is closed or
+        the process ends. ``announced``: its bytes, if somebody said so. Raises `StoreFullError`.
+        """
+        self.index.require_writable()
+        if self.limit is not None and announced is not None and announced > self.limit:
+            raise full(self.limit, announced)
+        return Upload(self.folder, self.room)
 
     def get(self, digest: str, tokens: int | None = None) -> CacheCard:
         """The card of this digest, or its first ``tokens`` tokens (where a segment of it ends).
@@ -144,7 +140,7 @@ class Store:
         Raises `CardNotFoundError`.
         """
         if self.index.row("SELECT 1 FROM waiting WHERE card = ?", digest) is not None:
-            with self.index.writing():
+            with suppress(StoreError), self.index.writing():
                 waiting.come_back(self.index, digest)  # late or not: what it waited is known now
         self._require(digest)
         try:
@@ -153,7 +149,8 @@ class Store:
             self._clear(digest)  # is it being removed just now, or is something lost?
             self._require(digest)
             raise
-        with self.index.writing():
+        # Reading needs no writing: on a full disk, or one that can only be read, no use is counted.
+        with suppress(StoreError), self.index.writing():
             self.index.run(
                 "UPDATE card SET hits = hits + 1, used_at = ? WHERE digest = ?", time.time(), digest
             )
@@ -166,19 +163,19 @@ class Store:
         Prefixes end where segments do. ``get(match.card, match.tokens)`` is the card to go on from;
         None where nothing matches. ``identity``: of the model, see `qkvshare.identify`.
         """
-        return catalog.match(self.index, Prefixes.of(ids, identity, self.salt))
+        return catalog.match(self.index, self.folder, Prefixes.of(ids, identity, self.salt))
 
     def latest(self, agent: str) -> str:
         """Digest of the card that ``agent`` handed on last. Raises `CardNotFoundError`."""
-        return catalog.latest(self.index, agent)
+        return catalog.latest(self.index, self.folder, agent)
 
     def find(self, beginning: str) -> str:
         """The one digest that begins so. Raises `CardNotFoundError`."""
-        return catalog.find(self.index, beginning)
+        return catalog.find(self.index, self.folder, beginning)
 
     def ls(self) -> list[Entry]:
         """All cards that have not expired, the last used first."""
-        return catalog.entries(self.index)
+        return catalog.entries(self.index, self.folder)
 
     def stats(self) -> dict[str, int]:
         """Counts and bytes: of all files, and of what the same cards would take by themselves."""
@@ -186,35 +183,23 @@ class Store:
 
     def remove(self, digest: str) -> None:
         """Remove a card. Raises `CardNotFoundError`, or `StoreError` while it is leased."""
-        with self.index.writing():
-            self._require(digest)
-            lease = self.index.row(
-                "SELECT until FROM lease WHERE card = ? AND until > ?", digest, time.time()
-            )
-            if lease is not None:
-                raise StoreError(
-                    f"the card {digest[:12]}… is in use for {lease['until'] - time.time():.0f} "
-                    "more seconds at most. Wait until its lease ends."
-                )
-            eviction.drop(self.index, self.folder, digest)
+        try:
+            with self.index.writing():
+                self._require(digest)
+                leasing.require_free(self.index, digest)
+                eviction.drop(self.index, self.folder, digest)
+        except StoreFullError:  # of what has only the row left nothing is seen any more
+            if not self.folder.lost(digest):
+                raise
 
-    @contextmanager
-    def lease(self, digest: str, seconds: float = 600.0) -> Iterator[None]:
+    def lease(self, digest: str, seconds: float = 600.0) -> AbstractContextManager[None]:
         """Keep a card from expiry, eviction and removal while the block runs.
 
         A lease ends by itself after ``seconds``, so a process that was killed holds nothing for
         ever. Raises `CardNotFoundError`.
         """
-        holder = uuid.uuid4().hex
-        with self.index.writing():
-            self._require(digest)
-            row = holder, digest, time.time() + seconds
-            self.index.run("INSERT INTO lease VALUES (?, ?, ?)", *row)
-        try:
-            yield
-        finally:
-            with self.index.writing():
-                self.index.run("DELETE FROM lease WHERE holder = ?", holder)
+        require_number("seconds", seconds)
+        return leasing.lease(self.index, self.folder, digest, seconds)
 
     def hold(self, digest: str, tool: str, state: State = "foreground") -> float:
         """The card's agent calls ``tool`` now: let the card claim room while that is worth it.
@@ -234,15 +219,14 @@ class Store:
         ``abandoned``: age in seconds from which a file without a card is taken for one whose writer
         was killed. Returns the digests of the cards dropped.
         """
+        require_number("abandoned", abandoned, least=-1)
+        self.index.require_writable()
+        sweep(self.folder, self.index, abandoned)  # first: it makes room on a full disk
         with self.index.writing():
             self.index.run("DELETE FROM lease WHERE until <= ?", time.time())
             waiting.give_up(self.index)
-            dropped = eviction.expire(self.index, self.folder)
-            if self.limit is not None:
-                dropped += eviction.make_room(
-                    self.index, self.folder, self.limit, grace=GRACE_SECONDS
-                )
-        sweep(self.folder, self.index, abandoned)
+            dropped = eviction.expire(self.index, self.folder) + self.room.shrink()
+        self.index.shrink()
         return dropped
 
     def audit(self) -> Audit:
@@ -250,35 +234,10 @@ class Store:
         return audit(self.folder, self.index)
 
     def _require(self, digest: str) -> None:
-        query = "SELECT 1 FROM card WHERE digest = ? AND (expires_at IS NULL OR expires_at > ?)"
-        if self.index.row(query, digest, time.time()) is None:
-            raise CardNotFoundError(
-                f"the card {digest[:12]}… is not in the store {self.folder.root}. It was never "
-                "put there, was removed, or its time has passed. Read the text again."
-            )
+        catalog.require_there(self.index, self.folder, digest)
 
     def _clear(self, digest: str) -> None:
         """Finish the removal of a card whose remover was killed, or wait for one that was not."""
-        with self.index.writing():
-            if not self.folder.card_path(digest).exists():
+        with suppress(StoreError), self.index.writing():
+            if self.folder.lost(digest):
                 eviction.drop(self.index, self.folder, digest)
-
-    def _make_room(self, card: CacheCard, blobs: dict[str, Blobs | None]) -> None:
-        """Drop cards so that ``card`` fits under the limit. Raises `StoreFullError`."""
-        if self.limit is None:
-            return
-        absent = [b for n, b in blobs.items() if b and not self.folder.segment_path(n).exists()]
-        need = self.folder.card_bytes(card) + sum(map(self.folder.segment_bytes, absent))
-        with self.index.writing():
-            eviction.expire(self.index, self.folder)
-            eviction.make_room(self.index, self.folder, self.limit - need, grace=GRACE_SECONDS)
-            stored = eviction.stored_bytes(self.index)
-        if stored + need > self.limit:
-            raise _full(self.limit, stored + need)
-
-
-def _full(limit: int, wanted: int) -> StoreFullError:
-    return StoreFullError(
-        f"with this card the store would have {wanted:,} bytes, its limit is {limit:,}, and the "
-        "cards that remain are in use. Raise the limit, or wait until their leases end."
-    )

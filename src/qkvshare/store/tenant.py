@@ -14,6 +14,7 @@ from filelock import FileLock
 from ..card import Key
 from ..card.digest import is_digest
 from ..card.errors import StoreError
+from .database import require_locks
 
 _NAME = re.compile("[a-z0-9][a-z0-9._-]{0,63}")
 NOBODY = "default"
@@ -57,14 +58,11 @@ class Tenant:
 def _random_salt(folder: Path) -> str:
     """The salt in the folder, made on first use."""
     path = folder / "salt"
-    with FileLock(folder / ".salt.lock", mode=0o600):
-        if not path.exists():
-            handle, temporary = tempfile.mkstemp(prefix=".salt.", dir=folder)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
+    if not path.exists():
+        require_locks(folder)
+        with FileLock(folder / ".salt.lock", mode=0o600):
+            if not path.exists():
+                _write_salt(path)
     salt = path.read_text()
     if not is_digest(salt):
         raise StoreError(
@@ -72,3 +70,12 @@ def _random_salt(folder: Path) -> str:
             "`card.manifest.salt` of one of them back into the file."
         )
     return salt
+
+
+def _write_salt(path: Path) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=".salt.", dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+        file.flush()
+        os.fsync(file.fileno())
+    Path(temporary).replace(path)
