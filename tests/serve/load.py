@@ -30,7 +30,7 @@ import psutil
 from qkvshare.hf.resident import Resident
 
 from ..conftest import greedy_from_text
-from .server import talker, tokens_file
+from .server import CARD, talker, tokens_file
 
 SAID, MAX_BODY = 12, 20_000
 TOKENS = {"red": "red-token-0123456789", "blue": "blue-token-0123456789", "metrics": "m" * 20}
@@ -164,7 +164,9 @@ class Load:
         whole = self.random.random() < 0.5
         try:
             answer = await client.post(
-                "/v1/chat/completions", content=b"x" * 30_000 if whole else pieces()
+                "/v1/chat/completions",
+                content=b"x" * 30_000 if whole else pieces(),
+                headers={"Content-Type": "application/json"},
             )
         except httpx.HTTPError:  # the server closes while we still send
             self.counts["too long: closed"] += 1
@@ -190,7 +192,7 @@ class Load:
         card = self.random.choice(listed)["card"]
         got = await client.get(f"/v1/cards/{card}")
         if got.status_code == 200:
-            put = await client.post("/v1/cards", content=got.content)
+            put = await client.post("/v1/cards", content=got.content, headers=CARD)
             self.counts[f"put {put.status_code}"] += 1
             if put.status_code == 201 and put.json()["card"] != card:
                 self.wrong.append("a card came back under another digest")

@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi.testclient import TestClient
 
 from qkvshare import Raw
+from qkvshare.card.passing import MEDIA_TYPE
 from qkvshare.hf.resident import Resident
 from qkvshare.serve.access import Access, Stores
 from qkvshare.serve.app import create_app
 from qkvshare.serve.limits import Limits
+from qkvshare.serve.listen import config
 from qkvshare.serve.service import Service
 
 from ..conftest import tiny_model, tiny_tokenizer
 
 NAME = "tiny"
+CARD = {"Content-Type": MEDIA_TYPE}
 
 
 def talker(tokens: int = 4096) -> Resident:
@@ -39,6 +43,19 @@ def tokens_file(folder: Path, **tokens: str) -> Path:
     return path
 
 
+class Local(TestClient):
+    """A client on this machine, that says what it sends."""
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        super().__init__(app, base_url="http://localhost", **options)
+
+    def post(self, url: str, *, content: Any = None, headers: Any = None, **more: Any) -> Any:  # type: ignore[override]
+        if content is not None:
+            kind = MEDIA_TYPE if url == "/v1/cards" else "application/json"
+            headers = {"Content-Type": kind, **(headers or {})}
+        return super().post(url, content=content, headers=headers, **more)
+
+
 def make_service(
     root: Path, resident: Resident, limits: Limits | None = None, tokens: Path | None = None
 ) -> Service:
@@ -53,7 +70,7 @@ def serving(app: Any) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        server = uvicorn.Server(config(app, "127.0.0.1", port, "error"))
         thread = threading.Thread(
             target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
         )

@@ -18,7 +18,7 @@ from qkvshare.serve.access import Access, require_host
 from qkvshare.serve.app import create_app
 from qkvshare.serve.limits import Limits
 
-from .server import make_service, talker, tokens_file
+from .server import Local, make_service, talker, tokens_file
 
 RED, BLUE, WATCHER = "red-token-0123456789", "blue-token-0123456789", "watch-token-0123456789"
 
@@ -36,7 +36,7 @@ def card(resident: Resident) -> CacheCard:
 @pytest.fixture
 def client(tmp_path: Path, resident: Resident) -> Iterator[TestClient]:
     service = make_service(tmp_path / "cards", resident, Limits(body=1000, card=1 << 20))
-    with TestClient(create_app(service)) as client:
+    with Local(create_app(service)) as client:
         yield client
 
 
@@ -44,7 +44,7 @@ def client(tmp_path: Path, resident: Resident) -> Iterator[TestClient]:
 def guarded(tmp_path: Path, resident: Resident) -> Iterator[TestClient]:
     """Two tenants, and one who reads metrics."""
     tokens = tokens_file(tmp_path, red=RED, blue=BLUE, metrics=WATCHER)
-    with TestClient(create_app(make_service(tmp_path / "cards", resident, tokens=tokens))) as made:
+    with Local(create_app(make_service(tmp_path / "cards", resident, tokens=tokens))) as made:
         yield made
 
 
@@ -137,7 +137,7 @@ def test_a_card_that_is_damaged_in_the_store_is_cut_off(
     tmp_path: Path, resident: Resident, card: CacheCard
 ) -> None:
     service = make_service(tmp_path, resident)
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+    with Local(create_app(service), raise_server_exceptions=False) as client:
         client.post("/v1/cards", content=card.to_bytes())
         (segment,) = (tmp_path / "default" / "segments").rglob("*.segment")
         data = bytearray(segment.read_bytes())
@@ -212,7 +212,7 @@ def test_a_signature_that_would_be_lost_is_not_lost_silently(
 def test_a_store_that_is_full_says_so(tmp_path: Path, resident: Resident, card: CacheCard) -> None:
     service = make_service(tmp_path, resident)
     service.stores.limit = 1000
-    with TestClient(create_app(service)) as client:
+    with Local(create_app(service)) as client:
         refused = client.post("/v1/cards", content=card.to_bytes())
     assert refused.status_code == 507
     assert refused.json()["error"]["code"] == "store_full"
@@ -276,7 +276,7 @@ def test_a_card_crosses_from_server_to_server(
     document = {"role": "user", "content": "The tide is high at noon."}
     question = {"role": "user", "content": "When?"}
     ask = {"model": "tiny", "max_tokens": 12, "temperature": 0}
-    with TestClient(create_app(make_service(tmp_path / "first", resident))) as first:
+    with Local(create_app(make_service(tmp_path / "first", resident))) as first:
         kept = first.post(
             "/v1/chat/completions",
             json={**ask, "messages": [document], "kv_transfer_params": {"keep": True}},

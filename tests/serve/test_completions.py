@@ -21,7 +21,7 @@ from qkvshare.serve.limits import Limits
 from qkvshare.serve.service import Service
 
 from ..conftest import greedy_from_text, tiny_model, tiny_tokenizer
-from .server import NAME, make_service, serving_service, talker
+from .server import CARD, NAME, make_service, serving_service, talker
 
 DOCUMENT = [{"role": "user", "content": "The tide is high at noon, and low at six."}]
 QUESTION = [{"role": "user", "content": "When is it low?"}]
@@ -202,7 +202,7 @@ def test_a_card_of_another_model_is_a_conflict(address: str, service: Service) -
         say(address, QUESTION, more={"kv_transfer_params": {"card": digest}})
     with pytest.raises(openai.ConflictError, match="weights"):
         list(say(address, QUESTION, stream=True, more={"kv_transfer_params": {"card": digest}}))
-    put = httpx.post(f"{address}/v1/cards", content=other.to_bytes())
+    put = httpx.post(f"{address}/v1/cards", content=other.to_bytes(), headers=CARD)
     assert put.status_code == 409
     assert "weights" in put.json()["error"]["message"]
 
@@ -210,7 +210,9 @@ def test_a_card_of_another_model_is_a_conflict(address: str, service: Service) -
 def ask_and_leave(address: str, body: dict[str, Any], seconds: float = 0.5) -> None:
     """Send a request, and close the connection while it is being answered."""
     content = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}"
+    )
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + b"\r\nContent-Type: application/json\r\n\r\n" + content)

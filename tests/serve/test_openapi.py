@@ -10,12 +10,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 
 from qkvshare import Raw, capture
+from qkvshare.card.passing import MEDIA_TYPE
 from qkvshare.serve.app import create_app
 from qkvshare.serve.limits import Limits
 
 from .server import make_service, talker, tokens_file
 
 TOKEN = "red-token-0123456789"
+
+schemathesis.serializer.alias(MEDIA_TYPE, "application/octet-stream")
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -26,7 +29,9 @@ def test_no_request_is_a_server_error(tmp_path: Path, guarded: bool) -> None:
     store = service.stores.of("red" if guarded else None)
     card = capture(resident.model, resident.tokenizer, "tide", codec=Raw(), salt=store.salt)
     known = store.put(card)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
+    schema = schemathesis.openapi.from_asgi(
+        "/openapi.json", create_app(service), headers={"Host": "localhost"}
+    )
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) >= 9
     statuses = set()
@@ -46,6 +51,7 @@ def test_no_request_is_a_server_error(tmp_path: Path, guarded: bool) -> None:
                     case.path_parameters["digest"] = known
                 if isinstance(case.body, dict):
                     case.body |= {"model": "tiny", "kv_transfer_params": {"card": known}}
+            case.headers["Host"] = "localhost"
             case.headers["Authorization"] = f"Bearer {TOKEN}"
             answer = case.call()
             case.validate_response(answer, checks=[not_a_server_error])

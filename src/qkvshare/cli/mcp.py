@@ -39,7 +39,10 @@ def mcp(
     # Over stdio, stdout is the protocol's.
     with redirect_stdout(sys.stderr), progress.status("loading the model …"):
         try:
-            from ..serve.mcp import CARDS, LOOPBACK, offer_cards, server
+            from ..serve.gate import CARDS
+            from ..serve.listen import run
+            from ..serve.mcp import server
+            from ..serve.mcp_http import http_app
         except ModuleNotFoundError as error:
             if error.name not in ("anyio", "mcp"):
                 raise
@@ -56,9 +59,8 @@ def mcp(
         return
     host, port = place
     served = server(resident, store, link=link or f"http://{http}{CARDS}", big=most)
-    offer_cards(served, store)
     progress.print(f"listening on http://{http}/mcp", markup=False)
-    served.run("streamable-http", host=host, port=port, transport_security=LOOPBACK)
+    run(http_app(served, store), host, port, log_level="warning")
 
 
 def _place(text: str) -> tuple[str, int]:

@@ -47,10 +47,10 @@ def serve(
     try:
         import fastapi  # noqa: F401 - needed below; missed here
         import prometheus_client  # noqa: F401
-        import uvicorn
 
         from ..serve.access import Access, Stores, require_host
         from ..serve.limits import Limits
+        from ..serve.listen import run
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
@@ -92,4 +92,4 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     app = create_app(Service(resident, called, stores, limits))
-    uvicorn.run(app, host=host, port=port, access_log=False, log_level="info")
+    run(app, host, port, log_level="info")

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..card import Key
 from ..card.errors import ServeError
 from ..store import Store
+from ..store.tenant import NOBODY
 
 # A token of this tenant reads /metrics, which count all tenants', and nothing else.
 METRICS = "metrics"
@@ -44,6 +45,11 @@ class Access:
                     f"{path}, line {number}: expected a token of 16 to 512 printable characters "
                     "and a tenant's name, with a space between."
                 )
+            if words[1] == NOBODY:
+                raise ServeError(
+                    f"{path}, line {number}: {NOBODY!r} is the store of a server without tokens; "
+                    "expected another name for the tenant."
+                )
             if tenants.setdefault(_digest(words[0]), words[1]) != words[1]:
                 raise ServeError(f"{path}, line {number}: this token is another tenant's already.")
         if not tenants:
@@ -64,15 +70,17 @@ class Access:
         return bool(self.tenants)
 
 
+def is_local(host: str) -> bool:
+    """Whether ``host``, a name or an address, is this machine's own and no other's."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def require_host(host: str, access: Access) -> None:
     """Raise `ServeError` for listening where others can reach us while nobody needs a token."""
-    if host == "localhost" or access.needed:
-        return
-    try:
-        local = ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
+    if not access.needed and not is_local(host):
         raise ServeError(
             f"without tokens nobody but this machine is served, and {host} can be reached by "
             "others. Name a file of tokens with --tokens, or listen on 127.0.0.1."

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 
 from .. import __version__
 from . import cards, completions, refusals, viewer
+from .gate import Gate
 from .journal import Journal
 from .limits import BodyLimit
 from .service import Service
+
+# Paths that hold nothing of anybody's, and so need no token.
+FREE = r"/|/page/[^/]*|/health|/healthz|/openapi\.json"
 
 
 def create_app(service: Service) -> FastAPI:
@@ -23,7 +27,10 @@ def create_app(service: Service) -> FastAPI:
         service.stopping.set()  # what the model says now is cut short
         service.model_thread.shutdown(cancel_futures=True)
 
-    app = FastAPI(title="QKVShare", version=__version__, lifespan=lifespan)
+    # The pages of /docs would load scripts from elsewhere, on the origin that holds a token.
+    app = FastAPI(
+        title="QKVShare", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     refusals.install(app, service.stores.root)
     app.include_router(completions.router(service))
     app.include_router(cards.router(service))
@@ -31,9 +38,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(page)
 
     @app.get("/metrics", response_class=Response)
-    def metrics(request: Request) -> Response:
+    def metrics() -> Response:
         """Counts for Prometheus; where tokens are needed, with one of the tenant `metrics`."""
-        service.tenant(request, metrics=True)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/healthz")
@@ -42,5 +48,6 @@ def create_app(service: Service) -> FastAPI:
         return {"status": "ok"}
 
     app.add_middleware(BodyLimit, limits=service.limits)
+    app.add_middleware(Gate, access=service.access, free=FREE)
     app.add_middleware(Journal, metrics=service.metrics)
     return app

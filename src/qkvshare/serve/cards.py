@@ -23,9 +23,10 @@ from .service import Service
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refused} for status in (400, 401, 404, 408, 409, 413, 416, 422, 507)
+    status: {"model": Refused}
+    for status in (400, 401, 403, 404, 408, 409, 413, 415, 416, 421, 422, 507)
 }
-_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BYTES = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 _FILE: dict[str, Any] = {"content": {MEDIA_TYPE: {}}, "description": "The card's file."}
 
 Digest = Annotated[str, InPath(pattern=r"^[0-9a-f]{64}$")]

@@ -20,7 +20,8 @@ from .schema import Ask, CachedTokens, Choice, Completion, Kept, Refused, Said, 
 from .service import GoneError, Service
 
 _REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refused} for status in (400, 401, 404, 409, 410, 413, 422, 429, 504, 507)
+    status: {"model": Refused}
+    for status in (400, 401, 403, 404, 408, 409, 410, 413, 415, 421, 422, 429, 504, 507)
 }
 
 
@@ -29,16 +30,14 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         """The one model."""
-        service.tenant(request)
         data = {"id": service.name, "object": "model", "created": 0, "owned_by": "qkvshare"}
         return {"object": "list", "data": [data]}
 
     @routes.post("/v1/chat/completions", response_model=Completion, responses=_REFUSED)
     async def complete(request: Request, ask: Ask) -> Any:
         """Answer the messages, from a card if one is named or matches, and keep one if asked."""
-        service.tenant(request)
         if ask.model != service.name:
             raise HTTPException(404, f"no model {ask.model!r} here; there is {service.name!r}.")
         reply = _Reply(service, ask)

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from .limits import Receive, Scope, Send
+from .gate import Receive, Scope, Send
 from .metrics import Metrics
 
 log = logging.getLogger("qkvshare.serve")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+from .gate import CARDS, Receive, Scope, Send, refuse
+
+# Enough for 4,096 messages of several parts. Every value costs much more memory than it has bytes,
+# and a wrong one its error, too.
+VALUES = 50_000
+JSON_SECONDS = 60.0  # for a body of JSON to arrive
+STALL_SECONDS = 30.0  # between two pieces of a body
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,11 @@ class Limits:
 
 
 class BodyLimit:
-    """Refuse a body that is too long as soon as that is known, and one that takes too long."""
+    """Refuse a body that is too long as soon as that is known, and one that takes too long.
+
+    A card passes as it arrives. Any other body is JSON: it is read whole and its values are counted
+    before anything is made of them, so that what it costs is bounded by its bytes.
+    """
 
     def __init__(self, app: Any, limits: Limits) -> None:
         """``limits.card`` is for the path of cards, ``limits.body`` for all others."""
@@ -42,30 +51,69 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        most = self._limits.card if scope["path"] == "/v1/cards" else self._limits.body
-        headers = dict(scope["headers"])
-        announced = headers.get(b"content-length", b"0")
-        loop = asyncio.get_running_loop()
-        ends, got, whole = loop.time() + self._limits.seconds, 0, False
+        card = scope["path"] == CARDS
+        most = self._limits.card if card else self._limits.body
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and (len(announced) > 18 or int(announced) > most):
+            await refuse(scope, send, 413, _too_long(most).detail)
+            return
+        seconds = self._limits.seconds if card else min(JSON_SECONDS, self._limits.seconds)
+        arriving = _arriving(receive, most, seconds)
+        if card:
+            await self._app(scope, arriving, send)
+            return
+        body, more = bytearray(), True
+        try:
+            while more:
+                message = await arriving()
+                if message["type"] == "http.disconnect":
+                    return  # nobody waits for an answer
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+        except HTTPException as error:
+            await refuse(scope, send, error.status_code, error.detail)
+            return
+        if values(body) > VALUES:
+            limit = f"{VALUES:,} values in its lists and objects, which is the limit here"
+            await refuse(scope, send, 400, f"the body has more than {limit}.")
+            return
+        whole: list[dict[str, Any]] = [{"type": "http.request", "body": bytes(body)}]
 
-        async def counted() -> dict[str, Any]:
-            nonlocal got, whole
-            if whole:  # what comes now is that the client has gone
-                return await receive()
-            if announced.isdigit() and int(announced) > most:
-                raise _too_long(most)
-            try:
-                async with asyncio.timeout_at(ends):
-                    message = await receive()
-            except TimeoutError as error:
-                raise HTTPException(408, "the body took too long to arrive.") from error
-            got += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if got > most:
-                raise _too_long(most)
-            return message
+        async def once() -> dict[str, Any]:
+            return whole.pop() if whole else await receive()
 
-        await self._app(scope, counted, send)
+        await self._app(scope, once, send)
+
+
+def _arriving(receive: Receive, most: int, seconds: float) -> Receive:
+    """``receive``, bounded in bytes and time; raises `HTTPException` 408 or 413."""
+    loop = asyncio.get_running_loop()
+    ends, got, whole = loop.time() + seconds, 0, False
+
+    async def arriving() -> dict[str, Any]:
+        nonlocal got, whole
+        if whole:  # what comes now is that the client has gone
+            return await receive()
+        try:
+            async with asyncio.timeout_at(min(ends, loop.time() + STALL_SECONDS)):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(408, "the body took too long to arrive.") from error
+        got += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        if got > most:
+            raise _too_long(most)
+        return message
+
+    return arriving
+
+
+def values(body: bytes | bytearray) -> int:
+    """At least as many as the values in a body of JSON, without making any of them."""
+    if len(body) <= VALUES:
+        return len(body)
+    bare = _STRING.sub(b"", body)
+    return 1 + sum(bare.count(mark) for mark in (b",", b"[", b"{"))
 
 
 def _too_long(most: int) -> HTTPException:

@@ -11,32 +11,22 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import msgspec
-from anyio import to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ToolError
-from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, ToolAnnotations
 from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
 
 from ..card import CacheCard
 from ..card.digest import is_digest
-from ..card.errors import CardNotFoundError, QKVShareError
-from ..card.passing import MEDIA_TYPE, Passing
+from ..card.errors import CardNotFoundError
+from ..card.passing import MEDIA_TYPE
 from ..hf.answers import Answer, Keep, Sampling
 from ..hf.resident import Resident
 from ..store import Entry, Store
 from .mcp_calls import cancelled, reporting, told
 
 BIG = 1 << 20  # bytes; as text in a message they are 4/3 of that
-CARDS = "/v1/cards"
-# A page in a browser must not reach us under a name of its own (DNS rebinding).
-LOOPBACK = TransportSecuritySettings(
-    allowed_hosts=["127.0.0.1:*", "localhost:*", "[::1]:*"],
-    allowed_origins=["http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*"],
-)
 _INSTRUCTIONS = (
     "A card is what the model of this server understood of a text, kept under a digest. capture "
     "reads a text once; resume answers from its card, in this or another conversation, without "
@@ -191,7 +181,7 @@ def server(
     @told(ResourceError)
     def card(digest: str) -> bytes:
         """A card's file, where it is small enough for a message."""
-        found = look(_known(store, digest))
+        found = look(known(store, digest))
         if found.nbytes <= big:
             return found.to_bytes()
         elsewhere = place(found) or (
@@ -206,28 +196,7 @@ def server(
     return mcp
 
 
-def offer_cards(mcp: MCPServer[Any], store: Store) -> None:
-    """Let ``mcp`` also send card files of any size, under `CARDS`, when it runs over HTTP."""
-    security = TransportSecurityMiddleware(LOOPBACK)
-
-    def find(digest: str) -> Passing:
-        return Passing(store.folder.open_card(_known(store, digest)))
-
-    @mcp.custom_route(CARDS + "/{digest}", ["GET"])  # type: ignore[untyped-decorator]
-    async def send(request: Request) -> Response:
-        refused = await security.validate_request(request)
-        if refused is not None:
-            return refused
-        try:
-            passing = await to_thread.run_sync(find, request.path_params["digest"])
-        except QKVShareError as error:
-            missing = isinstance(error, CardNotFoundError)
-            return Response(str(error), 404 if missing else 500, media_type="text/plain")
-        headers = {"Content-Length": str(passing.nbytes)}
-        return StreamingResponse(passing(), 200, headers, MEDIA_TYPE)
-
-
-def _known(store: Store, digest: str) -> str:
+def known(store: Store, digest: str) -> str:
     """``digest``, if a card has it: whole, so that nobody comes upon cards by trying."""
     if not is_digest(digest):
         raise CardNotFoundError(

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ..card import errors
+from .gate import content as content
 
 # The first class that fits; a card of another model is a conflict, not a malformed request.
 _STATUS: dict[type[errors.QKVShareError], int] = {
@@ -43,12 +44,6 @@ def code_of(error: errors.QKVShareError) -> str:
     return words.lower()
 
 
-def content(message: str, code: str) -> dict[str, Any]:
-    """The body of a refusal."""
-    kind = "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "code": code, "param": None}}
-
-
 def message_of(error: errors.QKVShareError, root: Path) -> str:
     """What the error says, without where on this machine the store is."""
     return str(error).replace(str(root), "the store")
@@ -78,8 +73,9 @@ def install(app: FastAPI, root: Path) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Where and what, never the value: it may be a prompt.
-        found = "; ".join(
+        # One is enough, and there may be thousands.
+        found = "".join(
             f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}"
-            for each in error.errors()[:5]
+            for each in error.errors()[:1]
         )
         return refuse(request, 400, f"the request is malformed: {found}", "malformed")

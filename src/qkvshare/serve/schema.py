@@ -22,7 +22,7 @@ class Turn(BaseModel):
     """A message."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)] | None = None
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""
@@ -68,7 +68,7 @@ class Ask(BaseModel):
     """
 
     model: str
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
