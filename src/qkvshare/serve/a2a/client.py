@@ -125,13 +125,14 @@ async def take(
     """Go on from a finished task: put its card into ``store``, or say why its text is used.
 
     ``fetch`` says where cards may come from: name the agent's own origin. Raises `AgentError` for
-    a task that has no answer, and what `receive` raises: a card that is damaged, or not the one
+    a task that has no answer, `PromptError` for an answer with parts that cannot be read as text,
+    and what `receive` raises: a card that is damaged, or not the one
     that was announced, is never silently replaced by the text (``take`` the task again without
     its card part for that).
     """
     if task.status.state != TaskState.TASK_STATE_COMPLETED:
         state = TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
-        said = text_of(task.status.message.parts)
+        said = " ".join(part.text for part in task.status.message.parts if part.text)
         raise AgentError(
             f"the agent's task {task.id} is {state}{': ' + said if said else ''}. "
             "Expected a completed one."
