@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .card.container import FileTensors
 from .card.digest import is_digest
-from .card.errors import ProfileError
+from .card.errors import CardError, ProfileError
 from .card.files import replace
 
 _FORMAT = "qkvshare-profile-1"
@@ -71,17 +71,16 @@ class Profile:
     def load(cls, path: Path) -> Profile:
         """Raises `ProfileError`."""
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ProfileError(f"{path} cannot be read as a profile: {error}.") from error
-        if metadata.get("format") != _FORMAT or "weights" not in metadata:
-            raise ProfileError(
-                f"{path} has format {metadata.get('format')!r}, expected {_FORMAT!r}. Make "
-                "profiles with qkvshare calibrate."
-            )
-        return cls(metadata["weights"], arrays)
+            file = FileTensors(path)
+            if file.metadata.get("format") != _FORMAT or not is_digest(_weights_in(file)):
+                raise ProfileError(
+                    f"{path} has format {file.metadata.get('format')!r}, expected {_FORMAT!r} and "
+                    "the digest of a model's weights. Make profiles with qkvshare calibrate."
+                )
+            arrays = {name: file[name] for name in file}
+        except CardError as error:
+            raise ProfileError(f"{path} cannot be read as a profile: {error}") from error
+        return cls(_weights_in(file), arrays)
 
     @classmethod
     def find(cls, digest: str) -> Profile:
@@ -134,7 +133,10 @@ def profiles() -> Path:
 
 def _weights(path: Path) -> str | None:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("weights")
-    except (OSError, SafetensorError):
+        return _weights_in(FileTensors(path))
+    except CardError:
         return None
+
+
+def _weights_in(file: FileTensors) -> str:
+    return file.metadata.get("weights", "")

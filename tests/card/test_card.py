@@ -61,7 +61,7 @@ def test_layers_for_elsewhere_are_verified_before_anybody_asks_where(tmp_path: P
         assert torch.equal(one.keys, two.keys)
         assert torch.equal(one.values, two.values)
 
-    read, tensors = Event(), dict(card.verify())
+    read, tensors = Event(), dict(card.verified())
     last = blob_name(len(card.manifest.layers) - 1, 0)
     tensors[last] = tensors[last] ^ 1
 
@@ -133,19 +133,3 @@ def test_a_blob_is_a_private_copy(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path, missing: str) -> None:
     with pytest.raises(CardNotFoundError, match="no card can be read"):
         CacheCard.load(tmp_path / missing)
-
-
-def test_a_card_that_is_removed_while_it_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_card().save(tmp_path / "a.card")
-    genuine = container._header_bytes
-
-    def then_removed(path: Path) -> int:
-        found = genuine(path)
-        path.unlink()
-        return found
-
-    monkeypatch.setattr(container, "_header_bytes", then_removed)
-    with pytest.raises(CardNotFoundError, match="removed"):
-        CacheCard.load(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,18 +15,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
-from .errors import CardFormatError, CardNotFoundError, CardWriteError
+from .errors import CardFormatError, CardWriteError
 from .files import replace
+from .layout import MAX_HEADER_BYTES, Layout
+from .layout import header_bytes as header_length
+from .reading import OpenFile
 
 Array = npt.NDArray[Any]
 
 MAGIC = "qkvshare.cachecard"
-# A header of 16 MiB holds some 100,000 layer-segments; anything larger is an attack or an accident.
-MAX_HEADER_BYTES = 16 << 20
 _ITEM_BYTES = {"U8": 1, "I32": 4}
+# Those of profiles too.
+_KINDS = {"U8": "u1", "I16": "<i2", "I32": "<i4", "F16": "<f2", "F32": "<f4"}
 
 
 def ids_name(segment: int) -> str:
@@ -51,7 +52,7 @@ class LazyTensors(Mapping[str, Array]):
 class StoredTensors(LazyTensors):
     """The tensors of a file or object, read one at a time, each as a private copy.
 
-    Private, because the file may change under a mapping between the digest check and the decode.
+    Private, because the file may change between the digest check and the decode.
 
     Attributes:
         path: the file.
@@ -68,71 +69,41 @@ class FileTensors(StoredTensors):
     """Those of a safetensors file on this machine."""
 
     def __init__(self, path: Path) -> None:
-        """Map ``path`` and check its container. Raises the `CardError` family."""
-        self.path = path
-        self.header_bytes = _header_bytes(path)
-        try:
-            self._file = _open(path)
-            self.metadata = self._file.metadata() or {}
-            names = self._file.keys()
-            self._slices = {name: self._file.get_slice(name) for name in names}
-        except FileNotFoundError as error:
-            raise CardNotFoundError(f"{path} was removed while it was being opened.") from error
-        except (SafetensorError, OSError) as error:
-            raise CardFormatError(
-                f"{path} is not a safetensors file: {error}. Expected a card; "
-                "it was cut short, damaged, or is something else."
-            ) from error
+        """Open ``path`` and check its container. Raises the `CardError` family."""
+        self.path, self._file = path, OpenFile(path)
+        size = self._file.size
+        prefix = self._file.read(0, min(size, 8)).tobytes()
+        self.header_bytes = header_length(prefix, size, path)
+        header = self._file.read(8, self.header_bytes).tobytes()
+        layout = Layout.of(header, size - self.header_bytes, path)
+        self.metadata, self._places = layout.metadata, layout.places
 
     def __getitem__(self, name: str) -> Array:
-        """Read one tensor into memory."""
-        if name not in self._slices:
-            raise KeyError(name)
-        try:
-            array: Array = self._file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CardFormatError(f"{self.path}: tensor {name} cannot be read: {error}.") from error
-        return array
+        """Read one tensor into memory. Raises `CardFormatError`."""
+        place = self._places[name]
+        if place.dtype not in _KINDS:
+            raise CardFormatError(
+                f"{self.path}: tensor {name[:80]} is {place.dtype}, expected one of "
+                f"{', '.join(_KINDS)}."
+            )
+        start, end = (self.header_bytes + offset for offset in place.data_offsets)
+        return self._file.read(start, end).view(_KINDS[place.dtype]).reshape(place.shape)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is such a tensor; reads nothing."""
-        return name in self._slices
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over tensor names."""
-        return iter(self._slices)
+        return iter(self._places)
 
     def __len__(self) -> int:
         """Count the tensors."""
-        return len(self._slices)
+        return len(self._places)
 
     def kind(self, name: str) -> tuple[str, list[int]]:
         """Element type and shape of a tensor, from the header only."""
-        part = self._slices[name]
-        return part.get_dtype(), part.get_shape()
-
-
-def _open(path: Path) -> Any:
-    return safe_open(path, framework="numpy")  # untyped upstream
-
-
-def _header_bytes(path: Path) -> int:
-    """Length of everything before the tensors' bytes; bounded before anything is parsed."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-    except OSError as error:
-        raise CardNotFoundError(f"no card can be read at {path}: {error.strerror}.") from error
-    if len(prefix) < 8:
-        raise CardFormatError(f"{path} has {size} bytes; a card has at least a header. Cut short?")
-    length = 8 + int.from_bytes(prefix, "little")
-    if length > min(size, MAX_HEADER_BYTES):
-        raise CardFormatError(
-            f"{path} announces a header of {length} bytes; expected at most "
-            f"{min(size, MAX_HEADER_BYTES)} (file of {size} bytes). It is damaged or not a card."
-        )
-    return length
+        return self._places[name].dtype, list(self._places[name].shape)
 
 
 def kind_of(tensors: Mapping[str, Array], name: str) -> tuple[str, list[int]]:

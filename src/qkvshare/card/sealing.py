@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from .container import MAGIC, MAX_HEADER_BYTES, Array, FileTensors, StoredTensors
+from .container import MAGIC, Array, FileTensors, StoredTensors
 from .errors import (
     CardFormatError,
     CardKeyError,
@@ -24,6 +24,7 @@ from .errors import (
     CardWriteError,
 )
 from .keys import Key
+from .layout import MAX_HEADER_BYTES
 from .manifest import Digest, Strict
 
 if TYPE_CHECKING:
