@@ -33,7 +33,7 @@ class ChunkRouter(Learned):
     def allocate(self, demand: Demand, budget: int) -> BitMap:
         """Raises `BudgetError`, and `ProfileError` without a profile for it."""
         assert demand.features is not None
-        chances = self.classify(demand.features.hidden)
+        chances = self.classify(demand.features.hidden, len(WIDTHS))
         widths = expected_width(chances, WIDTHS)
         means = [part.mean().expand(len(part)) for part in torch.split(widths, self.chunk)]
         if demand.sinks:  # the context begins here

@@ -27,5 +27,5 @@ class Controller(Learned):
     def allocate(self, demand: Demand, budget: int) -> BitMap:
         """Raises `BudgetError`, and `ProfileError` without a profile for it."""
         assert demand.features is not None
-        chances = self.classify(demand.features.signals)
+        chances = self.classify(demand.features.signals, len(WIDTHS))
         return self.in_order(demand, budget, expected_width(chances, WIDTHS))

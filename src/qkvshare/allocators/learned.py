@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ class Learned(Allocator):
 
     profile: Profile | None = None
 
-    def classify(self, inputs: Tensor) -> Tensor:
+    def classify(self, inputs: Tensor, classes: int) -> Tensor:
         """Probabilities ``[tokens, classes]`` of ``inputs [tokens, n]``, float64.
 
         Raises `ProfileError` where there is no profile, or none for such inputs.
@@ -40,13 +40,13 @@ class Learned(Allocator):
             for key, array in self.profile.arrays.items()
             if key.startswith(f"{self.name}.")
         }
-        if "mean" not in arrays or arrays["mean"].shape != inputs.shape[1:]:
+        last = sum(key.endswith(".weight") for key in arrays) - 1
+        if not _fits(arrays, inputs.shape[1], last + 1, classes):
             raise ProfileError(
                 f"the profile has no {self.name!r} for inputs of {inputs.shape[1]} numbers. "
                 "Run qkvshare calibrate with this model."
             )
         x = (inputs.float().cpu() - arrays["mean"]) / arrays["deviation"]
-        last = sum(key.endswith(".weight") for key in arrays) - 1
         for number in range(last + 1):
             x = nn.functional.linear(x, arrays[f"{number}.weight"], arrays[f"{number}.bias"])
             x = x if number == last else x.relu()
@@ -64,6 +64,20 @@ class Learned(Allocator):
             for at in demand.shapes
         ]
         return in_turn(demand, budget, worth)
+
+
+def _fits(arrays: Mapping[str, Tensor], inputs: int, layers: int, classes: int) -> bool:
+    """Whether ``arrays`` are a network, whoever made them: float32, finite, of fitting shapes."""
+    shapes: dict[str, tuple[int, ...]] = {"mean": (inputs,), "deviation": (inputs,)}
+    wide = inputs
+    for number in range(layers):
+        bias = arrays.get(f"{number}.bias")
+        out = classes if number == layers - 1 or bias is None else len(bias)
+        shapes |= {f"{number}.weight": (out, wide), f"{number}.bias": (out,)}
+        wide = out
+    found = {key: tuple(at.shape) for key, at in arrays.items()}
+    plain = all(at.dtype == torch.float32 and at.isfinite().all() for at in arrays.values())
+    return layers > 0 and shapes == found and plain
 
 
 def expected_width(chances: Tensor, widths: Sequence[int]) -> Tensor:

@@ -15,9 +15,8 @@ from torch import Tensor
 from ..card.errors import ProfileError
 from ..kernels.product import summed
 from ..profile import Profile
+from .basis_arrays import check_arrays
 from .entropy import Tables
-
-KINDS = ("keys", "values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +64,14 @@ class Basis:
 
     @classmethod
     def of(cls, profile: Profile) -> Basis:
-        """Raises `ProfileError` for a profile without one."""
+        """Raises `ProfileError` for a profile without one, or with one that cannot be."""
         arrays = profile.arrays
         if not profile.has_basis:
             raise ProfileError(
                 "the profile has no basis for the codec 'transform'. Calibrate again with this "
                 "package."
             )
+        check_arrays(arrays)
         sources = [tuple(int(x) for x in row if x >= 0) for row in arrays["transform.sources"]]
         parts: list[tuple[PartBasis, PartBasis]] = []
         for number, own in enumerate(sources):

@@ -25,7 +25,7 @@ CLASSES = 56
 _MIDDLE = 32  # the class of numbers whose mean magnitude is one step
 # Largest shift of a row's classes: exponents from the allocator, and what the token's past says.
 SHIFT = 28
-_EXPECTED = 64  # expected magnitudes are in this part of a step
+EXPECTED = 64  # expected magnitudes are in this part of a step
 # Half of the logarithm that a token's past suggests: sums of few magnitudes are noisy.
 _TRUST = 0.75
 _RATIOS = np.array(
@@ -85,7 +85,7 @@ def make_tables(counts: npt.NDArray[Any], sums: npt.NDArray[Any], weight: float 
         points[number, :ESCAPE] = np.sign(np.arange(ESCAPE) - LARGEST) * (size + offset)
         sizes = np.append(size, LARGEST)
         mean = ((own + weight * prior) * sizes).sum() / (own.sum() + weight)
-        expected[number] = max(1, round(_EXPECTED * mean))
+        expected[number] = max(1, round(EXPECTED * mean))
     return Tables(freq, points, expected)
 
 
@@ -131,5 +131,5 @@ def shifted(base: Ints) -> Ints:
 
 def gain(activity: npt.NDArray[Any], expected: npt.NDArray[Any]) -> Ints:
     """How many classes larger a token's numbers are than expected: ``[tokens]``, -8 to 8."""
-    ratio = ((activity.astype(np.int64) * _EXPECTED + 256) << 10) // (expected + 256)
+    ratio = ((activity.astype(np.int64) * EXPECTED + 256) << 10) // (expected + 256)
     return np.asarray(np.searchsorted(_RATIOS, ratio, side="right") - 8, np.int32)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.rans import SYMBOLS, quantize, tally
-from .basis import KINDS, PartBasis
+from .basis import PartBasis
+from .basis_arrays import KINDS
 from .entropy import CLASSES, DEAD, SHIFT, Tables, classes, make_tables, shifted
 from .refining import REFINED, refine, refined_classes, refined_tables, tally_refined
 

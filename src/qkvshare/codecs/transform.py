@@ -28,13 +28,14 @@ from ..profile import Profile
 from . import streams
 from .base import Codec, Into, LayerKV, Shape, leave
 from .basis import Basis
+from .basis_arrays import FARTHEST
 from .bits import BitMap
 from .entropy import DEAD, Floats, Ints
+from .finite import require_finite
 from .refining import add, refine, refined_classes
 from .walk import Walk
 
 MOST = 4  # refinements
-_FAR = 64 * 40  # of the card's step
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Transform(Codec):
 
     def at(self, step: int) -> Self:
         """The same with another step."""
-        return replace(self, step=max(-_FAR, min(step, _FAR)))
+        return replace(self, step=max(-FARTHEST, min(step, FARTHEST)))
 
     def encode(
         self,
@@ -125,7 +126,7 @@ class Transform(Codec):
         self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
     ) -> Iterator[Into]:
         """Raises `CardFormatError` or `ProfileError`."""
-        if self.step is None or abs(self.step) > _FAR or not 0 <= self.refinements <= MOST:
+        if self.step is None or abs(self.step) > FARTHEST or not 0 <= self.refinements <= MOST:
             raise CardFormatError(
                 f"codec 'transform' has step {self.step} and {self.refinements} refinements, "
                 f"expected a number and 0 to {MOST}."
@@ -153,7 +154,8 @@ class Transform(Codec):
                 walk.keep(kind, found)
                 if fine:
                     add_product(found, torch.from_numpy(fine[kind]), part.back)
-                rows = found.add_(part.center).view(shape.tokens, shape.kv_heads, -1)
+                require_finite(found.add_(part.center), target.dtype, self.name)
+                rows = found.view(shape.tokens, shape.kv_heads, -1)
                 target.copy_(rows.transpose(0, 1))
             then(layer)
             yield layer

@@ -61,7 +61,8 @@ def decode_chunks(
     points: Any, units: Any, out: Any, activity: Any,
 ) -> bool:  # fmt: skip
     """`rans.decode` of ``chunks``: words, states, escapes, which tokens; the rest is of all tokens.
-    Returns whether all came out even."""
+    Returns whether all came out even. Numbers in ``rows`` and ``table`` are the caller's to check.
+    """
     given = [
         np.ascontiguousarray(array, kind)
         for array, kind in (
@@ -75,6 +76,12 @@ def decode_chunks(
     for array, kind in ((out, np.float32), (activity, np.int32)):
         assert array.dtype == kind
         assert array.flags.c_contiguous
+    # What is read by address must be there.
+    assert table.shape[1:] == out.shape[1:]
+    assert lookup.size == len(points) * TOTAL
+    assert points.shape[1:] == (SYMBOLS,)
+    assert len(rows) == len(units) == len(activity) == len(out)
+    assert all(0 <= at.start <= at.stop <= len(out) for *_, at in chunks)
     held, found = [np.ascontiguousarray(each[2]) for each in chunks], np.zeros(len(chunks), CHUNK)
     for number, ((words, states, _, at), escapes) in enumerate(zip(chunks, held, strict=True)):
         places = words.ctypes.data, words.size, states.ctypes.data, escapes.ctypes.data
