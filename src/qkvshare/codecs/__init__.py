@@ -16,6 +16,7 @@ import torch
 
 from ..card import CacheCard, Run
 from ..card import Codec as CodecRecord
+from ..card.contents import Contents
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CardVersionError, CodecError
 from ..kernels.ahead import at_once
@@ -113,6 +114,7 @@ def decode_runs(
     into: Callable[[Run], Iterable[LayerKV]] | None = None,
     then: Callable[[Any], None] = leave,
     read: Callable[[], None] = lambda: None,
+    begin: Callable[[], None] = lambda: None,
     elsewhere: bool = False,
 ) -> list[Iterator[LayerKV]]:
     """For each run of a card its layers in order, verified and decoded one by one.
@@ -120,7 +122,8 @@ def decode_runs(
     ``into`` says where to, in the card's dtype, and ``then`` what is done with it, as
     `Codec.decode` takes them; by default new memory. Keys are as the run's codec keeps them: see
     `Codec.pre_rope`. ``read`` is called whenever all bytes of a run have been read and verified,
-    which is before the codec hands out its last layer. Where layers are decoded ``elsewhere`` than
+    which is before the codec hands out its last layer; ``begin`` before the bytes of each layer
+    are, and what it raises ends the decoding. Where layers are decoded ``elsewhere`` than
     on this processor, it begins to verify all of a run before ``into`` is asked. Raises
     `CardError`.
     """
@@ -128,10 +131,11 @@ def decode_runs(
     shared = lru_cache(maxsize=4)(card.blob)
 
     def blobs(run: Run, verified: Iterator[Bytes]) -> Iterator[Bytes]:
-        if run.spans is None:
-            yield from verified
-        else:
-            yield from (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
+        if run.spans is not None:
+            verified = (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
+        for _ in card.manifest.layers:
+            begin()
+            yield next(verified)
         read()
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
@@ -145,13 +149,13 @@ def decode_runs(
     return [layers_of(run) for run in card.manifest.runs]
 
 
-def shapes_of(card: CacheCard, run: Run) -> list[Shape]:
+def shapes_of(card: Contents, run: Run) -> list[Shape]:
     """Geometry of what each layer holds of ``run``."""
     layers = card.manifest.layers
     return [Shape.of(at, run.held(number)) for number, at in enumerate(layers)]
 
 
-def dtype_of(card: CacheCard) -> torch.dtype:
+def dtype_of(card: Contents) -> torch.dtype:
     """The number format of the cache the card was made of."""
     name = card.manifest.identity.dtype
     if name not in DTYPES:

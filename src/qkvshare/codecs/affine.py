@@ -15,6 +15,7 @@ from torch import Tensor
 from ..card.digest import Bytes
 from ..card.errors import CodecError
 from ..kernels.planes import pack, unpack
+from .finite import most, require_finite
 
 GROUP = 64
 BITS = (2, 3, 4, 8)
@@ -59,17 +60,26 @@ def quantize(rows: Tensor, bits: int) -> Bytes:
     return np.concatenate([scales.cpu().numpy(), packed.cpu().numpy()])
 
 
-def dequantize(blob: Bytes, rows: int, length: int, bits: int) -> Tensor:
-    """Undo `quantize`: ``minimum + code · step``, float32 ``[rows, length]``."""
+def dequantize(
+    blob: Bytes, rows: int, length: int, bits: int, dtype: torch.dtype, name: str
+) -> Tensor:
+    """Undo `quantize`: ``minimum + code · step``, float32 ``[rows, length]``.
+
+    Raises `CardFormatError` for numbers that ``dtype`` has not; mostly the scales tell.
+    """
     split, _ = sizes(rows, length, bits)
     data, groups = torch.from_numpy(blob), _groups(length)
     scales = data[:split].clone().view(torch.float16).float()
     low, step = scales.view(2, rows, groups, 1).unbind()
+    largest = float(low.abs().max() + (2**bits - 1) * step.abs().max())
     codes = unpack(data[split:].view(rows, _eights(length) * bits), bits)
     # A single group is not filled up: of few tokens that would be many times what they take.
     wide = min(GROUP, codes.shape[1])
     padded = F.pad(codes, (0, groups * wide - codes.shape[1])).view(rows, groups, wide)
-    return torch.addcmul(low, padded.float(), step).flatten(1)[:, :length]
+    numbers = torch.addcmul(low, padded.float(), step).flatten(1)[:, :length]
+    if not largest <= most(dtype):
+        require_finite(numbers, dtype, name)
+    return numbers
 
 
 def _groups(length: int) -> int:

@@ -119,7 +119,9 @@ class Codec(ABC):
     def decode(
         self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
     ) -> Iterator[Into]:
-        """Decode layer after layer into ``into`` and yield it. Raises `CardError`.
+        """Decode layer after layer into ``into`` and yield it.
+
+        Raises `CardError`, also for numbers that are not finite, see `finite`.
 
         ``into`` has a layer's shape and number format; its tokens' rows may lie anywhere, such as
         in the middle of a longer cache, as long as a row's numbers and a head's rows are one behind
@@ -135,6 +137,14 @@ class Codec(ABC):
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
         """Decode one layer into ``layer``, where layers are `independent`. Raises `CardError`."""
         for _ in self.decode([blob], [layer]):
+            pass
+
+    def check(self, blobs: Iterable[Bytes], shapes: Iterable[Shape], dtype: torch.dtype) -> None:
+        """Look whether ``blobs`` of all layers stand for numbers of ``dtype``, and keep none.
+
+        Raises as `decode`, which is the way where there is none that is shorter.
+        """
+        for _ in self.decode(blobs, empty(shapes, dtype)):
             pass
 
     @abstractmethod

@@ -42,10 +42,11 @@ class Kivi(Uniform):
             split = sum(self._key_sizes(shape))
             require_bytes(blob, split + sum(self._sizes(shape.values)), self)
             channels = shape.kv_heads * shape.head_dim
-            keys = affine.dequantize(blob[:split], channels, shape.tokens, self.bits)
+            dtype, length = layer.keys.dtype, shape.tokens
+            keys = affine.dequantize(blob[:split], channels, length, self.bits, dtype, self.name)
             keys = keys.reshape(shape.kv_heads, shape.head_dim, shape.tokens).transpose(1, 2)
             layer.keys.copy_(keys)
-            layer.values.copy_(self._part(blob[split:], shape.values))
+            layer.values.copy_(self._part(blob[split:], shape.values, dtype))
             then(layer)
             yield layer
 

@@ -132,6 +132,12 @@ class Packed(Codec):
         require_bytes(blob, end, self)
         return found
 
+    def check(self, blobs: Iterable[Bytes], shapes: Iterable[Shape], dtype: torch.dtype) -> None:
+        """Mostly without decoding."""
+        for blob, shape in zip(blobs, shapes, strict=True):
+            if not self.open(blob, shape).tame(shape, dtype):
+                super().check([blob], [shape], dtype)
+
     @classmethod
     def decodes_on(cls, device: torch.device, shape: Shape) -> bool:
         """On a GPU where there are kernels."""

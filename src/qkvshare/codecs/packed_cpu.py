@@ -22,6 +22,7 @@ from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
 from .base import Into, LayerKV
 from .bits import Energy, LayerBits
+from .finite import require_finite
 from .packed_layout import MEAN_TOKENS, mean_bytes
 
 if TYPE_CHECKING:
@@ -119,20 +120,25 @@ def _decode_there(
     layers: Sequence[Into],
 ) -> Sequence[Into]:
     """By two threads: see `Meanwhile`. ``then`` is called when all are decoded."""
+    wild = list[LayerKV]()
     with Meanwhile(layers[0].keys, 2 * len(layers), _BEFOREHAND) as decoder:
         for blob, layer in pairs:
-            decoder.add(opened(codec, [(blob, layer)]))
+            decoder.add(opened(codec, [(blob, layer)], wild))
             del blob
+    require_tame(wild)
     for layer in layers:
         then(layer)
     return layers
 
 
-def opened(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]]) -> list[Part]:
-    """What the kernel is told of layers that are all on the processor. Raises `CardFormatError`."""
+def opened(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]], wild: list[LayerKV]) -> list[Part]:
+    """What the kernel is told of layers that are all on the processor. Those whose numbers must be
+    looked at, see `Layout.tame`, are added to ``wild``. Raises `CardFormatError`."""
     parts = []
     for blob, layer in job:
         found = codec.open(blob, layer.shape)
+        if not found.tame(layer.shape, layer.keys.dtype):
+            wild.append(layer)
         for rows, to, mean, angles in (
             (found.keys, layer.keys, found.mean, layer.angles),
             (found.values, layer.values, None, None),
@@ -144,7 +150,16 @@ def opened(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]]) -> list[Part]:
 
 def decode_job(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]]) -> None:
     """Layers that are all on the processor, on the caller's thread. Raises `CardFormatError`."""
-    decode_parts(opened(codec, job))
+    wild = list[LayerKV]()
+    decode_parts(opened(codec, job, wild))
+    require_tame(wild)
+
+
+def require_tame(layers: Sequence[LayerKV]) -> None:
+    """Raise `CardFormatError` for decoded numbers that are not finite."""
+    for layer in layers:
+        for part in (layer.keys, layer.values):
+            require_finite(part, part.dtype, "packed")
 
 
 def together(

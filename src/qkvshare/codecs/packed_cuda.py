@@ -20,7 +20,7 @@ from ..kernels.levels import LOWEST
 from ..kernels.parts import Part
 from .base import Into, LayerKV
 from .packed import Packed
-from .packed_cpu import together
+from .packed_cpu import require_tame, together
 from .packed_layout import HIGHEST, Layout, Rows
 
 # A layer to be decoded: what its bytes are, the bytes, and where to.
@@ -70,21 +70,26 @@ def _part(rows: Rows, sent: Tensor, numbers: Tensor, *more: Any) -> Part:
 def decode(
     codec: Packed, pairs: Iterable[tuple[Bytes, Into]], then: Callable[[Into], None]
 ) -> Iterator[Into]:
-    """As `Packed.decode`; layers on the processor are decoded there. Nothing waits for a GPU.
+    """As `Packed.decode`; layers on the processor are decoded there. Nothing waits for a GPU,
+    but for layers whose exponents are so large that the numbers must be looked at.
 
     On the caller's thread: one that has spoken to a GPU takes ten milliseconds to end.
     """
     ways: dict[torch.device, Copies] = {}
     for job in together(pairs, WORTH_A_JOB):
-        ready: list[Ready] = []
+        ready, wild = list[Ready](), list[LayerKV]()
         for blob, to in job:
             if to.keys.device.type == "cpu":
                 codec.decode_layer(blob, to)
             else:
-                ready.append((codec.open(blob, to.shape), blob, to))
+                layout = codec.open(blob, to.shape)
+                ready.append((layout, blob, to))
+                if not layout.tame(to.shape, to.keys.dtype):
+                    wild.append(to)
         for device in dict.fromkeys(to.keys.device for _, _, to in ready):
             way = ways.setdefault(device, Copies(device))
             decode_job([one for one in ready if one[2].keys.device == device], way)
+        require_tame(wild)
         for _, to in job:
             then(to)
             yield to

@@ -12,14 +12,16 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels.cpu_decode import widths
-from ..kernels.levels import LOWEST, OCTAVE, UNIT
+from ..kernels.levels import LOWEST, OCTAVE, UNIT, levels
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
 from .base import Shape
+from .finite import MOST, most, not_finite
 
 MEAN_TOKENS = 8  # below this the mean costs more than it brings
 HIGHEST = 384  # exponents: numbers of 2**-100 to 2**128
@@ -42,21 +44,31 @@ class Rows:
 
 @dataclass(frozen=True)
 class Layout:
-    """A layer's bytes: mean ``[kv_heads, head_dim]``, None of a few tokens; from ``start`` on rows
-    of keys, and of values."""
+    """A layer's bytes: mean ``[kv_heads, head_dim]``, None of a few tokens, with no magnitude above
+    ``largest``; from ``start`` on rows of keys, and of values."""
 
     start: int
     mean: Floats | None
+    largest: float
     keys: Rows
     values: Rows
 
     @classmethod
     def of(cls, blob: Bytes, shape: Shape) -> tuple[Self, int]:
-        """Also where it ends. Raises `CardFormatError`."""
+        """Also where it ends. Raises `CardFormatError`, also for a mean that is not finite."""
         start = mean_bytes(shape)
         keys, end = _find_rows(blob, start, shape.keys)
         values, end = _find_rows(blob, end, shape.values)
-        return cls(start, _read_mean(blob[:start], shape), keys, values), end
+        mean, largest = _read_mean(blob[:start], shape)
+        return cls(start, mean, largest, keys, values), end
+
+    def tame(self, shape: Shape, dtype: torch.dtype) -> bool:
+        """Whether ``dtype`` has all the numbers, whatever the codes are; the exponents mostly tell.
+
+        Keys may be turned on the way, which makes them larger.
+        """
+        keys = 4 * (_largest(self.keys.top, shape.head_dim) + self.largest)
+        return max(keys, _largest(self.values.top, shape.v_head_dim)) <= most(dtype)
 
 
 def mean_bytes(shape: Shape) -> int:
@@ -64,14 +76,17 @@ def mean_bytes(shape: Shape) -> int:
     return shape.kv_heads * (4 + shape.head_dim) if shape.tokens >= MEAN_TOKENS else 0
 
 
-def _read_mean(data: Bytes, shape: Shape) -> Floats | None:
-    """``[kv_heads, head_dim]``; of a few tokens none was taken away."""
+def _read_mean(data: Bytes, shape: Shape) -> tuple[Floats | None, float]:
+    """``[kv_heads, head_dim]``, and a bound; of a few tokens none was taken away."""
     if data.nbytes == 0:
-        return None
+        return None, 0.0
     split = 4 * shape.kv_heads
     step = data[:split].copy().view(np.float32)
+    steps = step.tolist()
+    if not all(-MOST <= each <= MOST for each in steps):  # nor where it is no number
+        raise not_finite("packed", torch.float32)
     codes = data[split:].view(np.int8).reshape(shape.kv_heads, shape.head_dim)
-    return codes * step[:, None]
+    return codes * step[:, None], 128 * max(map(abs, steps))
 
 
 def units(top: int) -> list[float]:
@@ -83,6 +98,13 @@ def units(top: int) -> list[float]:
 def _scales(top: int, dim: int) -> Floats:
     root = np.sqrt(power_of_two(dim))
     return np.array([unit / (UNIT * root) for unit in units(top)], np.float32)
+
+
+@lru_cache(maxsize=4096)
+def _largest(top: int, dim: int) -> float:
+    """No number of rows up to exponent ``top`` is larger: all levels the largest, of one sign."""
+    level = float(levels(8)[-1]) / UNIT
+    return float(2.0 ** (top / OCTAVE) * level * np.sqrt(dim))
 
 
 def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[Rows, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..card.digest import Bytes
 from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
 from .bits import BitMap
+from .finite import require_finite
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,18 @@ class Raw(Codec):
     def decode(
         self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
     ) -> Iterator[Into]:
-        """Copy the bytes back, into the number format that the cache was captured in."""
+        """Copy the bytes back, into the number format that the cache was captured in.
+
+        Raises `CardFormatError`, also for numbers that are not finite.
+        """
         for blob, layer in zip(blobs, into, strict=True):
             split = layer.keys.nbytes
             require_bytes(blob, split + layer.values.nbytes, self)
             for part, data in ((layer.keys, blob[:split]), (layer.values, blob[split:])):
                 # The clone aligns the memory.
-                part.copy_(torch.from_numpy(data).clone().view(part.dtype).view(part.shape))
+                numbers = torch.from_numpy(data).clone().view(part.dtype)
+                require_finite(numbers, part.dtype, self.name)
+                part.copy_(numbers.view(part.shape))
             then(layer)
             yield layer
 

@@ -76,7 +76,7 @@ def _without(card: CacheCard, dropped: list[_Piece], budget: float) -> CacheCard
     keep: dict[int, dict[int, int]] = defaultdict(dict)
     for piece in dropped:
         keep[piece.segment][piece.layer] = piece.level - 1
-    tensors, manifest = card.verify(), card.manifest
+    tensors, manifest = card.verified(), card.manifest
     segments = list(manifest.segments)
     for index, layers in keep.items():
         segment = segments[index]

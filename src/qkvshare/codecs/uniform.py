@@ -47,8 +47,8 @@ class Uniform(Codec):
             shape = layer.shape
             split = sum(self._sizes(shape.keys))
             require_bytes(blob, split + sum(self._sizes(shape.values)), self)
-            layer.keys.copy_(self._part(blob[:split], shape.keys))
-            layer.values.copy_(self._part(blob[split:], shape.values))
+            layer.keys.copy_(self._part(blob[:split], shape.keys, layer.keys.dtype))
+            layer.values.copy_(self._part(blob[split:], shape.values, layer.values.dtype))
             then(layer)
             yield layer
 
@@ -66,7 +66,7 @@ class Uniform(Codec):
         heads, tokens, dim = shape
         return affine.sizes(tokens, heads * dim, self.bits)
 
-    def _part(self, blob: Bytes, shape: tuple[int, int, int]) -> torch.Tensor:
+    def _part(self, blob: Bytes, shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
         heads, tokens, dim = shape
-        rows = affine.dequantize(blob, tokens, heads * dim, self.bits)
+        rows = affine.dequantize(blob, tokens, heads * dim, self.bits, dtype, self.name)
         return rows.reshape(tokens, heads, dim).transpose(0, 1)

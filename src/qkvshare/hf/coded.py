@@ -47,7 +47,7 @@ class Coded:
         keys, values = (
             torch.empty(of, device="meta") for of in (self.shape.keys, self.shape.values)
         )
-        return Piece.of(opened(self.codec, [(self.blob, Turned(keys, values, angles))]))
+        return Piece.of(opened(self.codec, [(self.blob, Turned(keys, values, angles))], []))
 
     def decode(self, room: LayerKV) -> None:
         """To the first sequence of ``room [batch, kv_heads, tokens, dim]``."""
