@@ -150,10 +150,15 @@ def read_envelope(path: Path) -> dict[str, Any]:
     return envelope
 
 
+def canonical(value: Any) -> str:
+    """JSON as the package writes it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def write_envelope(path: Path, envelope: dict[str, Any] | str) -> None:
     """Replace the metadata, checking nothing."""
     header, data = take_apart(path)
-    text = envelope if isinstance(envelope, str) else json.dumps(envelope)
+    text = envelope if isinstance(envelope, str) else canonical(envelope)
     header["__metadata__"] = {MAGIC: text}
     put_together(path, header, data)
 
@@ -163,8 +168,8 @@ def edit_manifest(path: Path, edit: Any, resign: bool = True) -> None:
     envelope = read_envelope(path)
     edit(envelope["manifest"])
     if resign:
-        # json.dumps writes the same text again inside the envelope
+        # The envelope has the same text inside.
         salt = envelope["manifest"].get("salt")
         salt = salt if isinstance(salt, str) and re.fullmatch("[0-9a-f]{64}", salt) else None
-        envelope["digest"] = digest_bytes(json.dumps(envelope["manifest"]).encode(), salt)
+        envelope["digest"] = digest_bytes(canonical(envelope["manifest"]).encode(), salt)
     write_envelope(path, envelope)

@@ -40,6 +40,7 @@ from qkvshare.codecs import (
 )
 from qkvshare.profile import Profile
 
+from ..cards import canonical
 from ..profiles import made_up_profile
 
 FILE, FORGED, BLOBS = range(3)
@@ -267,8 +268,8 @@ def forge(content: bytes) -> bytes:
                     found = digest_bytes(_data(header, data, blob_name(at, index)), salt)
                     segment["blobs"][at] = found
     with suppress(*MALFORMED):
-        envelope["digest"] = digest_bytes(json.dumps(manifest).encode(), salt)
-        header["__metadata__"][MAGIC] = json.dumps(envelope)
+        envelope["digest"] = digest_bytes(canonical(manifest).encode(), salt)
+        header["__metadata__"][MAGIC] = canonical(envelope)
         return joined(header, data)
     return content
 

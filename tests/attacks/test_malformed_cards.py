@@ -323,8 +323,9 @@ def test_changed_codes(path: Path) -> None:
     card.blob(0, 0)
     with pytest.raises(CardDigestError, match="layer 1 of segment 0 is damaged"):
         card.blob(1, 0)
-    with pytest.raises(CardDigestError):
-        card.verify()
+    for read in (card.verified, card.verify):
+        with pytest.raises(CardDigestError):
+            read()
 
 
 def test_swapped_layers(tmp_path: Path) -> None:
@@ -403,9 +404,6 @@ def test_random_damage(tmp_path_factory: pytest.TempPathFactory, data: st.DataOb
 def test_random_manifest(tmp_path_factory: pytest.TempPathFactory, value: Any, place: str) -> None:
     path = make_card().save(tmp_path_factory.getbasetemp() / "manifest")
     edit_manifest(path, lambda manifest: manifest.update({place: value}))
-    if place in ("expires", "salt") and value is None:
-        CacheCard.load(path)
-        return
     with pytest.raises(CardError):
         CacheCard.load(path)
 

@@ -82,7 +82,7 @@ def test_children_keep_the_salt() -> None:
     card = make_card(salt=A)
     for child in (card.fork("b"), card.compact(), card.without(card)):
         assert child.manifest.salt == A
-        child.verify()
+        child.verified()
 
 
 def test_cards_of_two_salts_do_not_complete_each_other() -> None:

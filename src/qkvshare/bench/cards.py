@@ -51,7 +51,7 @@ class CardFile(Route):
         card = CacheCard.load(self.path)
         (run,) = card.manifest.runs
         data: list[Bytes] = [card.tensors[name] for name in card.tensors]
-        kept = CacheCard(card.manifest, card.verify())
+        kept = CacheCard(card.manifest, card.verified())
         shapes, device = shapes_of(card, run), self.model.device
         if not all(find_codec(run.codec.name).decodes_on(device, shape) for shape in shapes):
             device = torch.device("cpu")
@@ -87,7 +87,7 @@ class Card(CardFile):
     def ready(self, state: State | None) -> None:
         """Read it."""
         card = CacheCard.load(self.path)
-        self.card = CacheCard(card.manifest, card.verify())
+        self.card = CacheCard(card.manifest, card.verified())
 
     def open(self) -> None:
         """It is there."""

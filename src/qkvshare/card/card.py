@@ -71,7 +71,7 @@ class CacheCard(Contents):
         Readers see the old file or the whole new one. Raises `CardWriteError`, or
         `CardDigestError` rather than write damaged bytes. Returns the path.
         """
-        target, tensors, metadata = Path(path), self.verify(), self.metadata()
+        target, tensors, metadata = Path(path), self.verified(), self.metadata()
         if key is not None:
             tensors, metadata = seal(tensors, metadata, key)
         container.write(target, tensors, metadata)
@@ -79,7 +79,7 @@ class CacheCard(Contents):
 
     def to_bytes(self) -> bytes:
         """The file that `save` would write. Raises `CardDigestError`."""
-        return container.to_bytes(self.verify(), self.metadata())
+        return container.to_bytes(self.verified(), self.metadata())
 
     def signed(self, signer: Signer) -> CacheCard:
         """The same card with ``signer``'s signature; what is derived from it carries none."""
@@ -184,7 +184,7 @@ class CacheCard(Contents):
         """
         if self.thin:
             self._blob(0, 0)  # raises: digests of bytes that are elsewhere cannot be taken
-        checked = self.verify()
+        checked = self.verified()
         return CacheCard(resalt(self.manifest, checked, salt), checked)
 
     def _reshaped(

@@ -37,6 +37,10 @@ def _check_blobs(segment: Segment, layers: int, where: str) -> None:
             f"{where}: sizes of {len(sizes)} layers{' and parts' if segment.parts else ''}, "
             f"expected {layers} and no parts."
         )
+    if sizes is not None and 0 in sizes:
+        raise CardFormatError(
+            f"{where}: layer {sizes.index(0)} has no bytes; each layer holds a token at least."
+        )
     if len(segment.blobs) != (layers if sizes is None else 1):
         raise CardFormatError(f"{where}: {len(segment.blobs)} blobs for {layers} layers.")
 
@@ -48,10 +52,10 @@ def _check_parts(segment: Segment, layers: int, where: str) -> None:
         raise CardFormatError(f"{where}: both parts and first; parts have firsts of their own.")
     end = segment.start
     for part in segment.parts:
-        if part.end <= end or len(part.sizes) != layers:
+        if part.end <= end or len(part.sizes) != layers or 0 in part.sizes:
             raise CardFormatError(
                 f"{where}: a part of {len(part.sizes)} layers that ends at token {part.end}, "
-                f"expected {layers} layers and an end behind token {end}."
+                f"expected {layers} layers with bytes in each, and an end behind token {end}."
             )
         end = part.end
     if end != segment.end:

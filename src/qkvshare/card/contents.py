@@ -10,8 +10,11 @@ import numpy as np
 
 from .container import Array, blob_name, ids_name
 from .digest import Bytes, TokenIds, digest_bytes, empty_chain, extend_chain
-from .errors import CardDigestError, CardThinError
+from .errors import CardDigestError, CardFormatError, CardThinError
 from .manifest import Manifest
+
+# No vocabulary comes near; an id is looked up in tables.
+MOST_IDS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,11 @@ class Contents:
                 raise CardDigestError(
                     f"the token ids of segment {index} are not those the card was made of: found "
                     f"chain {chain[:12]}…, expected {segment.chain[:12]}…. Get the card again."
+                )
+            if ids.min() < 0 or ids.max() >= MOST_IDS:
+                raise CardFormatError(
+                    f"segment {index} has token ids from {ids.min()} to {ids.max()}; expected 0 to "
+                    f"{MOST_IDS - 1}. The card was assembled by hand."
                 )
             runs.append(ids)
         joined = np.concatenate(runs)
@@ -100,11 +108,31 @@ class Contents:
             return self.token_ids[segment.start : segment.end]
         return self._blob(int(numbers[0]), int(numbers[1]))
 
-    def verify(self) -> dict[str, Array]:
-        """Read every byte and check it; returns all tensors. Raises `CardDigestError`."""
+    def verified(self) -> dict[str, Array]:
+        """All tensors, every byte of them read and compared with its digest.
+
+        Raises `CardDigestError`.
+        """
         checked: dict[str, Array] = {}
         for index, segment in enumerate(self.manifest.segments):
             checked[ids_name(index)] = self.token_ids[segment.start : segment.end]
             for at in range(len(segment.blobs) if index >= self.thin else 0):
                 checked[blob_name(at, index)] = self._blob(at, index)
         return checked
+
+    def verify(self) -> dict[str, Array]:
+        """Make sure that the card can be used: nothing is damaged or missing, and it decodes here.
+
+        Needs no model. Returns what `verified` does. Raises the `CardError` family, also for a thin
+        card, which is used together with its parent; `CodecError` for a codec that is unknown here;
+        `ProfileError` where its profile is not at hand.
+        """
+        from ..codecs.checking import (
+            check_numbers,
+        )  # codecs know cards, and no card else knows codecs
+
+        if self.thin:
+            self._blob(0, 0)  # raises
+        tensors = self.verified()
+        check_numbers(self, tensors)
+        return tensors

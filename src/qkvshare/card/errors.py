@@ -141,3 +141,7 @@ class OverdueError(QKVShareError):
 
 class AgentError(QKVShareError):
     """Another agent did not do what was asked: its task failed, was refused or called off."""
+
+
+class CancelledError(QKVShareError):
+    """The caller called it off before it was done; the model was not touched."""

@@ -40,6 +40,14 @@ def open_header(tensors: StoredTensors) -> tuple[Manifest, Envelope]:
             f"{envelope.digest[:12]}…. The header is damaged; get the card again."
         )
     manifest = decode_manifest(bytes(envelope.manifest))
+    # Readers do not agree on what a name that stands twice means, and a card has one digest.
+    written = tensors.metadata[container.MAGIC].encode()
+    again = msgspec.json.encode(envelope, order="sorted")
+    if manifest.encode() != bytes(envelope.manifest) or again != written:
+        raise CardFormatError(
+            f"{path}: its header is not canonical JSON (keys sorted, each once, defaults left out, "
+            "no white space). It was written by something else; get the card again."
+        )
     if envelope.thin > len(manifest.segments):
         raise CardFormatError(
             f"{path} says it lacks the bytes of {envelope.thin} segments; it has "
@@ -66,10 +74,10 @@ def check_tensors(tensors: StoredTensors, manifest: Manifest, thin: int) -> None
         )
     for name, (dtype, length) in expected.items():
         found, shape = tensors.kind(name)
-        if found != dtype or len(shape) != 1 or length not in (None, shape[0]):
+        if found != dtype or len(shape) != 1 or length not in (None, shape[0]) or not shape[0]:
             raise CardFormatError(
                 f"{tensors.path}: tensor {name} is {found} {shape}, expected {dtype} "
-                f"[{'bytes' if length is None else length}]."
+                f"[{length or 'bytes'}], at least one."
             )
 
 

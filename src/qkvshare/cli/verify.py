@@ -1,4 +1,4 @@
-"""``qkvshare verify``: is every byte what it was, and is it this model's?"""
+"""``qkvshare verify``: can the card be used, and by this model?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def verify(
     key: KeyFile = None,
     trust: TrustFile = None,
 ) -> None:
-    """Check all digests of a card and, given a model, that the card is bound to it."""
+    """Check that a card can be used: digests and numbers, and whether it is this model's."""
     known = CacheCard.load(card, key=key_of(key), trust=trust)
     known.verify()
     known.require_fresh()
@@ -30,8 +30,13 @@ def verify(
         return
     with progress.status("loading the model …"):
         from ..hf.identity import identify
+        from ..hf.layers import require_geometry
         from ..hf.load import load_model
+        from ..hf.tokens import require_length, require_vocabulary
 
         loaded, tokenizer = load_model(model)
         known.manifest.identity.require(identify(loaded, tokenizer))
+        require_geometry(loaded, known.manifest.layers)
+        require_vocabulary(loaded, known.token_ids, "card")
+        require_length(loaded, known.tokens)
     out.print(f"identity: ok (weights {known.manifest.identity.weights[:12]}…)")

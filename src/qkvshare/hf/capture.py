@@ -145,7 +145,7 @@ def make_card(
         identity=identity,
         lineage=[*lineage, hop],
         segments=[] if known is None else list(known.segments),
-        tensors={} if parent is None else parent.verify(),
+        tensors={} if parent is None else parent.verified(),
         ttl=ttl,
         salt=salt,
     )

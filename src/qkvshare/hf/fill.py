@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ..card import CacheCard, Run
-from ..card.errors import CodecError, PromptError, UnsupportedModelError
+from ..card.errors import CancelledError, CodecError, PromptError, UnsupportedModelError
 from ..codecs import (
     LayerKV,
     Packed,
@@ -66,14 +67,25 @@ def _plan(card: CacheCard, runs: list[Run], number: int, kept: int, known: int) 
     return _Plan(first, needed)
 
 
+def go_on(cancelled: Callable[[], bool]) -> None:
+    """Raise `CancelledError` once the caller has called it off."""
+    if cancelled():
+        raise CancelledError("the card was not injected to its end: the caller called it off.")
+
+
 def fill(
-    model: PreTrainedModel, cache: CardCache, held: CardCache | None, bound: Callable[[], None]
+    model: PreTrainedModel,
+    cache: CardCache,
+    held: CardCache | None,
+    bound: Callable[[], None],
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
     """Decode each layer where it stays, keys rotated, with room for more tokens behind.
 
     Layers that keep codes are left alone. ``bound`` looks whether the model is the card's, and
     raises if not. It is called before anything is decoded, or, where another thread does that,
-    meanwhile: into memory that nobody else knows of.
+    meanwhile: into memory that nobody else knows of. ``cancelled`` is asked before each layer; once
+    it is true `CancelledError` is raised.
     """
     card, kept = cache.card, cache.decoded
     known = 0 if held is None else held.card.tokens
@@ -112,9 +124,11 @@ def fill(
         )
         return Place.of(there, shape, dtype_of(card), turns[run.start][number], codec)
 
-    decoded = decode_runs(card, into, Place.settle, bound, elsewhere=any(far))
+    begin = partial(go_on, cancelled)
+    decoded = decode_runs(card, into, Place.settle, bound, begin, elsewhere=any(far))
     streams = [stream for run, stream in zip(runs, decoded, strict=True) if run.start >= known]
     for number, (plan, room) in enumerate(zip(plans, places, strict=True)):
+        begin()
         for stream in streams:
             next(stream)
         if coded[number]:
@@ -148,10 +162,13 @@ def _copy_held(held: CardCache, number: int, first: int, room: LayerKV) -> None:
             to[:, : end - first] = cast(Tensor, part)[0, :, first - before : end - before]
 
 
-def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
-    """Put `CodedLayer` in place of the empty full layers of ``cache``; every byte is checked.
+def keep_codes(
+    model: PreTrainedModel, cache: CardCache, cancelled: Callable[[], bool] = lambda: False
+) -> None:
+    """Put `CodedLayer` in place of the empty full layers of ``cache``; everything is checked.
 
-    Raises `CodecError` for codecs that predict a layer from others, `CardError` and its family.
+    Raises `CodecError` for codecs that predict a layer from others, `CardError` and its family, and
+    `CancelledError` as `fill`.
     """
     card = cache.card
     for run in card.manifest.runs:
@@ -163,6 +180,7 @@ def keep_codes(model: PreTrainedModel, cache: CardCache) -> None:
     rope, scratches = Rope(model), dict[torch.device, Scratch]()
     decoder = cast(Any, model).get_decoder()
     for number, at in enumerate(card.manifest.layers):
+        go_on(cancelled)
         if at.window is None:
             device = device_of(decoder.layers[number])
             scratch = scratches.setdefault(device, Scratch(dtype_of(card), device, decoder.config))
@@ -198,6 +216,7 @@ def _coded(card: CacheCard, run: Run, number: int, rope: Rope, device: torch.dev
     blob = blob if run.spans is None else blob[run.spans[number]]
     shape = Shape.of(card.manifest.layers[number], run.held(number))
     codec, turn = from_record(run.codec), None
+    codec.check([blob], [shape], dtype_of(card))  # now, not while the model reads it
     if codec.pre_rope:
         like = torch.empty(shape.keys[0], 8, shape.head_dim, dtype=dtype_of(card), device=device)
         turn = rope.turn(number, range(run.start, run.end), like)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ def inject(
     held: Cache | None = None,
     codes: bool = False,
     half: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Give ``model`` the card's state and the tokens that come after it.
 
@@ -60,6 +62,7 @@ def inject(
             layers are decoded from each other.
         half: keep full layers of a float32 model in bfloat16: half the memory, and tokens sooner
             with attention `qkvshare`. Not for `Raw`, which loses nothing.
+        cancelled: asked before each layer; once it is true, `CancelledError` is raised.
 
     Raises:
         IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
@@ -76,9 +79,9 @@ def inject(
             keep_half(model, cache)
         if codes:
             bound()
-            keep_codes(model, cache)
+            keep_codes(model, cache, cancelled)
         if not codes or any(at.window for at in card.manifest.layers):
-            fill(model, cache, _shared(cache, held), bound)
+            fill(model, cache, _shared(cache, held), bound, cancelled)
     except Exception:
         bound()  # of a card for another model nothing else is said
         raise

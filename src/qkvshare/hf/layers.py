@@ -126,13 +126,14 @@ def require_geometry(model: PreTrainedModel, layers: list[Layer]) -> DynamicCach
     config = text_config(model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    v_dim = getattr(config, "v_head_dim", None) or dim
     for number, (layer, place) in enumerate(zip(layers, places, strict=True)):
-        found = layer.window, layer.kv_heads, layer.head_dim
-        expected = window_of(place), heads, dim
+        found = layer.window, layer.kv_heads, layer.head_dim, layer.v_head_dim
+        expected = window_of(place), heads, dim, v_dim
         if found != expected:
             raise IdentityError(
-                f"layer {number} (window, KV heads, head dim): the card has {found}, "
-                f"the model {expected}."
+                f"layer {number} (window, KV heads, head dims of keys and values): the card has "
+                f"{found}, the model {expected}."
             )
     return cache
 

@@ -17,7 +17,13 @@ from transformers.cache_utils import DynamicLayer
 
 from ..card import CacheCard
 from ..card.digest import TokenIds
-from ..card.errors import CardError, CardNotFoundError, IdentityError, PromptError
+from ..card.errors import (
+    CancelledError,
+    CardError,
+    CardNotFoundError,
+    IdentityError,
+    PromptError,
+)
 from ..codecs import Codec
 from ..store import Store
 from .answers import Answer, Keep, Prompt, Sampling
@@ -104,9 +110,9 @@ class Resident:
     ) -> Answer:
         """Read what is new in ``prompt``, speak, and keep the state in ``store`` if asked.
 
-        ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each token. The
-        answer is no longer than the model's context has room for. Raises what `inject` and
-        `capture` do, what ``store.put`` does, and `ContextLengthExceededError`.
+        ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each
+        layer and token. The answer is no longer than the model's context has room for. Raises what
+        `inject` and `capture` do, what ``store.put`` does, and `ContextLengthExceededError`.
         """
         if len(prompt.ids) == 0:
             raise PromptError("the prompt is empty; a model goes on from one token at least.")
@@ -120,7 +126,10 @@ class Resident:
         with self._turn, torch.no_grad():
             begun = time.perf_counter()
             with _timed(answer, "inject"):
-                cache = self._cache(prompt)
+                try:
+                    cache = self._cache(prompt, cancelled)
+                except CancelledError:
+                    return answer
                 answer.cached_tokens = cache.get_seq_length()
             with _timed(answer, "read"):
                 if not self._read(prompt.ids[answer.cached_tokens : -1], cache, cancelled):
@@ -160,12 +169,21 @@ class Resident:
         except CardNotFoundError:  # removed meanwhile
             return None
 
-    def _cache(self, prompt: Prompt) -> Cache:
-        """With the first tokens of the prompt, always without the last one."""
+    def _cache(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Cache:
+        """With the first tokens of the prompt, always without the last one.
+
+        Raises `CancelledError`, and what `inject` does.
+        """
         if prompt.card is None:
             return empty_cache(self.model)
         try:
-            given = inject(self.model, prompt.card, prompt_ids=prompt.ids, tokenizer=self.tokenizer)
+            given = inject(
+                self.model,
+                prompt.card,
+                prompt_ids=prompt.ids,
+                tokenizer=self.tokenizer,
+                cancelled=cancelled,
+            )
         except CardError as error:
             if prompt.named:
                 raise
@@ -192,7 +210,7 @@ class Resident:
         if surplus > 0 and all(type(layer) in (DynamicLayer, FullLayer) for layer in cache.layers):
             cache.crop(-surplus)
         elif surplus > 0:  # other layers have forgotten what came before it
-            cache = self._cache(prompt)
+            cache = self._cache(prompt, lambda: False)
         self._read(ids[cache.get_seq_length() :], cache, lambda: False)
         return ids, cache
 

@@ -88,7 +88,7 @@ class Tiers:
             card, held = self._warm.get(digest), self._hot.get(digest)
         if card is None:
             cold = self._source.get(digest)
-            card = CacheCard(cold.manifest, cold.verify(), cold.signature)
+            card = CacheCard(cold.manifest, cold.verified(), cold.signature)
             arguments = inject(self._model, card, new_ids, tokenizer=tokenizer)
         else:
             if held is None:

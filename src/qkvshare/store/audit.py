@@ -51,7 +51,7 @@ def audit(folder: Folder, index: Index) -> Audit:
     for row in rows:
         digest = row["digest"]
         try:
-            folder.open_card(digest).verify()
+            folder.open_card(digest).verified()
         except CardError as error:
             if index.row("SELECT 1 FROM card WHERE digest = ?", digest) is None:
                 cards -= 1

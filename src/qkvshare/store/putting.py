@@ -21,7 +21,7 @@ def put(
     """Put ``card``. What `Store.put` says holds; so do its errors."""
     index, folder = room.index, room.folder
     index.require_writable()
-    tensors = card.verify()
+    tensors = card.verified()
     held: dict[str, Blobs] = {}
     for number in range(card.thin, len(card.manifest.segments)):
         at = range(len(card.manifest.segments[number].blobs))

@@ -69,7 +69,7 @@ class RemoteStore:
         Raises `CardThinError`, `CardDigestError` for a damaged card, `StoreError`, and
         `CardWriteError` where files of this machine cannot be written.
         """
-        tensors, names = card.verify(), card.manifest.names
+        tensors, names = card.verified(), card.manifest.names
         condemned = {last_part(name) for name in self.objects.ls("condemned")}
         sizes = parallel(self._segment_size, names)
         for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
