@@ -24,17 +24,17 @@ def take_turn(
     model: Any, tokenizer: Any, card: qkvshare.CacheCard, agent: str, task: str
 ) -> tuple[str, qkvshare.CacheCard]:
     """What ``agent`` says after ``task``, and the card it hands on."""
-    new = tokenizer(task, add_special_tokens=False)["input_ids"]
-    arguments = qkvshare.inject(model, card, new, tokenizer=tokenizer)
+    arguments = qkvshare.inject(model, card, task, tokenizer=tokenizer)
     out = model.generate(
         **arguments, max_new_tokens=40, do_sample=False, return_dict_in_generate=True
     )
     # generate has not read the last token that it said, so it is not in the cache.
-    ids = [*card.token_ids.tolist(), *out.sequences[0, :-1].tolist()]
+    ids = out.sequences[0, :-1]
     longer = qkvshare.capture(
         model, tokenizer, token_ids=ids, cache=out.past_key_values, agent=agent
     )
-    return tokenizer.decode(out.sequences[0, len(new) :], skip_special_tokens=True), longer
+    said = out.sequences[0, arguments["input_ids"].shape[1] :]
+    return tokenizer.decode(said, skip_special_tokens=True), longer
 
 
 def main() -> None:

@@ -27,11 +27,11 @@ def ask(
     model: Any, tokenizer: Any, card: qkvshare.CacheCard, question: str, held: Any = None
 ) -> tuple[str, Any]:
     """The answer, and the cache that it was given from."""
-    new = tokenizer(f"\n\nQuestion: {question}\nAnswer:", add_special_tokens=False)["input_ids"]
-    arguments = qkvshare.inject(model, card, new, tokenizer=tokenizer, held=held)
-    output = model.generate(**arguments, max_new_tokens=24, do_sample=False)
-    answer = tokenizer.decode(output[0, len(new) :], skip_special_tokens=True)
-    return answer.strip().splitlines()[0], arguments["past_key_values"]
+    text = f"\n\nQuestion: {question}\nAnswer:"
+    inputs = qkvshare.inject(model, card, text, tokenizer=tokenizer, held=held)
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answer.strip().splitlines()[0], inputs["past_key_values"]
 
 
 def main() -> None:

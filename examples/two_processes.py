@@ -32,10 +32,10 @@ def answer(path: Path) -> None:
     model, tokenizer = load_model("smollm2-135m")
     card = qkvshare.CacheCard.load(path)
     question = "\n\nQuestion: What is the ink made from?\nAnswer:"
-    new = tokenizer(question, add_special_tokens=False)["input_ids"]
-    arguments = qkvshare.inject(model, card, new, tokenizer=tokenizer)
-    output = model.generate(**arguments, max_new_tokens=24, do_sample=False)
-    print("answerer:", tokenizer.decode(output[0, len(new) :]).strip(), flush=True)
+    inputs = qkvshare.inject(model, card, question, tokenizer=tokenizer)
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    said = output[0, inputs["input_ids"].shape[1] :]
+    print("answerer:", tokenizer.decode(said).strip(), flush=True)
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ def main() -> None:
         context, new = run[:CONTEXT], run[CONTEXT:]
         card = capture(model, token_ids=context)
         whole = said(model, {"input_ids": torch.tensor([list(run)])})[CONTEXT:]
-        full, half = (said(model, inject(model, card, new, half=at)) for at in (False, True))
+        ways = [inject(model, card, new, new_only=True, half=at) for at in (False, True)]
+        full, half = (said(model, way) for way in ways)
         for number, pair in enumerate(((whole, full), (whole, half), (full, half))):
             sums[number] += divergence(*pair) / asked.contexts
     print("| from text to card | from text to card in bfloat16 | between the two |\n|---|---|---|")

@@ -3,7 +3,7 @@
 >>> card = qkvshare.capture(model, tokenizer, "a long document …")
 >>> card.save("document.card")
 >>> card = qkvshare.CacheCard.load("document.card")
->>> model.generate(**qkvshare.inject(model, card, new_ids))
+>>> model.generate(**qkvshare.inject(model, card, "a question", tokenizer=tokenizer))
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def from_text(model: Any, mode: dict[str, Any]) -> list[list[int]]:
 def test_same_sequences(family: str, mode: str, spare: int, codes: bool) -> None:
     model = tiny_model(family)
     arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW, codes=codes)
-    found = generated(model, len(NEW), MODES[mode], **arguments)
+    found = generated(model, IDS.shape[1], MODES[mode], **arguments)
     assert found == from_text(model, MODES[mode])
 
 
@@ -69,7 +69,7 @@ def test_assisted_generation(family: str, spare: int, codes: bool) -> None:
     model, assistant = tiny_model(family), tiny_model("llama", seed=1, num_hidden_layers=1)
     arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW, codes=codes)
     greedy = {"do_sample": False}
-    found = generated(model, len(NEW), greedy | {"assistant_model": assistant}, **arguments)
+    found = generated(model, IDS.shape[1], greedy | {"assistant_model": assistant}, **arguments)
     assert found == from_text(model, greedy)
 
 
@@ -78,10 +78,11 @@ def test_several_sequences_from_one_card(llama: Any, spare: int, codes: bool) ->
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
     arguments = inject(llama, card, NEW, codes=codes)
     short = NEW[:4]
-    arguments["input_ids"] = torch.tensor([NEW, [0, 0, 0, *short]])
+    arguments["input_ids"] = torch.tensor([CONTEXT + NEW, [*CONTEXT, 0, 0, 0, *short]])
     mask = torch.ones(2, len(CONTEXT) + len(NEW), dtype=torch.long)
     mask[1, len(CONTEXT) : len(CONTEXT) + 3] = 0
-    found = generated(llama, len(NEW), {"do_sample": False}, **arguments | {"attention_mask": mask})
+    greedy = {"do_sample": False}
+    found = generated(llama, IDS.shape[1], greedy, **arguments | {"attention_mask": mask})
     for row, new in zip(found, (NEW, short), strict=True):
         ids = torch.tensor([CONTEXT + new])
         alone = generated(

@@ -49,7 +49,9 @@ def rounded(arguments: dict[str, Any]) -> dict[str, Any]:
 def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
     model = tiny_model(family)
     card = capture(model, token_ids=CONTEXT, codec=codec)
-    caches = [inject(model, card, NEW, half=at)["past_key_values"] for at in (False, True)]
+    caches = [
+        inject(model, card, NEW, half=at, new_only=True)["past_key_values"] for at in (False, True)
+    ]
     for one, two in zip(*(attention_layers(model, cache) for cache in caches), strict=True):
         if isinstance(two, HalfLayer):
             assert two.keys.dtype == two.values.dtype == HALF
@@ -68,7 +70,7 @@ def test_every_way_to_generate(family: str, mode: str, monkeypatch: pytest.Monke
     model = tiny_model(family)
     card = capture(model, token_ids=CONTEXT)
     found, expected = (
-        generated(model, len(NEW), MODES[mode], **given)
+        generated(model, len(CONTEXT + NEW), MODES[mode], **given)
         for given in (inject(model, card, NEW, half=True), rounded(inject(model, card, NEW)))
     )
     assert found == expected
@@ -92,10 +94,10 @@ def test_attention_reads_them_as_they_are(
 
     monkeypatch.setattr("qkvshare.hf.attention.attend", attend)
     with torch.no_grad():
-        found = model(**inject(model, card, new, half=True)).logits
+        found = model(**inject(model, card, new, half=True, new_only=True)).logits
         halves = seen.count(HALF)
         model.set_attn_implementation("sdpa")
-        expected = model(**rounded(inject(model, card, new))).logits
+        expected = model(**rounded(inject(model, card, new, new_only=True))).logits
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
     assert (halves > 0) == (len(new) < 64)
 
@@ -103,7 +105,7 @@ def test_attention_reads_them_as_they_are(
 def test_the_attention_function_may_change(llama: Any) -> None:
     """In a copy of a cache too, and for what comes after."""
     card = capture(llama, token_ids=CONTEXT)
-    cache = inject(llama, card, NEW, half=True)["past_key_values"]
+    cache = inject(llama, card, NEW, half=True, new_only=True)["past_key_values"]
     other = copy.deepcopy(cache)
     one = [step(llama, cache, NEW[:2]), step(llama, cache, NEW[2:4])]
     before = llama.config._attn_implementation
@@ -121,12 +123,12 @@ def test_the_attention_function_may_change(llama: Any) -> None:
 def test_it_is_handed_on(llama: Any) -> None:
     """The card's bytes stay, and what came since is captured as it was kept."""
     card = capture(llama, token_ids=CONTEXT)
-    given = inject(llama, card, NEW, half=True)
+    given = inject(llama, card, NEW, half=True, new_only=True)
     with torch.no_grad():
         llama(**given)
     longer = capture(llama, token_ids=CONTEXT + NEW, cache=given["past_key_values"], codec=Raw())
     assert longer.manifest.segments[0] == card.manifest.segments[0]
-    found = inject(llama, longer, NEW)["past_key_values"]
+    found = inject(llama, longer, NEW, new_only=True)["past_key_values"]
     for one, two in zip(found.layers, given["past_key_values"].layers, strict=True):
         assert one.keys.dtype == torch.float32
         kept = slice(len(CONTEXT), len(CONTEXT) + len(NEW))
@@ -137,13 +139,13 @@ def test_it_is_handed_on(llama: Any) -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_a_held_cache_of_another_format_is_not_copied(llama: Any, half: bool) -> None:
     card = capture(llama, token_ids=CONTEXT)
-    held = inject(llama, card, NEW, half=half)
+    held = inject(llama, card, NEW, half=half, new_only=True)
     with torch.no_grad():
         llama(**held)
     longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
     for other in (False, True):
-        alone = inject(llama, longer, NEW, half=other)["past_key_values"]
-        given = inject(llama, longer, NEW, half=other, held=held["past_key_values"])
+        alone = inject(llama, longer, NEW, half=other, new_only=True)["past_key_values"]
+        given = inject(llama, longer, NEW, half=other, held=held["past_key_values"], new_only=True)
         for one, two in zip(alone.layers, given["past_key_values"].layers, strict=True):
             assert torch.equal(one.keys, two.keys)
             assert torch.equal(one.values, two.values)
@@ -151,7 +153,7 @@ def test_a_held_cache_of_another_format_is_not_copied(llama: Any, half: bool) ->
 
 def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT)
-    cache = inject(llama, card, NEW, half=True)["past_key_values"]
+    cache = inject(llama, card, NEW, half=True, new_only=True)["past_key_values"]
     cache.reset()
     assert cache.get_seq_length() == 0
     step(llama, cache, CONTEXT)
@@ -162,9 +164,9 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
 def test_refused(llama: Any) -> None:
     card, exact = (capture(llama, token_ids=CONTEXT, codec=at) for at in (Packed(), Raw()))
     with pytest.raises(CodecError, match="'raw' keeps every bit"):
-        inject(llama, exact, NEW, half=True)
+        inject(llama, exact, NEW, half=True, new_only=True)
     with pytest.raises(PromptError, match="not both"):
-        inject(llama, card, NEW, half=True, codes=True)
+        inject(llama, card, NEW, half=True, codes=True, new_only=True)
     small = tiny_model(dtype=torch.bfloat16)
     with pytest.raises(UnsupportedModelError, match="half= is for models in torch.float32"):
-        inject(small, capture(small, token_ids=CONTEXT), NEW, half=True)
+        inject(small, capture(small, token_ids=CONTEXT), NEW, half=True, new_only=True)

@@ -86,7 +86,7 @@ def test_plain_forward_takes_the_same_arguments(family: str) -> None:
     model = tiny_model(family)
     card = capture(model, token_ids=CONTEXT, codec=Raw())
     with torch.no_grad():
-        found = model(**inject(model, card, NEW)).logits
+        found = model(**inject(model, card, NEW, new_only=True)).logits
         expected = model(input_ids=torch.tensor([CONTEXT + NEW])).logits[:, len(CONTEXT) :]
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-4)
 
@@ -104,7 +104,7 @@ def test_beam_search_from_one_card(llama: Any) -> None:
     arguments = inject(llama, card, NEW)
     # generate expands the prompt for its beams, but never a cache that it is given
     arguments["past_key_values"].batch_repeat_interleave(3)
-    found = llama.generate(**arguments, **beams)[0, len(NEW) :]
+    found = llama.generate(**arguments, **beams)[0, ids.shape[1] :]
     expected = llama.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **beams)
     assert found.tolist() == expected[0, ids.shape[1] :].tolist()
 
@@ -117,7 +117,7 @@ def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
     card = capture(model, token_ids=ids, codec=codec, agent="first")
     for hop in range(1, 4):
         new = some_ids(5, seed=hop)
-        arguments = inject(model, card, new)
+        arguments = inject(model, card, new, new_only=True)
         with torch.no_grad():
             model(**arguments)
         ids, before = ids + new, card
@@ -134,7 +134,7 @@ def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
 
 def test_capture_of_an_injected_cache(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, codec=Uniform(3))
-    arguments = inject(llama, card, NEW)
+    arguments = inject(llama, card, NEW, new_only=True)
     with torch.no_grad():
         llama(**arguments)
     cache = copy.deepcopy(arguments["past_key_values"])  # as people fork caches

@@ -56,7 +56,7 @@ def test_budget_of_the_written_file(family: str, allocator: Any, tmp_path: Path)
         path = card.save(tmp_path / "card")
         assert budget * 0.98 <= 8 * path.stat().st_size / card.values <= budget
         assert CacheCard.load(path).manifest.segments[0].allocation.allocator == allocator.name
-        model(**inject(model, CacheCard.load(path), NEW))
+        model(**inject(model, CacheCard.load(path), NEW, new_only=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -229,8 +229,8 @@ def test_appending(family: str, added: int) -> None:
     model = tiny_model(family)
     parent = capture(model, token_ids=CONTEXT, codec=Packed(), budget=9)
     more = some_ids(added, seed=5)
-    arguments = inject(model, parent, more)
-    cache = model(**arguments, use_cache=True).past_key_values
+    arguments = inject(model, parent, more, new_only=True)
+    cache = model(**arguments).past_key_values
     child = capture(model, token_ids=CONTEXT + more, cache=cache)
     assert len(child.manifest.segments) == 2
     assert child.manifest.segments[0] == parent.manifest.segments[0]
@@ -242,7 +242,7 @@ def append_twice(card: CacheCard, ids: list[int], added: int) -> CacheCard:
     model = tiny_model()
     for seed in (5, 6):
         more = some_ids(added, seed=seed)
-        cache = model(**inject(model, card, more), use_cache=True).past_key_values
+        cache = model(**inject(model, card, more, new_only=True)).past_key_values
         ids = ids + more
         card = capture(model, token_ids=ids, cache=cache, allocator=allocator_of(card))
     return card

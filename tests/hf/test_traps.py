@@ -140,5 +140,5 @@ def test_exact_hit_on_a_full_window_of_a_live_cache() -> None:
 
 def test_whole_prompt_passed_as_new_ids(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    with pytest.raises(PromptError, match="repeat the card's 40 tokens"):
+    with pytest.raises(PromptError, match="repeats the card's 40 tokens"):
         inject(llama, card, CONTEXT + NEW)

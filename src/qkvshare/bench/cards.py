@@ -44,7 +44,7 @@ class CardFile(Route):
     def arguments(self) -> dict[str, Any]:
         """By `inject`."""
         assert self.card is not None
-        return inject(self.model, self.card, self.new)
+        return inject(self.model, self.card, self.new, new_only=True)
 
     def alone(self) -> dict[str, Callable[[], object]]:
         """Reading, checking, decoding."""
@@ -118,7 +118,7 @@ class CardHalf(Card):
     def arguments(self) -> dict[str, Any]:
         """By `inject`."""
         assert self.card is not None
-        return inject(self.model, self.card, self.new, half=True)
+        return inject(self.model, self.card, self.new, new_only=True, half=True)
 
     def alone(self) -> dict[str, Callable[[], object]]:
         """As for the others, but for the number format."""
@@ -138,7 +138,7 @@ class CardCodes(Card):
     def arguments(self) -> dict[str, Any]:
         """By `inject`."""
         assert self.card is not None
-        return inject(self.model, self.card, self.new, codes=True)
+        return inject(self.model, self.card, self.new, new_only=True, codes=True)
 
     @classmethod
     def takes(cls, model: Any, codec: Codec) -> bool:

@@ -66,7 +66,7 @@ class Route:
 
     def forward(self) -> None:
         """Read the new ids."""
-        self._logits = self.model(**self._given, logits_to_keep=1, use_cache=True).logits
+        self._logits = self.model(**self._given, logits_to_keep=1).logits
 
     def sample(self) -> None:
         """The most probable token."""
@@ -118,6 +118,7 @@ class Route:
             "input_ids": torch.tensor([ids], device=device),
             "attention_mask": torch.ones(1, total, dtype=torch.long, device=device),
             "past_key_values": cache,
+            "use_cache": True,
         }
 
 

@@ -51,13 +51,14 @@ def resume(
         from ..hf.costs import choose
         from ..hf.inject import inject, prefill
         from ..hf.load import load_model
+        from ..hf.tokens import following
         from ..profile import Profile
 
         if profile is not None:
             Profile.load(profile).keep()
         loaded, tokenizer = load_model(model)
         status.update("going on from the card …")
-        new = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        new = following(tokenizer, prompt)
         if policy == "auto":
             choice = choose(loaded, known, len(new), link)
             progress.print(f"policy {choice}")
@@ -75,13 +76,11 @@ def resume(
         said = result.sequences[0, read:]
         if output is not None:
             status.update("handing on …")
-            _hand_on(loaded, tokenizer, known, result, read, agent).save(output, key=seal)
+            _hand_on(loaded, tokenizer, result, agent).save(output, key=seal)
     typer.echo(tokenizer.decode(said, skip_special_tokens=True))
 
 
-def _hand_on(
-    model: Any, tokenizer: Any, parent: CacheCard, result: Any, read: int, agent: str
-) -> CacheCard:
+def _hand_on(model: Any, tokenizer: Any, result: Any, agent: str) -> CacheCard:
     """The parent's segments, and one more for what was read and said since."""
     import torch
 
@@ -90,12 +89,4 @@ def _hand_on(
     cache, sequence = result.past_key_values, result.sequences
     with torch.no_grad():  # generate has not read its own last token yet
         model(input_ids=sequence[:, -1:], past_key_values=cache, use_cache=True)
-    # On an exact hit the card's last token was read again; it is not new.
-    before = parent.token_ids[: cache.get_seq_length() - sequence.shape[1]]
-    return capture(
-        model,
-        tokenizer,
-        token_ids=[*before.tolist(), *sequence[0].tolist()],
-        cache=cache,
-        agent=agent,
-    )
+    return capture(model, tokenizer, token_ids=sequence, cache=cache, agent=agent)

@@ -46,7 +46,7 @@ def measure_fidelity(
             reference = log_probabilities(model, input_ids=after, past_key_values=state.cache())
             results = []
             for card in hand_over(state, settings, Path(folder)):
-                found = log_probabilities(model, **inject(model, card, rest))
+                found = log_probabilities(model, **inject(model, card, rest, new_only=True))
                 results.append(_compare(reference, found, rest, card.bits_per_value))
             yield results
 

@@ -61,4 +61,4 @@ def hand_over(
 def log_probabilities(model: Any, **arguments: Any) -> Tensor:
     """Log probabilities ``[tokens, vocabulary]`` after each token of the only sequence."""
     with torch.no_grad():
-        return torch.log_softmax(model(**arguments, use_cache=True).logits[0].float(), dim=-1)
+        return torch.log_softmax(model(**{"use_cache": True} | arguments).logits[0].float(), dim=-1)

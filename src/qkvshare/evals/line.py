@@ -57,7 +57,7 @@ class Preamble:
                 at = way.setting
                 card = make_card(state, identify(model), at.codec, at.spending(), at.budget)
                 # Any token will do: the cache is wanted, not what comes after it.
-                cache = inject(model, card, ids[:1])["past_key_values"]
+                cache = inject(model, card, ids[:1], new_only=True)["past_key_values"]
                 cards[way] = card, cache
         return cls(state, cards)
 
@@ -125,7 +125,7 @@ class Line:
         """Go on by ``ids``, behind those unread."""
         arguments = self._arguments(ids)
         with torch.no_grad():
-            self.model(**arguments, use_cache=True, logits_to_keep=1)
+            self.model(**arguments, logits_to_keep=1)
         self.ids += arguments["input_ids"][0].tolist()
 
     def score(self, ids: Sequence[int]) -> Tensor:
@@ -137,34 +137,34 @@ class Line:
 
     def write(self, prompt: Sequence[int], most: int, **sampling: Any) -> list[int]:
         """Read ``prompt`` and say up to ``most`` tokens."""
-        arguments = self._arguments(prompt)
-        new = arguments["input_ids"].shape[1]
+        arguments = self._arguments(prompt, new_only=False)
+        known = arguments["input_ids"].shape[1]
         with torch.no_grad():
             said = self.model.generate(**arguments, max_new_tokens=most, **sampling)[0]
         # The last token said is in nobody's cache yet.
-        self.ids += said[:-1].tolist()
-        self.unread = said[-1:].tolist()
-        return said[new:].tolist()  # type: ignore[no-any-return]
+        self.ids, self.unread = said[:-1].tolist(), said[-1:].tolist()
+        return said[known:].tolist()  # type: ignore[no-any-return]
 
     def receive(self, ids: Sequence[int]) -> DynamicCache:
         """The next agent's cache, before it reads ``ids``."""
         cache: DynamicCache = self._arguments(ids)["past_key_values"]
         return cache
 
-    def _arguments(self, ids: Sequence[int]) -> dict[str, Any]:
+    def _arguments(self, ids: Sequence[int], new_only: bool = True) -> dict[str, Any]:
         new, self.unread, self.state = [*self.unread, *ids], [], None
         if self.handed_over:
             assert self.card is not None
-            arguments = inject(self.model, self.card, new, held=self.held)
+            arguments = inject(self.model, self.card, new, held=self.held, new_only=new_only)
             # What is decoded once stays decoded, whoever of the line reads on from it.
             self.cache = self.held = arguments["past_key_values"]
             self.handed_over = False
             return arguments
-        device = self.model.device
+        device, given = self.model.device, new if new_only else [*self.ids, *new]
         return {
-            "input_ids": torch.tensor([new], device=device),
+            "input_ids": torch.tensor([given], device=device),
             "attention_mask": torch.ones(
                 1, len(self.ids) + len(new), dtype=torch.long, device=device
             ),
             "past_key_values": self.cache,
+            "use_cache": True,
         }

@@ -15,10 +15,11 @@ from transformers import DynamicCache
 from ..card import CacheCard
 from ..codecs import Codec, LayerKV, Shape, empty
 from ..kernels.pages import LARGE, pages
+from .guard import GuardedCache
 from .room import growing
 
 
-class CardCache(DynamicCache):
+class CardCache(GuardedCache):
     """A ``DynamicCache`` that grows in place and remembers the card it began as.
 
     So `capture` can append to that card instead of encoding its tokens again, and knows that the

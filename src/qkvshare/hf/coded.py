@@ -126,10 +126,13 @@ class Scratch:
             else [(*of.shape[:2], of.shape[3]) for of in (room.keys, room.values)]
         )
         if room is None or has != sizes or room.keys.shape[2] < tokens:
-            parts = (
-                torch.empty(rows, heads, tokens + SPARE, dim, dtype=self.dtype, device=self.device)
-                for rows, heads, dim in sizes
-            )
+            with torch.inference_mode(False):  # so that it can be written outside of it, too
+                parts = [
+                    torch.empty(
+                        rows, heads, tokens + SPARE, dim, dtype=self.dtype, device=self.device
+                    )
+                    for rows, heads, dim in sizes
+                ]
             room = self.rooms[number % 2] = LayerKV(*parts)
         return room
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import ref
 
 import numpy as np
 import torch
@@ -18,21 +19,23 @@ from ..card.errors import PromptError
 from .cache import CardCache
 from .coded import CodedLayer
 from .fill import fill, keep_codes, keep_half
+from .guard import GuardedCache, Use, innermost
 from .identity import identify
-from .layers import empty_cache, require_geometry
-from .tokens import Ids, as_ids, require_length, require_vocabulary
+from .layers import require_geometry
+from .tokens import Ids, as_ids, following, require_length, require_vocabulary
 
-# From this length on, new_ids that begin with the whole card are taken for a mistake.
+# From this length on, new ids that begin with the whole card are taken for a mistake.
 _SURELY_REPEATED = 16
 
 
 def inject(
     model: PreTrainedModel,
     card: CacheCard,
-    new_ids: Ids = (),
+    new: str | Ids = (),
     *,
     prompt_ids: Ids | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    new_only: bool = False,
     held: Cache | None = None,
     codes: bool = False,
     half: bool = False,
@@ -40,10 +43,11 @@ def inject(
 ) -> dict[str, Any]:
     """Give ``model`` the card's state and the tokens that come after it.
 
-    Returns ``input_ids [1, new]``, ``attention_mask [1, context + new]`` and ``past_key_values``:
-    ``model.generate(**inject(...))`` goes on from the card, and so does ``model(**inject(...))``.
-    What ``generate`` returns starts with ``input_ids``, without the card's tokens. The cache is a
-    copy of its own each time; ``generate`` changes it.
+    ``model.generate(**inject(...))`` goes on from the card. Its arguments are what ``transformers``
+    expects beside a cache: ``input_ids [1, context + new]`` are the whole ids, the card's first, so
+    that penalties, length limits and stop rules see all of them; ``attention_mask`` is as long,
+    ``past_key_values`` has the card's tokens, and ``use_cache`` is True. The cache is a copy of its
+    own each time; ``generate`` changes it, so inject again for another call.
 
     With no new token at all (an exact hit) the card's last token is rolled back and read again,
     since a model can only go on from a token it reads.
@@ -51,9 +55,11 @@ def inject(
     Args:
         model: must be what the card's identity says, weight for weight.
         card: from `capture` or ``CacheCard.load``.
-        new_ids: what follows the card's tokens, ``[new]`` or ``[1, new]``.
-        prompt_ids: instead of ``new_ids``: the whole prompt, which must begin with the card's ids.
-        tokenizer: the receiver's; given, it must be the one the card is bound to.
+        new: what follows the card's tokens: a text, which is tokenized without special tokens, or
+            ids ``[new]`` or ``[1, new]``.
+        prompt_ids: instead of ``new``: the whole prompt, which must begin with the card's ids.
+        tokenizer: the receiver's; given, it must be the one the card is bound to. A text needs it.
+        new_only: give ``input_ids [1, new]``, for a plain forward: ``model(**inject(...))``.
         held: a cache that `inject` made of a card which this one was captured from, one sequence.
             What both share is copied from it instead of decoded again, and need not be in the
             card (`CacheCard.without`). A cache that lacks some of it changes nothing.
@@ -64,53 +70,62 @@ def inject(
             with attention `qkvshare`. Not for `Raw`, which loses nothing.
         cancelled: asked before each layer; once it is true, `CancelledError` is raised.
 
+    Returns:
+        The arguments. Their cache refuses, with a `PromptError`, to be read with other ids.
+
     Raises:
         IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
         the model is touched.
     """
-    ids, bound = as_ids(new_ids, "new_ids"), _Bound(model, card, tokenizer)
+    bound = _Bound(model, card, tokenizer)
     card.require_fresh()
     try:
-        new, kept, empty = _admit(model, card, ids, prompt_ids)
-        cache = CardCache(card, kept, empty)
-        if codes and half:
-            raise PromptError("give codes= (a card's own bits stay) or half= (16 bits), not both.")
-        if half:
-            keep_half(model, cache)
-        if codes:
-            bound()
-            keep_codes(model, cache, cancelled)
-        if not codes or any(at.window for at in card.manifest.layers):
-            fill(model, cache, _shared(cache, held), bound, cancelled)
+        prompt, kept, empty = _admit(model, card, _ids(tokenizer, new), prompt_ids)
+        # Memory made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            cache = CardCache(card, kept, empty)
+            if codes and half:
+                raise PromptError("give codes= (card bits stay) or half= (16 bits), not both.")
+            if half:
+                keep_half(model, cache)
+            if codes:
+                bound()
+                keep_codes(model, cache, cancelled)
+            if not codes or any(at.window for at in card.manifest.layers):
+                fill(model, cache, _shared(cache, held), bound, cancelled)
     except Exception:
         bound()  # of a card for another model nothing else is said
         raise
-    return _arguments(model, new, kept, cache)
+    return _arguments(model, card, prompt, cache, new_only)
 
 
 def prefill(
     model: PreTrainedModel,
     card: CacheCard,
-    new_ids: Ids = (),
+    new: str | Ids = (),
     *,
     prompt_ids: Ids | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    new_only: bool = False,
 ) -> dict[str, Any]:
     """What `inject` gives, made by reading the card's text again: at full precision, and later.
 
     Needs none of the card's encoded bytes. `costs.choose` says when it is sooner. Raises as
     `inject`.
     """
-    given = as_ids(new_ids, "new_ids")
     card.require_fresh()
     _Bound(model, card, tokenizer)()
-    new, kept, _ = _admit(model, card, given, prompt_ids)
-    cache = empty_cache(model)
+    prompt, kept, _ = _admit(model, card, _ids(tokenizer, new), prompt_ids)
     ids = torch.from_numpy(card.token_ids[:kept].astype(np.int64))[None].to(model.device)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        cache = GuardedCache(config=model.config)
         if kept:
             model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return _arguments(model, new, kept, cache)
+    return _arguments(model, card, prompt, cache, new_only)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase | None, new: str | Ids) -> TokenIds:
+    return following(tokenizer, new) if isinstance(new, str) else as_ids(new, "new")
 
 
 @dataclass
@@ -136,36 +151,47 @@ class _Bound:
 def _admit(
     model: PreTrainedModel, card: CacheCard, new: TokenIds, prompt_ids: Ids | None
 ) -> tuple[TokenIds, int, DynamicCache]:
-    """The tokens to read, how many of the card come before them, and an empty cache as
+    """The whole prompt, how many of its tokens come from the card, and an empty cache as
     `require_geometry` has it; all but the identity is checked."""
     empty = require_geometry(model, card.manifest.layers)
     require_vocabulary(model, card.token_ids, "card")
-    new, kept = _new_tokens(model, card, new, prompt_ids), card.tokens
-    if len(new) == 0:
-        new, kept = card.token_ids[-1:], kept - 1
-    require_length(model, kept + len(new))
-    return new, kept, empty
+    prompt = _whole(card, new, prompt_ids)
+    require_vocabulary(model, prompt[card.tokens :], "prompt")
+    require_length(model, len(prompt))
+    return prompt, min(card.tokens, len(prompt) - 1), empty
 
 
 def _arguments(
-    model: PreTrainedModel, new: TokenIds, kept: int, cache: DynamicCache
+    model: PreTrainedModel, card: CacheCard, prompt: TokenIds, cache: GuardedCache, new_only: bool
 ) -> dict[str, Any]:
-    device = model.device
-    return {
-        "input_ids": torch.from_numpy(new.astype(np.int64))[None].to(device),
-        "attention_mask": torch.ones(1, kept + len(new), dtype=torch.long, device=device),
+    kept, watched = cache.get_seq_length(), ref(model)
+    given = prompt[kept:] if new_only else prompt
+
+    def bound() -> None:
+        """The cache must not keep the model in memory."""
+        if (now := watched()) is not None:
+            card.manifest.identity.require(identify(now))
+
+    cache.use = Use(ref(innermost(model)), kept, len(given), new_only, bound)
+    ids = torch.from_numpy(given.astype(np.int64))[None].to(model.device)
+    arguments: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
         "past_key_values": cache,
+        "use_cache": True,  # whatever the configuration says
     }
+    own = getattr(model, "generation_config", None)
+    if not new_only and getattr(own, "cache_implementation", None):
+        arguments["cache_implementation"] = None  # the card's cache is used
+    return arguments
 
 
-def _new_tokens(
-    model: PreTrainedModel, card: CacheCard, new: TokenIds, prompt_ids: Ids | None
-) -> TokenIds:
-    """The tokens to read after the card's, checked."""
+def _whole(card: CacheCard, new: TokenIds, prompt_ids: Ids | None) -> TokenIds:
+    """The card's tokens and those to read after them. Raises `PromptError`."""
     context, known = card.token_ids, card.tokens
     if prompt_ids is not None:
         if len(new):
-            raise PromptError("give new_ids (what follows) or prompt_ids (all of it), not both.")
+            raise PromptError("give new (what follows) or prompt_ids (all of it), not both.")
         prompt = as_ids(prompt_ids, "prompt_ids")
         same = prompt[:known] == context[: len(prompt)]
         if len(prompt) < known or not same.all():
@@ -176,14 +202,13 @@ def _new_tokens(
                 f"has {context[at]} (card of {known} tokens, prompt of {len(prompt)}). "
                 "A cache is valid for its exact prefix only; capture this prompt instead."
             )
-        new = prompt[known:]
-    elif known >= _SURELY_REPEATED and np.array_equal(new[:known], context):
+        return prompt
+    if known >= _SURELY_REPEATED and np.array_equal(new[:known], context):
         raise PromptError(
-            f"new_ids repeat the card's {known} tokens, which would be read twice. Pass only what "
+            f"new repeats the card's {known} tokens, which would be read twice. Pass only what "
             "follows, or the whole prompt as prompt_ids=."
         )
-    require_vocabulary(model, new, "prompt")
-    return new
+    return np.concatenate([context, new])
 
 
 def _shared(cache: CardCache, held: Cache | None) -> CardCache | None:

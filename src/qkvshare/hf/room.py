@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -68,7 +69,9 @@ class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
             held = new[:, :, :0].to(held.dtype)
         batch, tokens = len(new), held.shape[2]
         most = tokens + new.shape[2] + self._spare[name]
-        self._rooms[name] = room = held.new_empty(batch, held.shape[1], most, held.shape[3])
+        with torch.inference_mode(False):  # so that it can be written outside of it, too
+            room = held.new_empty(batch, held.shape[1], most, held.shape[3])
+        self._rooms[name] = room
         room[:, :, :tokens] = held  # beams or samples of one sequence too
         return _Last(room, batch, 0, tokens, most)
 

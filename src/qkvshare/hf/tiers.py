@@ -81,7 +81,7 @@ class Tiers:
             return "warm" if self._hot.get(digest) is None else "hot"
 
     def resume(
-        self, digest: str, new_ids: Ids = (), *, tokenizer: PreTrainedTokenizerBase | None = None
+        self, digest: str, new: str | Ids = (), *, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> dict[str, Any]:
         """What `inject` gives for the card of this digest. Raises as `inject` and the store do."""
         with self._turn:
@@ -89,12 +89,14 @@ class Tiers:
         if card is None:
             cold = self._source.get(digest)
             card = CacheCard(cold.manifest, cold.verified(), cold.signature)
-            arguments = inject(self._model, card, new_ids, tokenizer=tokenizer)
+            arguments = inject(self._model, card, new, tokenizer=tokenizer)
         else:
             if held is None:
                 # One that nobody goes on from, so that it stays as it is.
-                held = inject(self._model, card, card.token_ids[:1])["past_key_values"]
-            arguments = inject(self._model, card, new_ids, tokenizer=tokenizer, held=held)
+                held = inject(self._model, card, card.token_ids[:1], new_only=True)[
+                    "past_key_values"
+                ]
+            arguments = inject(self._model, card, new, tokenizer=tokenizer, held=held)
         with self._turn:
             self._warm.keep(digest, card, card.nbytes)
             if held is not None:

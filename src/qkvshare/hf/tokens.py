@@ -56,7 +56,7 @@ def tokenize(
     if tokenizer is None:
         raise CaptureError("a text needs its tokenizer; pass tokenizer= or token_ids=.")
     if isinstance(source, str):
-        return as_ids(tokenizer(source)["input_ids"])
+        return _opening(tokenizer, source)
     if not source:
         return np.empty(0, np.int32)
     if getattr(tokenizer, "chat_template", None) is None:
@@ -67,6 +67,36 @@ def tokenize(
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
 
     return words.ids(words.render(source, template))
+
+
+def following(tokenizer: PreTrainedTokenizerBase | None, text: str) -> TokenIds:
+    """Ids of a text in the middle of others: no BOS, no EOS. Raises `PromptError`."""
+    if tokenizer is None:
+        raise PromptError("a text needs its tokenizer; pass tokenizer=, or token ids.")
+    return as_ids(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenIds:
+    """Ids of a text at the start of a context, with the special tokens that belong before it.
+
+    What the tokenizer adds behind a text (EOS, SEP) is left out, since the context goes on. A BOS
+    is not added to a text that has one: a rendered chat template does.
+    """
+    plain = as_ids(tokenizer(text, add_special_tokens=False)["input_ids"])
+    whole = as_ids(tokenizer(text)["input_ids"])
+    before = next(
+        (n for n in range(len(whole) - len(plain) + 1) if _same_at(whole, n, plain)), None
+    )
+    if before is None:  # the tokenizer writes special tokens in between: it knows best
+        return whole
+    added = whole[:before]
+    if len(plain) >= before > 0 and np.array_equal(plain[:before], added):
+        added = added[:0]
+    return np.concatenate([added, plain])
+
+
+def _same_at(ids: TokenIds, at: int, part: TokenIds) -> bool:
+    return np.array_equal(ids[at : at + len(part)], part)
 
 
 def require_vocabulary(model: PreTrainedModel, ids: TokenIds, what: str) -> None:
