@@ -213,9 +213,21 @@ def test_problems(tmp_path: Path) -> None:
     record = {"question": " Why? ", "answer": "2 + 2 = <<2+2=4>>4\nSo 1,004.\n#### 1,004"}
     path.write_text(json.dumps(record) + "\n")
     assert read_problems(path) == [Problem("Why?", "2 + 2 = 4\nSo 1,004.", "1004")]
-    for bad in ('{"question": "?"}', '{"question": "?", "answer": "4"}', "[]", "{"):
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(record | {"question": "\u2028?"}).encode() + b"\r\n"
+    )
+    assert read_problems(path)[0].question == "?"
+    for bad, match in (
+        ('{"question": "?"}', "a record has question; expected texts 'question' and 'answer'"),
+        ('{"question": "?", "answer": "4"}', "ends with '#### NUMBER'"),
+        ('{"question": 1, "answer": "#### 4"}', "expected texts"),
+        ('\n{"question": "\\ud83d", "answer": "#### 4"}', "line 2: "),
+        ("[]", "line 1: Expected `object`, got `array`"),
+        ("{", "Expected JSONL"),
+        ('{"a":' * 100_000, "Expected JSONL"),
+    ):
         path.write_text(bad)
-        with pytest.raises(TextError, match="cannot be read as problems"):
+        with pytest.raises(TextError, match=match):
             read_problems(path)
 
 

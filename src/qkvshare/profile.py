@@ -127,8 +127,8 @@ _known: dict[str, Profile] = {}
 
 def profiles() -> Path:
     """The folder of the profiles at hand."""
-    default = Path.home() / ".local" / "share" / "qkvshare" / "profiles"
-    return Path(os.environ.get("QKVSHARE_PROFILES") or default)
+    named = os.environ.get("QKVSHARE_PROFILES")
+    return Path(named) if named else Path.home() / ".local" / "share" / "qkvshare" / "profiles"
 
 
 def _weights(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
@@ -49,6 +50,8 @@ def build(text: str, find_kind: Callable[[str], type[T]], error: type[QKVShareEr
         field, _, value = part.partition("=")
         try:
             values[field] = cast(Any, type(known[field].default))(value)
+            if not math.isfinite(values[field]):
+                raise ValueError
         except (KeyError, ValueError, TypeError):
             names = ", ".join(known) or "none"
             raise error(

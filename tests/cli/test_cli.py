@@ -13,26 +13,11 @@ import pytest
 
 from qkvshare import CacheCard, Uniform
 from qkvshare.card import Key, Signer
-from qkvshare.cli import main
 
 from ..cards import make_card
 from ..conftest import greedy_from_text, tiny_model, tiny_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog."
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command line in this process; returns exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qkvshare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

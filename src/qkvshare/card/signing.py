@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .digest import is_digest
 from .errors import CardSignatureError, SecretError
+from .files import read_text
 from .manifest import Signature
 from .private import read_private, require_cryptography, write_private
 
@@ -105,10 +106,7 @@ def require_signature(
 
 def _read_trust(path: str | Path) -> set[str]:
     """Public keys, one a line; what follows ``#`` is a comment."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecretError(f"no list of trusted keys can be read at {path}: {error}.") from error
+    lines = read_text(Path(path), SecretError).splitlines()
     return _checked(filter(None, (line.partition("#")[0].strip() for line in lines)), str(path))
 
 

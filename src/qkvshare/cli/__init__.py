@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from contextlib import suppress
 
 from ..card.errors import QKVShareError
 
@@ -15,16 +18,54 @@ def plain(text: str) -> str:
 def main() -> None:
     """Entry point of ``qkvshare``."""
     try:
+        _run()
+    except QKVShareError as error:
+        _fail(f"{type(error).__name__}: {error}")
+    except BrokenPipeError:
+        sys.exit(1)  # whoever reads has seen enough, as in | head
+    except OSError as error:
+        _fail(f"{error}. Is there room, and may you read and write there?")
+    except MemoryError as error:
+        _fail(f"there is not enough memory: {error}".removesuffix(": "))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run() -> None:
+    try:
         from .app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit("error: the command line needs its extra: pip install 'qkvshare[cli]'")
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise QKVShareError(f"{argument!r} is not UTF-8; give names and text in it.") from None
+    # Text that the terminal cannot show is escaped.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except QKVShareError as error:
-        print(f"error: {type(error).__name__}: {plain(str(error))}", file=sys.stderr)
-        sys.exit(1)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Say now if stdout takes no more; as Python ends it would be a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _fail(message: str) -> None:
+    print(f"error: {plain(message)}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
 from .evaluate import Text
-from .options import Json, Model, out, progress
+from .options import MOST, Json, Model, finite, progress
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..bench.capture import Timing
@@ -19,10 +19,12 @@ def capture(
     text: Text,
     model: Model = "smollm2-135m",
     context_tokens: Annotated[
-        list[int] | None, typer.Option(min=1, help="Tokens read; repeat for several.")
+        list[int] | None, typer.Option(min=1, max=MOST, help="Tokens read; repeat for several.")
     ] = None,
-    budget: Annotated[float, typer.Option(min=0.01, help="Bits per value.")] = 3.2,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 7,
+    budget: Annotated[
+        float, typer.Option(min=0.01, max=MOST, callback=finite, help="Bits per value.")
+    ] = 3.2,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="Times that each is measured.")] = 7,
     json: Json = None,
 ) -> None:
     """Time of score, allocate, encode and write, as a share of the prefill."""
@@ -41,12 +43,13 @@ def capture(
         tracked = bar.track(timings, total=len(lengths), description="lengths")
         rows = [_row(model, budget, timing) for timing in tracked]
     if json != "-":
-        table = Table("tokens", "prefill (ms)", "capture and write (ms)", "more", "n")
+        cells = []
         for row in rows:
             times = [f"{row[name]['median']:,.0f}" for name in ("prefill_ms", "capture_ms")]
             more = "{median:.1%} [{p25:.1%}, {p75:.1%}]".format(**row["overhead"])
-            table.add_row(str(row["context_tokens"]), *times, more, str(row["capture_ms"]["n"]))
-        out.print(table)
+            cells.append([str(row["context_tokens"]), *times, more, str(row["capture_ms"]["n"])])
+        titles = ["tokens", "prefill (ms)", "capture and write (ms)", "more", "n"]
+        print_table(titles, cells)
     if json is not None:
         write_rows(json, rows)
 

@@ -6,20 +6,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
 from ..registry import label
 from .evaluate import CodecNames, Text
-from .options import Json, Model, ProfileFile, out, progress
+from .options import MOST, Json, Model, ProfileFile, progress
+from .tables import print_table
 
 
 def codecs(
     text: Text,
     model: Model = "smollm2-135m",
-    context_tokens: Annotated[list[int] | None, typer.Option(help="Repeat for several.")] = None,
+    context_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, max=MOST, help="Repeat for several.")
+    ] = None,
     codec: CodecNames = None,
     profile: ProfileFile = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="Times that each is measured.")] = 7,
     json: Json = None,
 ) -> None:
     """Numbers per second that codecs encode (bits spent, digests taken) and decode, in memory."""
@@ -55,16 +57,18 @@ def codecs(
                 }
             )
     if json != "-":
-        table = Table("codec", "tokens", "bits/value", "encode M/s", "decode M/s", "n")
-        for row in rows:
-            table.add_row(
+        cells = [
+            [
                 row["codec"],
                 str(row["context_tokens"]),
                 f"{row['bits_per_value']:.3f}",
                 f"{row['encode_values_per_second'] / 1e6:.1f}",
                 f"{row['decode_values_per_second'] / 1e6:.1f}",
                 str(row["decode_ms"]["n"]),
-            )
-        out.print(table)
+            ]
+            for row in rows
+        ]
+        titles = ["codec", "tokens", "bits/value", "encode M/s", "decode M/s", "n"]
+        print_table(titles, cells, keys=2)
     if json is not None:
         write_rows(json, rows)

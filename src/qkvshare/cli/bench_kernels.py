@@ -6,24 +6,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
-from .options import Json, out, progress
+from .options import MOST, Json, progress
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..bench.kernels import Geometry, Timing
 
+_MOST_BYTES = 1 << 36
+
 
 def kernels(
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the cache.")] = 30,
-    kv_heads: Annotated[int, typer.Option(min=1, help="KV heads of a layer.")] = 3,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the cache.")] = 4096,
-    head_dim: Annotated[int, typer.Option(min=1, help="Numbers of a row.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, max=MOST, help="Layers of the cache.")] = 30,
+    kv_heads: Annotated[int, typer.Option(min=1, max=MOST, help="KV heads of a layer.")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens of the cache.")] = 4096,
+    head_dim: Annotated[int, typer.Option(min=1, max=MOST, help="Numbers of a row.")] = 64,
     bits: Annotated[
         list[int] | None, typer.Option(help="Width of the rows; 0 mixes all. Repeat for several.")
     ] = None,
-    threads: Annotated[list[int] | None, typer.Option(help="Repeat for several.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 15,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="Repeat for several.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="Times that each is measured.")] = 15,
     json: Json = None,
 ) -> None:
     """Bytes per second of packed's kernels, against a fill and a copy of as many bytes."""
@@ -32,8 +36,13 @@ def kernels(
     from ..kernels.levels import TIERS
 
     widths, counts = bits or [MIXED, *TIERS[1:]], threads or [1, 2]
-    if not set(widths) <= {MIXED, *TIERS} or min(counts) < 1:
-        raise typer.BadParameter(f"bits are 0 (all mixed) or one of {TIERS[1:]}, threads from 1.")
+    if not set(widths) <= {MIXED, *TIERS}:
+        raise typer.BadParameter(f"bits are 0 (all mixed) or one of {TIERS[1:]}.")
+    nbytes = 2 * layers * kv_heads * tokens * head_dim * 4
+    if nbytes > _MOST_BYTES:
+        raise typer.BadParameter(
+            f"such a cache has {nbytes:,} bytes; expected at most {_MOST_BYTES:,}."
+        )
     geometry = Geometry(layers, kv_heads, tokens, head_dim)
     with Progress(console=progress, transient=True) as bar:
         timings = measure_kernels(geometry, widths, counts, rounds)
@@ -66,18 +75,13 @@ def _row(geometry: Geometry, timing: Timing) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("kernel", "bits", "dtype", "threads", "GB/s", "fill", "copy", "of fill")
+    cells = []
     for row in rows:
         speeds = [
             f"{row[name] / 1e9:.1f}"
             for name in ("bytes_per_second", "fill_bytes_per_second", "copy_bytes_per_second")
         ]
-        table.add_row(
-            row["kernel"],
-            str(row["bits"]),
-            row["dtype"],
-            str(row["threads"]),
-            *speeds,
-            f"{row['of_fill']:.2f}",
-        )
-    out.print(table)
+        keys = [row["kernel"], str(row["bits"]), row["dtype"], str(row["threads"])]
+        cells.append([*keys, *speeds, f"{row['of_fill']:.2f}"])
+    titles = ["kernel", "bits", "dtype", "threads", "GB/s", "fill", "copy", "of fill"]
+    print_table(titles, cells, keys=4)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
 from ..card.errors import QKVShareError
 from .evaluate import Budgets, CodecNames, Text, make_settings
-from .options import Json, Model, ProfileFile, out, progress
+from .options import MOST, Json, Model, ProfileFile, finite, progress
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..bench.routes import Route
@@ -23,9 +23,12 @@ def ttft(
     text: Text,
     model: Model = "smollm2-135m",
     context_tokens: Annotated[
-        list[int] | None, typer.Option(min=1, help="Tokens of context; repeat for several.")
+        list[int] | None,
+        typer.Option(min=1, max=MOST, help="Tokens of context; repeat for several."),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Of the receiver's question.")] = 11,
+    new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Of the receiver's question.")
+    ] = 11,
     path: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,13 +43,17 @@ def ttft(
     bandwidth: Annotated[
         float | None,
         typer.Option(
-            min=0.1, metavar="MBIT", help="Files first cross a link of so many Mbit a second."
+            min=0.1,
+            max=MOST,
+            callback=finite,
+            metavar="MBIT",
+            help="Files first cross a link of so many Mbit a second.",
         ),
     ] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Peak memory too, in processes of their own.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST, help="Times that each is measured.")] = 7,
     json: Json = None,
 ) -> None:
     """Time to first token of every way to it, in turn, and of each token after it."""
@@ -112,22 +119,22 @@ def row_of(model: str, new_tokens: int, link: float | None, timing: Timing) -> d
 def _print(rows: list[dict[str, Any]]) -> None:
     stages = [*dict.fromkeys(name for row in rows for name in row["stages_ms"])]
     memory = any(row["peak_extra_bytes"] is not None for row in rows)
-    table = Table(
-        "tokens", "path", "codec", "first (ms)", *stages, "next (ms)", "bytes", "in memory"
-    )
-    if memory:
-        table.add_column("peak (bytes)")
+    titles = ["tokens", "path", "codec", "first (ms)", *stages, "next (ms)", "bytes", "in memory"]
+    cells = []
     for row in rows:
-        first, peak = row["ttft_ms"], row["peak_extra_bytes"]
-        table.add_row(
-            str(row["context_tokens"]),
-            row["path"],
-            row["codec"],
-            f"{first['median']:,.0f} [{first['p25']:,.0f}, {first['p75']:,.0f}]",
-            *(f"{row['stages_ms'][name]['median']:,.1f}" for name in stages),
-            f"{row['decode_ms_per_token']['median']:,.1f}",
-            f"{row['bytes']:,}",
-            "—" if row["cache_bytes"] is None else f"{row['cache_bytes']:,}",
-            *(["—" if peak is None else f"{peak:,}"] if memory else []),
+        first, cache, peak = row["ttft_ms"], row["cache_bytes"], row["peak_extra_bytes"]
+        times = [f"{row['stages_ms'][name]['median']:,.1f}" for name in stages]
+        cells.append(
+            [
+                str(row["context_tokens"]),
+                row["path"],
+                row["codec"],
+                f"{first['median']:,.0f} [{first['p25']:,.0f}, {first['p75']:,.0f}]",
+                *times,
+                f"{row['decode_ms_per_token']['median']:,.1f}",
+                f"{row['bytes']:,}",
+                "—" if cache is None else f"{cache:,}",
+                *(["—" if peak is None else f"{peak:,}"] if memory else []),
+            ]
         )
-    out.print(table)
+    print_table([*titles, *(["peak (bytes)"] if memory else [])], cells, keys=3)

@@ -9,7 +9,7 @@ import typer
 
 from ..card.errors import ProfileError
 from ..card.files import require_output
-from .options import Model, out, progress, writable
+from .options import MOST, Model, finite, progress, say, writable
 
 _FOREIGN = 5  # one in so many of the other contexts
 
@@ -32,20 +32,31 @@ def calibrate(
             help="Where to write the profile; by default the folder where it is at hand.",
         ),
     ] = None,
-    contexts: Annotated[int, typer.Option(min=1, help="How many, from the text's start.")] = 12,
+    contexts: Annotated[
+        int, typer.Option(min=1, max=MOST, help="How many, from the text's start.")
+    ] = 12,
     other_contexts: Annotated[
         int,
         typer.Option(
             min=0,
+            max=MOST,
             help="How many besides, for all else there is: one in five in 20 languages, the others "
             "written by the model.",
         ),
     ] = 20,
-    context_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 1024,
-    following_tokens: Annotated[int, typer.Option(min=1, help="Tokens that look back.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of what the model writes.")] = 0,
+    context_tokens: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens of each.")] = 1024,
+    following_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Tokens that look back.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what the model writes.")] = 0,
     rate: Annotated[
-        float, typer.Option(min=0.05, help="Bits per value that the transform is fitted for.")
+        float,
+        typer.Option(
+            min=0.05,
+            max=MOST,
+            callback=finite,
+            help="Bits per value that the transform is fitted for.",
+        ),
     ] = 1.0,
 ) -> None:
     """Fit the codec transform to a model, train the allocators controller and chunk-router."""
@@ -80,7 +91,7 @@ def calibrate(
     if output is None:
         output = profiles() / f"{profile.digest}.safetensors"
     profile.save(output)
-    out.print(
+    say(
         f"{output}: {output.stat().st_size:,} bytes, learned from {given} contexts of the text, "
         f"{foreign} in other languages and {written} that the model wrote"
     )

@@ -9,6 +9,7 @@ import typer
 
 from ..card import CacheCard, Codec, Signer
 from ..card.errors import CaptureError
+from ..card.files import read_text
 from .options import (
     AllocatorName,
     Budget,
@@ -19,8 +20,8 @@ from .options import (
     ProfileFile,
     ScorerName,
     key_of,
-    out,
     progress,
+    say,
 )
 
 
@@ -47,8 +48,9 @@ def capture(
     """Read a text with a model and write what it understood to a card."""
     if (text is None) == (prompt is None):
         raise typer.BadParameter("give --text FILE or --prompt STR, one of them.")
-    content = prompt if text is None else _read(text)
-    assert content is not None
+    content = read_text(text, CaptureError) if text is not None else prompt
+    if not content:
+        raise CaptureError("the text is empty; expected what the card is to be of.")
 
     seal, signer = key_of(key), None if sign is None else Signer.load(sign)
     with progress.status("loading the model …") as status:
@@ -61,19 +63,22 @@ def capture(
         from ..scorers import make_scorer
 
         learned = None if profile is None else Profile.load(profile)
+        # What can be refused is refused before the model is loaded.
+        own = codec is None and allocator is None
+        chosen = None if own else make_codec("packed" if codec is None else codec, learned)
+        judge = None if scorer is None else make_scorer(scorer)
+        spender = None if allocator is None else make_allocator(allocator, learned)
         loaded, tokenizer = load_model(model)
-        if codec is None and allocator is None:
+        if chosen is None:
             chosen = default_codec(identify(loaded).weights, learned)
-        else:
-            chosen = make_codec(codec or "packed", learned)
         status.update("reading …")
         card = capture_state(
             loaded,
             tokenizer,
             content,
             codec=chosen,
-            scorer=None if scorer is None else make_scorer(scorer),
-            allocator=None if allocator is None else make_allocator(allocator, learned),
+            scorer=judge,
+            allocator=spender,
             budget=budget,
             focus=focus,
             agent=agent,
@@ -83,7 +88,7 @@ def capture(
         # loaded for its size as it lies there
         card = CacheCard.load(card.save(output, key=seal), key=seal)
     written = card.manifest.segments[-1].codec
-    out.print(
+    say(
         f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes, "
         f"{card.bits_per_value:.3f} bits per value ({_describe(written)})"
     )
@@ -94,10 +99,3 @@ def _describe(codec: Codec) -> str:
     if codec.profile is not None:
         return f"{codec.name}, to be opened where the profile {codec.profile[:12]}… is at hand"
     return f"{codec.name} {codec.parameters or ''}".strip()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CaptureError(f"{path} cannot be read as UTF-8 text: {error}.") from error

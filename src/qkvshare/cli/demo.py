@@ -7,13 +7,17 @@ import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from signal import SIG_DFL, SIGINT, signal
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from ..card.errors import QKVShareError
 from .options import out, progress
 
 SYSTEM = "You answer questions about a document in one short sentence."
@@ -56,8 +60,15 @@ def demo() -> None:
 
 def _in_process(function: Any, *arguments: Any) -> Any:
     """Run in a process of its own, started from nothing."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    # Ctrl-C comes to all: a child ends at once, and this process says so.
+    ending: dict[str, Any] = {"initializer": signal, "initargs": (SIGINT, SIG_DFL)}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **ending) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise QKVShareError(
+                "an agent's process was ended from outside; is there 2 GB of memory for it?"
+            ) from error
 
 
 def _prepare() -> None:
@@ -196,6 +207,7 @@ def _print_answers(answers: list[dict[str, Answer]]) -> None:
     out.print("B's time to first token, and the first sentence of its answer:")
     table = Table("question", *answers[0], show_lines=True)
     for question, by_way in zip(QUESTIONS, answers, strict=True):
-        cells = [f"[bold]{at.ttft_ms:,.0f} ms[/]\n{at.text}" for at in by_way.values()]
+        times = ((f"{at.ttft_ms:,.0f} ms", at.text) for at in by_way.values())
+        cells = [Text.assemble((time, "bold"), "\n", text) for time, text in times]
         table.add_row(question, *cells)
     out.print(table)

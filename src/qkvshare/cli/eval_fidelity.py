@@ -18,15 +18,19 @@ from .evaluate import (
     make_settings,
     report,
 )
-from .options import Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, progress
 
 
 def fidelity(
     text: Text,
     model: Model = "smollm2-135m",
-    contexts: Annotated[int, typer.Option(min=1, help="How many, from the text's start.")] = 16,
+    contexts: Annotated[
+        int, typer.Option(min=1, max=MOST, help="How many, from the text's start.")
+    ] = 16,
     context_tokens: ContextTokens = 1024,
-    continuation_tokens: Annotated[int, typer.Option(min=2, help="Tokens compared.")] = 64,
+    continuation_tokens: Annotated[
+        int, typer.Option(min=2, max=MOST, help="Tokens compared.")
+    ] = 64,
     codec: CodecNames = None,
     scorer: ScorerNames = None,
     allocator: AllocatorNames = None,

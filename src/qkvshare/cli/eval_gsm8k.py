@@ -22,13 +22,13 @@ from .evaluate import (
     open_journal,
     report,
 )
-from .options import Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, finite, progress
 
 
 def gsm8k(
     data: Problems,
     model: Model = "smollm2-135m",
-    problems: Annotated[int, typer.Option(min=1, help="From the first on.")] = 150,
+    problems: Annotated[int, typer.Option(min=1, max=MOST, help="From the first on.")] = 150,
     hops: Hops = None,
     policy: Policies = None,
     codec: CodecNames = None,
@@ -36,9 +36,15 @@ def gsm8k(
     allocator: AllocatorNames = None,
     budget: Budgets = None,
     profile: ProfileFile = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="That an agent may say.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each problem, when sampling.")] = 1,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST, help="That an agent may say.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=MOST, callback=finite, help="0 is greedy.")
+    ] = 0.0,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Runs of each problem, when sampling.")
+    ] = 1,
     json: Json = None,
     resume: Resume = False,
 ) -> None:
@@ -55,6 +61,8 @@ def gsm8k(
     chosen = read_problems(data)[:problems]
     if len(chosen) < problems:
         raise TextError(f"{data} has {len(chosen)} problems, fewer than {problems}. Ask for fewer.")
+    if 0 < temperature < 0.01:
+        raise TextError(f"temperature {temperature} divides by nothing; give 0, or 0.01 and more.")
     if seeds > 1 and temperature == 0:
         raise TextError("without sampling all seeds give the same. Give a --temperature above 0.")
     sampling = Sampling(max_new_tokens, temperature)

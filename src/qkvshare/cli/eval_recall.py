@@ -24,18 +24,20 @@ from .evaluate import (
     open_journal,
     report,
 )
-from .options import Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, progress
 
 
 def recall(
     text: Text,
     model: Model = "smollm2-135m",
-    questions: Annotated[int, typer.Option(min=1, help="Rounded up to whole contexts.")] = 200,
+    questions: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Rounded up to whole contexts.")
+    ] = 200,
     context_tokens: ContextTokens = 1024,
     facts: Annotated[
         str, typer.Option(help="short: 8 in a context; records: 2, JSON of up to 200 tokens.")
     ] = "short",
-    seed: Annotated[int, typer.Option(help="Chooses the facts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Chooses the facts.")] = 0,
     focus: Annotated[
         bool, typer.Option(help="A card for each question, whose sender knows it.")
     ] = False,

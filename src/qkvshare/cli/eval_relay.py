@@ -23,7 +23,7 @@ from .evaluate import (
     open_journal,
     report,
 )
-from .options import Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, progress
 
 if TYPE_CHECKING:
     from ..evals.line import Way
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 def relay(
     data: Problems,
     model: Model = "smollm2-135m",
-    problems: Annotated[int, typer.Option(min=1, help="Behind the first 4, the preamble.")] = 150,
+    problems: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Behind the first 4, the preamble.")
+    ] = 150,
     hops: Hops = None,
     policy: Policies = None,
     codec: CodecNames = None,

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from ..card.errors import QKVShareError
 from ..registry import label
-from .options import out
+from .options import MOST, finite
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..evals.handoff import Setting
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..evals.line import Way
 
 Text = Annotated[Path, typer.Option(help="Plain text, or JSONL with text, or question and answer.")]
-ContextTokens = Annotated[int, typer.Option(min=1, help="Tokens handed over.")]
+ContextTokens = Annotated[int, typer.Option(min=1, max=MOST, help="Tokens handed over.")]
 CodecNames = Annotated[list[str] | None, typer.Option("--codec", help="Repeat for several.")]
 ScorerNames = Annotated[
     list[str] | None, typer.Option("--scorer", help="Repeat for several (packed and transform).")
@@ -42,6 +42,9 @@ Budgets = Annotated[
     list[float] | None,
     typer.Option(
         "--budget",
+        min=0.01,
+        max=MOST,
+        callback=finite,
         help="Bits per value of the file, the first one where agents append; repeat for several.",
     ),
 ]
@@ -150,20 +153,15 @@ def report(
     if json != "-":
         names = [_LABELS[name] for name in columns]
         also = [name for name in ("policy", "hops") if name in rows[0]]
-        table = Table("codec", "spent by", "budget", *also, "bits/value", *names, "n")
+        cells = []
         for row in rows:
             budget = "—" if row["budget"] is None else f"{row['budget']:g}"
-            cells = [_cell(row[name], text) for name, text in columns.items()]
-            table.add_row(
-                row["codec"],
-                _spent_by(row),
-                budget,
-                *("—" if row[name] is None else str(row[name]) for name in also),
-                f"{row['bits_per_value']:.3f}",
-                *cells,
-                str(row["n"]),
-            )
-        out.print(table)
+            keys = [row["codec"], _spent_by(row), budget]
+            keys += ["—" if row[name] is None else str(row[name]) for name in also]
+            figures = [_cell(row[name], text) for name, text in columns.items()]
+            cells.append([*keys, f"{row['bits_per_value']:.3f}", *figures, str(row["n"])])
+        titles = ["codec", "spent by", "budget", *also, "bits/value", *names, "n"]
+        print_table(titles, cells, keys=3 + len(also))
     if json is not None:
         write_rows(json, rows)
 

@@ -18,7 +18,7 @@ from ..card import CacheCard
 from ..card.errors import OutputError
 from ..card.files import replace
 from . import plain
-from .options import Card, Json, KeyFile, key_of, out, writable
+from .options import Card, Json, KeyFile, key_of, out, say, writable
 
 _FORMS = (".png", ".svg", ".pdf")
 
@@ -56,7 +56,7 @@ def inspect(
 
 def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     manifest, identity = card.manifest, card.manifest.identity
-    table = Table(show_header=False, box=None)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(overflow="fold")
 
@@ -148,4 +148,4 @@ def _plot(card: CacheCard, target: Path) -> None:
     figure.savefig(drawn, format=target.suffix[1:])
     pyplot.close(figure)
     replace(target, lambda part: part.write_bytes(drawn.getvalue()))
-    out.print(f"plot: {target}")
+    say(f"plot: {target}")

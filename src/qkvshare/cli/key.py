@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..card import Key, Signer
-from .options import out
+from .options import say
 
 Target = Annotated[Path, typer.Argument(help="A new file, written with mode 600.")]
 
@@ -17,7 +17,7 @@ def new(path: Target) -> None:
     """Make a key for --key: cards are sealed with it, and opened with it alone."""
     key = Key.generate()
     key.save(path)
-    out.print(f"{path}: key {key.id}; whoever has the file can read the cards, nobody without it")
+    say(f"{path}: key {key.id}; whoever has the file can read the cards, nobody without it")
 
 
 def signer(path: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -10,8 +11,12 @@ from rich.console import Console
 
 from ..card import Key
 from ..card.files import require_output
+from . import plain
+
+MOST = 1_000_000  # of anything that is counted: a slip of the finger is refused, not computed
 
 T = TypeVar("T", Path, Path | None, str | None)
+N = TypeVar("N", float, float | None, list[float] | None)
 
 
 def key_of(source: str | None) -> Key | None:
@@ -26,9 +31,23 @@ def writable(output: T) -> T:
     return output
 
 
+def finite(value: N) -> N:
+    """Callback of every option that is a number with a fraction: NaN passes any minimum."""
+    for number in value if isinstance(value, list) else [value]:
+        if number is not None and not math.isfinite(number):
+            raise typer.BadParameter(f"{number} is no finite number.")
+    return value
+
+
 # Results go to stdout, everything else to stderr: output can be piped.
 out = Console()
 progress = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Print a line on stdout; names in it are neither markup nor commands for the terminal."""
+    out.print(plain(text), markup=False, soft_wrap=True)
+
 
 Card = Annotated[Path, typer.Argument(help="A card file.")]
 Model = Annotated[
@@ -61,7 +80,7 @@ AllocatorName = Annotated[
 ]
 Budget = Annotated[
     float | None,
-    typer.Option(min=0.01, help="Bits per value of the whole file."),
+    typer.Option(min=0.01, max=MOST, callback=finite, help="Bits per value of the whole file."),
 ]
 ProfileFile = Annotated[
     Path | None,

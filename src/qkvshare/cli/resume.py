@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..card import CacheCard
-from .options import Card, KeyFile, Model, ProfileFile, TrustFile, key_of, progress, writable
+from .options import (
+    MOST,
+    Card,
+    KeyFile,
+    Model,
+    ProfileFile,
+    TrustFile,
+    finite,
+    key_of,
+    progress,
+    writable,
+)
 
 
 def resume(
@@ -17,7 +28,9 @@ def resume(
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="What follows the card's text.")
     ] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Tokens to generate at most.")
+    ] = 128,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -36,7 +49,11 @@ def resume(
     link: Annotated[
         float | None,
         typer.Option(
-            min=0.001, metavar="MBIT", help="For auto: the card must first cross such a link."
+            min=0.001,
+            max=MOST,
+            callback=finite,
+            metavar="MBIT",
+            help="For auto: the card must first cross such a link.",
         ),
     ] = None,
     key: KeyFile = None,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..card.errors import ServeError
-from .options import CodecName, KeyFile, Model, ProfileFile, key_of, progress
+from .options import MOST, CodecName, KeyFile, Model, ProfileFile, finite, key_of, progress
 from .store import Limit, Root, bytes_of, root_of
 
 
@@ -33,15 +33,23 @@ def serve(
     limit: Limit = None,
     codec: CodecName = None,
     profile: ProfileFile = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 1024,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Tokens of an answer at most.")
+    ] = 1024,
     max_context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens before it at most; by default what the model reads."),
+        typer.Option(
+            min=1, max=MOST, help="Tokens before it at most; by default what the model reads."
+        ),
     ] = None,
     max_body: Annotated[str, typer.Option(help="Of a request, cards apart.")] = "4MB",
     max_card: Annotated[str, typer.Option(help="Of a card that is put.")] = "4GB",
-    waiting: Annotated[int, typer.Option(min=1, help="Requests of a tenant that may wait.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of an answer at most.")] = 600.0,
+    waiting: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Requests of a tenant that may wait.")
+    ] = 16,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=MOST, callback=finite, help="Of an answer at most.")
+    ] = 600.0,
 ) -> None:
     """Serve one model: OpenAI's chat completions with hand-off, cards, metrics, and a page at /."""
     try:
@@ -80,13 +88,11 @@ def serve(
         from ..serve.service import Service
 
         learned = None if profile is None else Profile.load(profile)
+        chosen = None if codec is None else make_codec(codec, learned)
         loaded, tokenizer = load_model(model)
         loaded.set_attn_implementation(NAME)  # sooner from a long context
         resident = Resident(loaded, tokenizer)
-        if codec is None:
-            resident.codec = default_codec(resident.identity.weights, learned)
-        else:
-            resident.codec = make_codec(codec, learned)
+        resident.codec = chosen or default_codec(resident.identity.weights, learned)
     called = name or (Path(model).name if Path(model).exists() else model)
     progress.print(f"{called}, cards by {resident.codec.name!r} in {stores.root}", markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

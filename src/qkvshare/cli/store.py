@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ..card import CacheCard
 from ..card.errors import StoreError
 from ..store import Store
-from .options import Card, KeyFile, Output, key_of, out
+from .options import Card, KeyFile, Output, finite, key_of, say
+from .tables import print_table
 
 store = typer.Typer(help="Where cards live between hand-offs.", no_args_is_help=True)
 
@@ -42,7 +42,10 @@ def put(
     key: KeyFile = None,
     limit: Limit = None,
     ttl: Annotated[
-        float | None, typer.Option(min=0, help="Seconds after which the card may go.")
+        float | None,
+        typer.Option(
+            min=0, max=10**10, callback=finite, help="Seconds after which the card may go."
+        ),
     ] = None,
 ) -> None:
     """Store a card file (sealed with the same key, if at all), and print its digest."""
@@ -70,18 +73,18 @@ def get(
     opened = open_store(root, tenant, key)
     card = opened.get(opened.find(digest))
     card.save(output, key=key_of(key))
-    out.print(f"{output}: {card.tokens} tokens, {output.stat().st_size:,} bytes")
+    say(f"{output}: {card.tokens} tokens, {output.stat().st_size:,} bytes")
 
 
 @store.command("ls")
 def list_cards(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
     """List the cards, the last used first."""
-    table = Table("digest", "agent", "tokens", "bytes", "put", "expires", "uses")
+    rows = []
     for entry in open_store(root, tenant, key).ls():
         expires = "" if entry.expires_at is None else _time(entry.expires_at)
         row = entry.digest[:12], entry.agent, f"{entry.tokens:,}", f"{entry.bytes:,}"
-        table.add_row(*row, _time(entry.put_at), expires, str(entry.hits))
-    out.print(table)
+        rows.append([*row, _time(entry.put_at), expires, str(entry.hits)])
+    print_table(["digest", "agent", "tokens", "bytes", "put (UTC)", "expires", "uses"], rows)
 
 
 @store.command("rm")
@@ -101,14 +104,14 @@ def gc(
     opened = open_store(root, tenant, key, limit)
     before = opened.stats()["bytes"]
     dropped = opened.gc()
-    out.print(f"{len(dropped)} cards dropped, {before - opened.stats()['bytes']:,} bytes freed")
+    say(f"{len(dropped)} cards dropped, {before - opened.stats()['bytes']:,} bytes freed")
 
 
 @store.command()
 def stats(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> None:
     """Count cards, segments and bytes."""
     for name, value in open_store(root, tenant, key).stats().items():
-        out.print(f"{name.replace('_', ' ')}: {value:,}")
+        say(f"{name.replace('_', ' ')}: {value:,}")
 
 
 @store.command()
@@ -116,8 +119,8 @@ def audit(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> 
     """Read every byte of every card and compare it with its digest."""
     found = open_store(root, tenant, key).audit()
     for digest, problem in {**found.damaged, **found.lost}.items():
-        out.print(f"{digest[:12]}: {problem}", markup=False)
-    out.print(
+        say(f"{digest[:12]}: {problem}")
+    say(
         f"{found.cards} cards, {found.segments} segments, {found.bytes:,} bytes: "
         f"{len(found.damaged)} damaged, {len(found.lost)} lost, {found.orphans} files of no card"
     )
@@ -135,17 +138,20 @@ def open_store(
 
 def root_of(root: Path | None) -> Path:
     """The store's folder, by default the user's."""
-    home = Path.home() / ".local" / "share" / "qkvshare" / "store"
-    return root or Path(os.environ.get("QKVSHARE_STORE") or home)
+    named = root or os.environ.get("QKVSHARE_STORE")
+    return Path(named) if named else Path.home() / ".local" / "share" / "qkvshare" / "store"
 
 
 def bytes_of(text: str) -> int:
     """Bytes of a size such as 20GB. Raises `StoreError`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)B?", text.strip().upper())
     if found is None:
         raise StoreError(f"{text!r} is no size; expected a number and KB, MB, GB or TB.")
     return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError):
+        return "later than can be written"

@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 from ..card import CacheCard
-from .options import Card, KeyFile, Output, key_of, out
+from .options import MOST, Card, KeyFile, Output, finite, key_of, say
 
 
 def trim(
     card: Card,
     output: Output,
-    budget: Annotated[float, typer.Option(min=0.01, help="Bits per value of the whole file.")],
+    budget: Annotated[
+        float,
+        typer.Option(min=0.01, max=MOST, callback=finite, help="Bits per value of the whole file."),
+    ],
     key: KeyFile = None,
 ) -> None:
     """Cut a card to a lower rate: drop refinements (capture --codec transform:refinements=1)."""
@@ -23,7 +26,7 @@ def trim(
     known = CacheCard.load(card, key=seal)
     smaller = cut(known, budget)
     smaller = CacheCard.load(smaller.save(output, key=seal), key=seal)  # its size as it lies there
-    out.print(
+    say(
         f"{output}: {smaller.nbytes:,} of {known.nbytes:,} bytes, "
         f"{smaller.bits_per_value:.3f} of {known.bits_per_value:.3f} bits per value"
     )

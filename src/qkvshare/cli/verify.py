@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..card import CacheCard
-from .options import Card, KeyFile, TrustFile, key_of, out, progress
+from .options import Card, KeyFile, TrustFile, key_of, progress, say
 
 
 def verify(
@@ -23,9 +23,9 @@ def verify(
     known = CacheCard.load(card, key=key_of(key), trust=trust)
     known.verify()
     known.require_fresh()
-    out.print(f"digests: ok ({known.nbytes:,} bytes, card {known.digest[:12]}…)")
+    say(f"digests: ok ({known.nbytes:,} bytes, card {known.digest[:12]}…)")
     if trust is not None and known.signature:
-        out.print(f"signature: ok ({known.signature.key[:12]}…)")
+        say(f"signature: ok ({known.signature.key[:12]}…)")
     if model is None:
         return
     with progress.status("loading the model …"):
@@ -39,4 +39,4 @@ def verify(
         require_geometry(loaded, known.manifest.layers)
         require_vocabulary(loaded, known.token_ids, "card")
         require_length(loaded, known.tokens)
-    out.print(f"identity: ok (weights {known.manifest.identity.weights[:12]}…)")
+    say(f"identity: ok (weights {known.manifest.identity.weights[:12]}…)")

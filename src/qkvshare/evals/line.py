@@ -22,8 +22,7 @@ from ..codecs import from_record
 from ..hf.capture import make_card
 from ..hf.identity import identify
 from ..hf.inject import inject
-from ..hf.live import pick_row
-from ..hf.state import State, read
+from ..hf.state import State, pick_row, read
 from .handoff import Setting, log_probabilities
 
 POLICIES = ("append", "requantize")

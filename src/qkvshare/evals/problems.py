@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import msgspec
-
-from .text import TextError
+from .text import TextError, read_records
 
 _NOTE = re.compile(r"<<.*?>>")  # GSM8K's calculator annotations
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
@@ -25,22 +24,20 @@ class Problem:
 
 def read_problems(path: Path) -> list[Problem]:
     """All problems of a JSONL file with ``question`` and ``answer``. Raises `TextError`."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [_problem(msgspec.json.decode(line)) for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise TextError(
-            f"{path} cannot be read as problems: {error!r}. Expected JSONL whose records have "
-            "'question' and 'answer', which ends with '#### NUMBER'."
-        ) from error
+    return [_problem(record, path) for record in read_records(path)]
 
 
-def _problem(record: dict[str, str]) -> Problem:
-    solution, mark, answer = record["answer"].rpartition("####")
-    number = last_number(answer)
-    if not mark or number is None:
-        raise KeyError("####")
-    return Problem(record["question"].strip(), _NOTE.sub("", solution).strip(), number)
+def _problem(record: dict[str, Any], path: Path) -> Problem:
+    question, answer = record.get("question"), record.get("answer")
+    if isinstance(question, str) and isinstance(answer, str):
+        solution, mark, last = answer.rpartition("####")
+        number = last_number(last)
+        if mark and number is not None:
+            return Problem(question.strip(), _NOTE.sub("", solution).strip(), number)
+    raise TextError(
+        f"{path}: a record has {', '.join(record)[:80] or 'nothing'}; expected texts 'question' "
+        "and 'answer', which ends with '#### NUMBER'."
+    )
 
 
 def first_number(text: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..card import files
 from ..card.errors import QKVShareError
 
 
@@ -16,23 +17,39 @@ class TextError(QKVShareError):
 
 def read_text(path: Path) -> str:
     """All of a text file, or the records of a JSONL file joined. Raises `TextError`."""
-    try:
-        content = path.read_text(encoding="utf-8")
-        if path.suffix != ".jsonl":
-            return content
-        records = [msgspec.json.decode(line) for line in content.splitlines() if line.strip()]
-        return "\n\n".join(_record(record) for record in records)
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise TextError(
-            f"{path} cannot be read as text: {error!r}. Expected UTF-8, or JSONL whose records "
-            "have 'text', or 'question' and 'answer'."
-        ) from error
+    if path.suffix == ".jsonl":
+        content = "\n\n".join(_text_of(record, path) for record in read_records(path))
+    else:
+        content = files.read_text(path, TextError)
+    if not content:
+        raise TextError(f"{path} has no text.")
+    return content
 
 
-def _record(record: dict[str, Any]) -> str:
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, one a line. Raises `TextError`."""
+    records = []
+    # Not splitlines: within a JSON string other line separators are allowed as they are.
+    for number, line in enumerate(files.read_text(path, TextError).split("\n"), 1):
+        try:
+            if line.strip():
+                records.append(msgspec.json.decode(line, type=dict[str, Any]))
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            raise TextError(
+                f"{path}, line {number}: {error}. Expected JSONL, one JSON object a line."
+            ) from error
+    return records
+
+
+def _text_of(record: dict[str, Any], path: Path) -> str:
     if "text" in record:
         return str(record["text"])
-    return f"Question: {record['question']}\nAnswer: {record['answer']}"
+    if "question" in record and "answer" in record:
+        return f"Question: {record['question']}\nAnswer: {record['answer']}"
+    raise TextError(
+        f"{path}: a record has {', '.join(record)[:80] or 'nothing'}; expected 'text', or "
+        "'question' and 'answer'."
+    )
 
 
 def windows(ids: list[int], count: int, length: int) -> list[list[int]]:

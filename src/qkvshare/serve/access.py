@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..card import Key
 from ..card.errors import ServeError
+from ..card.files import read_text
 from ..store import Store
 from ..store.tenant import NOBODY
 
@@ -32,9 +33,9 @@ class Access:
         try:
             if path.stat().st_mode & 0o077:
                 raise ServeError(f"{path} can be read by others; make it yours: chmod 600 {path}")
-            lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise ServeError(f"the tokens in {path} cannot be read: {error}.") from error
+        lines = read_text(path, ServeError).splitlines()
         tenants: dict[bytes, str] = {}
         for number, line in enumerate(lines, 1):
             words = line.split("#")[0].split()
