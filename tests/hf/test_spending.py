@@ -22,9 +22,10 @@ from qkvshare.card.errors import (
 )
 from qkvshare.codecs import Packed
 from qkvshare.hf import segments
+from qkvshare.hf.live import pick_row
 from qkvshare.hf.probe import choose_probes
 from qkvshare.hf.spend import Spent, salience, spend
-from qkvshare.hf.state import pick_row, read
+from qkvshare.hf.state import read
 from qkvshare.scorers import Attention, KeyNorm, make_scorer
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model, tiny_tokenizer

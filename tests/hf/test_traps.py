@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from qkvshare import Raw, capture, inject
-from qkvshare.card.errors import CaptureError, IdentityError, PromptError
+from qkvshare.card.errors import CaptureError, IdentityError, PromptError, UnsupportedModelError
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
 from .test_handoff import live_cache
@@ -118,18 +118,70 @@ def test_sliding_length_is_restored() -> None:
     assert greedy(model, **inject(model, card, NEW)) == expected
 
 
-def test_cache_without_config_loses_its_windows() -> None:
-    model = tiny_model("mistral")
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_cache_without_config_gets_its_windows(family: str) -> None:
+    model = tiny_model(family)
     plain = DynamicCache()
     with torch.no_grad():
         model(input_ids=torch.tensor([CONTEXT]), past_key_values=plain)
     card = capture(model, token_ids=CONTEXT, cache=plain, codec=Raw())
-    with pytest.raises(IdentityError, match=r"layer 0 \(window"):
-        inject(model, card, NEW)
+    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, CONTEXT + NEW)
+
+
+def test_windows_that_are_not_the_models(llama: Any) -> None:
+    """What inject would refuse, capture does."""
+    cache = live_cache(tiny_model("mistral"), CONTEXT)
+    for layer in cache.layers:
+        layer.keys, layer.values = torch.randn(2, 1, 2, 7, 8)
+    with pytest.raises(UnsupportedModelError, match=r"could be injected: layer 0 \(window"):
+        capture(llama, token_ids=CONTEXT[:7], cache=_shortened(cache))
+
+
+def _shortened(cache: Any) -> Any:
+    for layer in cache.layers:
+        layer.cumulative_length = 7
+    return cache
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_what_a_sliding_first_layer_has_forgotten_is_read_again(family: str) -> None:
+    """A live cache of other ids than those given, where layer 0 cannot tell, makes a card of the
+    ids given: its text is theirs."""
+    model = tiny_model(family)
+    wrong = list(CONTEXT)
+    wrong[3] += 1
+    card = capture(model, token_ids=wrong, cache=live_cache(model, CONTEXT), codec=Raw())
+    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, wrong + NEW)
+    with pytest.raises(CaptureError, match="first at token 36"):
+        capture(model, token_ids=CONTEXT[:36] + OTHER[36:], cache=live_cache(model, CONTEXT))
+
+    # What comes from a card is known; only what was fed behind it is read again.
+    grown = OTHER[:20]
+    given = inject(model, card, grown, new_only=True)
+    cache = given["past_key_values"]
+    with torch.no_grad():
+        model(**given)
+    claimed = list(grown)
+    claimed[2] += 1
+    whole = [*wrong, *claimed]
+    longer = capture(model, token_ids=whole, cache=cache)
+    assert longer.manifest.segments[:1] == card.manifest.segments
+    assert greedy(model, **inject(model, longer, NEW)) == greedy_from_text(model, whole + NEW)
+
+
+def test_a_card_cropped_and_gone_on_from_is_not_taken_at_its_word(llama: Any) -> None:
+    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    cache = inject(llama, card, NEW, new_only=True)["past_key_values"]
+    cache.crop(-20)
+    with torch.no_grad():
+        llama(input_ids=torch.tensor([OTHER[:20]]), past_key_values=cache)
+    with pytest.raises(CaptureError, match="first at token 20"):
+        capture(llama, token_ids=CONTEXT, cache=cache)
 
 
 def test_exact_hit_on_a_full_window_of_a_live_cache() -> None:
-    model = tiny_model("mistral")
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    model = tiny_model("gemma3", layer_types=kinds)
     card = capture(model, token_ids=CONTEXT, cache=live_cache(model, CONTEXT), codec=Raw())
     with pytest.raises(PromptError, match="cannot roll back"):
         inject(model, card)

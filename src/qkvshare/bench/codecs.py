@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codecs import Codec, decode_runs
-from ..hf.capture import make_card, spending
+from ..hf.capture import make_card
 from ..hf.identity import identify
+from ..hf.spend import spending
 from ..hf.state import read
 
 

@@ -14,9 +14,9 @@ from ..allocators import Allocator
 from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..codecs import Codec
-from ..hf.capture import make_card, spending
+from ..hf.capture import make_card
 from ..hf.identity import identify
-from ..hf.spend import Spending, look_back
+from ..hf.spend import Spending, look_back, spending
 from ..hf.state import State, read
 from ..scorers import Scorer, parts_of
 

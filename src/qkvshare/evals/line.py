@@ -22,7 +22,8 @@ from ..codecs import from_record
 from ..hf.capture import make_card
 from ..hf.identity import identify
 from ..hf.inject import inject
-from ..hf.state import State, pick_row, read
+from ..hf.live import pick_row
+from ..hf.state import State, read
 from .handoff import Setting, log_probabilities
 
 POLICIES = ("append", "requantize")

@@ -12,17 +12,19 @@ import numpy as np
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..allocators import Allocator, Lagrangian, Learned, Smooth
+from ..allocators import Allocator, Learned
 from ..card import CacheCard, Hop, Identity
 from ..card.digest import TokenIds, is_digest
-from ..card.errors import BudgetError, CaptureError, CodecError, ProfileError
+from ..card.errors import BudgetError, CaptureError, ProfileError
 from ..codecs import Codec, Packed, Transform, from_record
 from ..profile import Profile
-from ..scorers import Attention, Scorer, parts_of
+from ..scorers import Scorer, parts_of
+from .beside import require_text
 from .identity import identify
+from .live import pick_row
 from .segments import Before, encode_alike, encode_steps, encode_tiers
-from .spend import Spending
-from .state import State, pick_row, read
+from .spend import Spending, spending
+from .state import State, read
 from .tokens import Ids, Message, as_ids, require_vocabulary, tokenize
 
 
@@ -56,7 +58,8 @@ def capture(
         source: a prompt, or messages for the chat template.
         token_ids: ``[tokens]``; for a batched ``cache`` ``[batch, tokens]``.
         cache: a ``DynamicCache`` that ``model`` made of exactly ``token_ids``, from position 0.
-            (Its first layer is checked against the ids; that no other model made the rest is not.)
+            (Its first layer is checked against the ids; that no other model made the rest is not.
+            Tokens that a sliding first layer has forgotten are read again.)
         attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
         row: which sequence of the batch; needed where there are several.
         codec: how to encode; by default as the parent, and `Packed` without one.
@@ -90,7 +93,9 @@ def capture(
         parent = None if parent == "cache" else parent
         how = spending(codec or _inherited(parent), scorer, allocator, ids)
         early = parts_of(how.scored_by) if how and how.scored_by and how.focus is None else ()
-        state = read(model, tokenize(tokenizer, source) if token_ids is None else token_ids, early)
+        given = tokenize(tokenizer, source) if token_ids is None else as_ids(token_ids)
+        require_text(model, given)
+        state = read(model, given, early)
     else:
         if token_ids is None:
             raise CaptureError("a live cache comes with token_ids=, the ids it was made of.")
@@ -171,42 +176,6 @@ def _with_profile(codec: Transform, identity: Identity) -> Transform:
         )
     profile.require(identity.weights)
     return replace(codec, profile=profile.keep())
-
-
-def spending(
-    codec: Codec, scorer: Scorer | None, allocator: Allocator | None, focus: TokenIds | None
-) -> Spending | None:
-    """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
-    given = scorer is not None or focus is not None
-    spender: Allocator | Smooth
-    if isinstance(codec, Transform):
-        if allocator is not None:
-            raise CodecError(
-                f"'transform' has a step for every token and no tiers: the allocator "
-                f"{allocator.name!r} would change nothing. Leave it out."
-            )
-        spender = Smooth()
-    elif not codec.tiers:
-        if given or allocator is not None:
-            raise CodecError(
-                f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a "
-                "codec with tiers, such as 'packed'."
-            )
-        return None
-    else:
-        spender = allocator or Lagrangian()
-    if given and not spender.uses_salience:
-        raise CodecError(
-            f"the allocator {spender.name!r} asks no scorer: scorer= and focus= would change "
-            "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
-        )
-    scorer = scorer or Attention()
-    if focus is not None and not any(len(part.probes(1)) for part in parts_of(scorer)):
-        raise CodecError(
-            f"the scorer {scorer.name!r} looks at no query: focus= would change nothing. Leave it "
-            "out, or choose one that does, such as 'attention'."
-        )
-    return Spending(scorer, spender, focus)
 
 
 def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:

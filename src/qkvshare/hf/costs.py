@@ -22,11 +22,12 @@ import torch
 from ..card import CacheCard
 from ..card.digest import digest_json
 from ..codecs import Codec, Transform, from_record
-from .capture import make_card, spending
+from .capture import make_card
 from .identity import identify
 from .inject import inject
 from .layers import empty_cache, text_config
 from .load import cache_folder
+from .spend import spending
 from .state import read
 
 _LONG, _SHORT, _NEW, _ROUNDS = 240, 60, 8, 3  # tokens, and times

@@ -14,6 +14,7 @@ from ..card import Adapter, Identity
 from ..card.digest import digest_bytes, digest_json
 from ..card.errors import UnsupportedModelError
 from ..codecs import DTYPES
+from .beside import require_no_dropout, require_no_prompt_vectors
 from .layers import text_config
 from .rope import rope_parameters
 from .stamp import stamp, state_tensors
@@ -46,6 +47,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
         raise UnsupportedModelError(
             f"the model is in {dtype}; a card carries {', '.join(sorted(DTYPES))}."
         )
+    require_no_prompt_vectors(model)
     weights, adapter = _weight_digests(model)
     return Identity(
         weights=weights,
@@ -136,7 +138,8 @@ def _common(scales: list[float]) -> float:
 
 def _stamp(model: nn.Module) -> tuple[object, ...]:
     """What changes when the weights, or the adapters in force, do; a sample of what they hold."""
-    tensors, plain = state_tensors(model, _TUNER)
+    tensors, plain, training = state_tensors(model, _TUNER)
+    require_no_dropout(training)
     if plain:
         return None, stamp(model, tensors)
     tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())]

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..card.errors import PromptError
+from .beside import forget_positions, require_text
 from .cache import CardCache
 from .coded import CodedLayer
 from .fill import fill, keep_codes, keep_half
@@ -155,6 +156,8 @@ def _admit(
     `require_geometry` has it; all but the identity is checked."""
     empty = require_geometry(model, card.manifest.layers)
     require_vocabulary(model, card.token_ids, "card")
+    require_text(model, card.token_ids)
+    forget_positions(model)
     prompt = _whole(card, new, prompt_ids)
     require_vocabulary(model, prompt[card.tokens :], "prompt")
     require_length(model, len(prompt))

@@ -115,12 +115,7 @@ def require_geometry(model: PreTrainedModel, layers: list[Layer]) -> DynamicCach
     """An empty cache of the model, to be left empty: the next caller may get the same. Raises
     `IdentityError` unless its layers are ``layers``, a card's, and `UnsupportedModelError` as
     `empty_cache`."""
-    # To make one takes longer than to see that the configuration says what it said.
-    says, known = repr(vars(text_config(model))), _empty.get(model)
-    if known is None or known[0] != says:
-        known = _empty[model] = says, empty_cache(model)
-    cache = known[1]
-    places = _carried(cache)
+    cache, places = _own(model), own_layers(model)
     if len(layers) != len(places):
         raise IdentityError(f"the card has {len(layers)} layers, the model {len(places)}.")
     config = text_config(model)
@@ -136,6 +131,19 @@ def require_geometry(model: PreTrainedModel, layers: list[Layer]) -> DynamicCach
                 f"{found}, the model {expected}."
             )
     return cache
+
+
+def own_layers(model: PreTrainedModel) -> list[DynamicLayer]:
+    """Empty layers of the model's kinds, to be left empty. Raises as `empty_cache`."""
+    return _carried(_own(model))
+
+
+def _own(model: PreTrainedModel) -> DynamicCache:
+    # To make one takes longer than to see that the configuration says what it said.
+    says, known = repr(vars(text_config(model))), _empty.get(model)
+    if known is None or known[0] != says:
+        known = _empty[model] = says, empty_cache(model)
+    return known[1]
 
 
 def place_layer(place: DynamicLayer, keys: Tensor, values: Tensor, seen: int) -> None:

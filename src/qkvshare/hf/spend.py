@@ -13,10 +13,10 @@ from torch import Tensor
 from ..allocators import SINKS, Allocator, Demand, Features, Lagrangian, Learned, Smooth
 from ..card import Identity
 from ..card.digest import TokenIds
-from ..card.errors import UnsupportedModelError
-from ..codecs import Codec, Shape
+from ..card.errors import CodecError, UnsupportedModelError
+from ..codecs import Codec, Shape, Transform
 from ..codecs.bits import BitMap
-from ..scorers import Glance, Scorer, Sight, parts_of
+from ..scorers import Attention, Glance, Scorer, Sight, parts_of
 from .probe import Watch, choose_probes, watched
 from .sensitivity import sensitivity
 from .state import State
@@ -37,6 +37,42 @@ class Spending:
     def scored_by(self) -> Scorer | None:
         """The scorer that is really asked."""
         return self.scorer if self.allocator.uses_salience else None
+
+
+def spending(
+    codec: Codec, scorer: Scorer | None, allocator: Allocator | None, focus: TokenIds | None
+) -> Spending | None:
+    """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
+    given = scorer is not None or focus is not None
+    spender: Allocator | Smooth
+    if isinstance(codec, Transform):
+        if allocator is not None:
+            raise CodecError(
+                f"'transform' has a step for every token and no tiers: the allocator "
+                f"{allocator.name!r} would change nothing. Leave it out."
+            )
+        spender = Smooth()
+    elif not codec.tiers:
+        if given or allocator is not None:
+            raise CodecError(
+                f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a "
+                "codec with tiers, such as 'packed'."
+            )
+        return None
+    else:
+        spender = allocator or Lagrangian()
+    if given and not spender.uses_salience:
+        raise CodecError(
+            f"the allocator {spender.name!r} asks no scorer: scorer= and focus= would change "
+            "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
+        )
+    scorer = scorer or Attention()
+    if focus is not None and not any(len(part.probes(1)) for part in parts_of(scorer)):
+        raise CodecError(
+            f"the scorer {scorer.name!r} looks at no query: focus= would change nothing. Leave it "
+            "out, or choose one that does, such as 'attention'."
+        )
+    return Spending(scorer, spender, focus)
 
 
 def shapes_of(state: State, start: int) -> list[Shape]:

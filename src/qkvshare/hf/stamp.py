@@ -18,17 +18,19 @@ from torch import Tensor, nn
 
 _SAMPLE = 8  # values of a tensor
 _PLAIN = (Tensor, nn.Parameter)
+# What these compute is the same in training mode; a new one is in it.
+_INERT = {nn.Linear, nn.Embedding, nn.Identity}
 
 Places = list[tuple[object, ...]]
 
 _windows: WeakKeyDictionary[nn.Module, tuple[Places, list[list[Any]]]] = WeakKeyDictionary()
 
 
-def state_tensors(model: nn.Module, mark: str) -> tuple[list[Tensor], bool]:
-    """Those of a state dict, found without the names, which take longer than all else; and whether
+def state_tensors(model: nn.Module, mark: str) -> tuple[list[Tensor], bool, bool]:
+    """Those of a state dict, found without the names, which take longer than all else; whether
     that is so: not with modules that have an attribute ``mark``, or make their state in a way of
-    their own."""
-    modules, tensors, plain = [model], list[Tensor](), True
+    their own; and whether any module is in training mode."""
+    modules, tensors, plain, training = [model], list[Tensor](), True, False
     usual = dict[type, bool]()
     for module in modules:  # grows on the way
         # A module searches long for its attributes; these are always in its dictionary.
@@ -41,10 +43,11 @@ def state_tensors(model: nn.Module, mark: str) -> tuple[list[Tensor], bool]:
         if kind not in usual:
             saved = kind._save_to_state_dict is nn.Module._save_to_state_dict
             usual[kind] = saved and not hasattr(kind, mark)
+        training |= own["training"] and kind not in _INERT
         plain &= usual[kind] and not own["_state_dict_hooks"] and mark not in own
         if own["_modules"]:
             modules += [inner for inner in own["_modules"].values() if inner is not None]
-    return tensors, plain
+    return tensors, plain, training
 
 
 def stamp(model: nn.Module, tensors: list[Tensor]) -> tuple[object, ...]:

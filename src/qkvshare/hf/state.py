@@ -1,4 +1,4 @@
-"""One sequence's live cache, checked: a row of a batch, without its padding."""
+"""The state of one sequence: what a model has made of token ids, checked."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
-import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ..allocators import Features
 from ..card import CacheCard, Layer
 from ..card.digest import TokenIds
-from ..card.errors import CaptureError
+from ..card.errors import CaptureError, IdentityError, UnsupportedModelError
 from ..codecs import Codec, LayerKV
 from ..codecs.base import Turned
 from ..scorers import Scorer
-from .cache import CardCache
+from .beside import forget_positions
 from .features import read_features
 from .half import HALF, HalfLayer
-from .layers import attention_layers, describe, empty_cache, place_layer, window_of
+from .layers import (
+    attention_layers,
+    describe,
+    empty_cache,
+    own_layers,
+    place_layer,
+    require_geometry,
+    window_of,
+)
 from .probe import Watch, can_watch_reading, watched
 from .rope import Rope
-from .tokens import (
-    Ids,
-    as_array,
-    as_ids,
-    require_cache_of,
-    require_length,
-    require_vocabulary,
-)
+from .tokens import Ids, as_ids, require_length, require_vocabulary
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
     """
     ids = as_ids(token_ids)
     require_context(model, ids)
+    forget_positions(model)
     cache = empty_cache(model)
     windows = [w for layer in attention_layers(model, cache) if (w := window_of(layer))]
     # A full window would forget the token that an exact hit needs, see `inject`.
@@ -130,55 +132,10 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
     with torch.no_grad(), watched(model, watch) if watch.scorers else nullcontext():
         # One row of logits: the vocabulary projection of the others would be thrown away.
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    state = _state(model, attention_layers(model, cache), 0, ids, None)
+    state = state_of(model, attention_layers(model, cache), 0, ids, None, len(ids))
     seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
     whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.held)}
     return replace(state, scores=whole)
-
-
-def pick_row(
-    model: PreTrainedModel,
-    cache: Cache,
-    token_ids: Ids,
-    attention_mask: Tensor | None = None,
-    row: int | None = None,
-) -> State:
-    """One sequence of a live cache, which is left as it is.
-
-    ``token_ids`` and ``attention_mask`` are ``[batch, tokens]``. Raises `CaptureError`,
-    `PromptError` or `UnsupportedModelError`.
-    """
-    places = attention_layers(model, cache)
-    describe(0, places[0])  # refuses an empty cache
-    batch, length = cast(Tensor, places[0].keys).shape[0], cache.get_seq_length()
-    if row is None and batch > 1:
-        raise CaptureError(f"the cache holds {batch} sequences; pick one with row=.")
-    row = row or 0
-    if not 0 <= row < batch:
-        raise CaptureError(f"row {row} of a batch of {batch}; expected 0 to {batch - 1}.")
-    rows = np.atleast_2d(as_array(token_ids))
-    if rows.shape not in ((batch, length), (1, length)):
-        raise CaptureError(
-            f"the cache holds {batch} × {length} tokens, the ids are {list(rows.shape)}. After "
-            "generate the last sampled token is not in the cache yet: pass sequences[:, :-1]."
-        )
-    ids = as_ids(rows[row if len(rows) == batch else 0])
-    real = None
-    if attention_mask is not None:
-        if attention_mask.shape != (batch, length):
-            raise CaptureError(
-                f"attention_mask is {list(attention_mask.shape)}, expected [{batch}, {length}]."
-            )
-        real = attention_mask[row].bool().cpu()
-        ids = ids[real.numpy()]
-    require_context(model, ids)
-    state = _state(model, places, row, ids, real)
-    card = cache.card if isinstance(cache, CardCache) else None
-    known = 0 if card is None else _require_ids_of(card, ids)
-    first = max(known, state.first(0))
-    require_cache_of(model, state.held[0].keys[:, first - len(ids) :], ids, first)
-    held = [LayerKV(at.keys.to(model.dtype), at.values.to(model.dtype)) for at in state.held]
-    return replace(state, card=card, held=held)
 
 
 def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
@@ -189,16 +146,32 @@ def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
     require_length(model, len(ids))
 
 
-def _state(
+def state_of(
     model: PreTrainedModel,
     places: list[DynamicLayer],
     row: int,
     ids: TokenIds,
     real: Tensor | None,
+    length: int,
 ) -> State:
+    """Row ``row`` of the layers of a cache that has seen ``length`` tokens, padding included.
+
+    ``real [length]`` says which are no padding; None where all are. Raises `CaptureError`, and
+    `UnsupportedModelError` where `inject` could not give such layers to the model again.
+    """
     layers, held = [], []
+    windows = [window_of(layer) for layer in own_layers(model)]
     for number, place in enumerate(places):
         layer = describe(number, place)
+        if layer.window is None and windows[number] is not None:
+            # Of a DynamicCache made without config=: it holds all tokens, the model slides.
+            layer = structs.replace(layer, kind="sliding", window=windows[number])
+        if (seen := place.get_seq_length()) != length:
+            raise CaptureError(
+                f"layer {number} of the cache holds {seen} tokens, expected {length}: tokens were "
+                "dropped from it or added to it. A card needs every token in every layer; capture "
+                "the token ids instead, which reads them."
+            )
         keys, values = (cast(Tensor, part)[row] for part in (place.keys, place.values))
         dtype = HALF if isinstance(place, HalfLayer) else model.dtype
         if not keys.dtype == values.dtype == dtype:
@@ -221,6 +194,10 @@ def _state(
         layers.append(layer)
         held.append(LayerKV(keys[:, start:], values[:, start:]))
         _require_finite(number, held[-1])
+    try:
+        require_geometry(model, layers)
+    except IdentityError as error:
+        raise UnsupportedModelError(f"no card of this cache could be injected: {error}") from error
     return State(model, ids, layers, held)
 
 
@@ -232,16 +209,3 @@ def _require_finite(number: int, held: LayerKV) -> None:
                 f"the {name} of layer {number} contain NaN or infinity; expected finite "
                 "numbers. The model overflowed: load it in bfloat16 or float32."
             )
-
-
-def _require_ids_of(card: CacheCard, ids: TokenIds) -> int:
-    """How many tokens of ``ids`` the cache has from ``card``; they must be the card's."""
-    known = min(card.tokens, len(ids))
-    same = ids[:known] == card.token_ids[:known]
-    if not same.all():
-        at = int(np.argmin(same))
-        raise CaptureError(
-            f"the cache was injected from a card whose token {at} is {card.token_ids[at]}, the ids "
-            f"have {ids[at]} there. Pass the card's ids, then those that were fed since."
-        )
-    return known

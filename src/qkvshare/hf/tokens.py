@@ -7,21 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..card.digest import TokenIds
 from ..card.errors import CaptureError, ContextLengthExceededError, PromptError
-from .layers import empty_cache, text_config
+from .layers import text_config
 from .literal import Message as Message
 from .literal import literal
 
 Ids = Sequence[int] | Tensor | npt.NDArray[np.integer[Any]]
-
-# Relative error per key vector between two runs of the same projection: rounding, and other matmul
-# shapes. Another token is much farther away (on SmolLM2 its nearest neighbour is at 0.2, median).
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 def as_array(ids: Ids) -> npt.NDArray[Any]:
@@ -128,56 +123,3 @@ def require_length(model: PreTrainedModel, tokens: int) -> None:
             f"{tokens} tokens are more than the {limit} that the model can read; "
             "shorten the context or the prompt."
         )
-
-
-def require_cache_of(model: PreTrainedModel, keys: Tensor, ids: TokenIds, first: int) -> None:
-    """Prove that a live cache was made of these ids at positions 0, 1, 2, …
-
-    Layer 0's keys depend on nothing but token and position, so one projection shows the truth for
-    every token it holds: ``keys [kv_heads, tokens, head_dim]`` from token ``first`` on. Costs about
-    a hundredth of a prefill. Raises `CaptureError` naming the first token that differs.
-    """
-    if first == len(ids):
-        return
-    positions = torch.arange(first, len(ids), device=model.device)
-    tokens = torch.from_numpy(ids[first:]).to(model.device)
-    expected = _first_layer_keys(model, tokens, positions).float()
-    difference = (keys.float() - expected).norm(dim=-1).amax(0)  # [tokens], worst head
-    scale = expected.norm(dim=-1).amax(0).clamp(min=1e-6)
-    wrong = ~(difference <= _TOLERANCE[keys.dtype] * scale)
-    if wrong.any():
-        at = first + int(wrong.int().argmax())
-        raise CaptureError(
-            f"the cache was not made of these token ids: {int(wrong.sum())} of {len(tokens)} keys "
-            f"differ, first at token {at} (id {ids[at]}). Pass the ids that were fed, without the "
-            "last one that generate sampled; for a padded batch, pass its attention_mask and make "
-            "the cache with generate() or position_ids, so that every row starts at position 0."
-        )
-
-
-class _Stop(Exception):
-    pass
-
-
-def _first_layer_keys(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
-    """Keys of layer 0, ``[kv_heads, tokens, head_dim]``: the forward ends where it stores them."""
-    cache = empty_cache(model)
-    caught: list[Tensor] = []
-
-    def update(keys: Tensor, *_: Any, **__: Any) -> Any:
-        caught.append(keys)
-        raise _Stop
-
-    cache.layers[0].update = update  # type: ignore[method-assign, union-attr]
-    try:
-        with torch.no_grad():
-            model(
-                input_ids=ids[None],
-                position_ids=positions[None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-    except _Stop:
-        return caught[0][0]
-    raise CaptureError("the model did not use the cache it was given; use_cache must be supported.")

@@ -84,7 +84,8 @@ def require_host(host: str, access: Access) -> None:
     if not access.needed and not is_local(host):
         raise ServeError(
             f"without tokens nobody but this machine is served, and {host} can be reached by "
-            "others. Name a file of tokens with --tokens, or listen on 127.0.0.1."
+            "others. Name a file of tokens (--tokens; in a program Stores(…, Access.load(file))), "
+            "or listen on 127.0.0.1."
         )
 
 

@@ -42,6 +42,7 @@ def create_app(service: Service) -> FastAPI:
         """Counts for Prometheus; where tokens are needed, with one of the tenant `metrics`."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    @app.get("/health")
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         """That the server is there."""

@@ -134,14 +134,19 @@ def _part(wanted: str | None, length: int) -> range:
     found = _RANGE.fullmatch(wanted or "")
     if found is None or found[1] == found[2] == "":
         return range(length)
+    first, last = _number(found[1]), _number(found[2])
     if found[1] == "":
-        start, stop = max(0, length - int(found[2])), length
+        start, stop = max(0, length - last), length
     else:
-        start = int(found[1])
-        stop = min(length, int(found[2]) + 1) if found[2] else length
-        if found[2] and int(found[2]) < start:
+        start, stop = first, min(length, last + 1) if found[2] else length
+        if found[2] and last < first:
             return range(length)
     if start >= stop:
         refused = {"Content-Range": f"bytes */{length}"}
         raise HTTPException(416, f"the card has {length:,} bytes, none in that range.", refused)
     return range(start, stop)
+
+
+def _number(digits: str) -> int:
+    """A number that a client wrote, as large as any file at most; "" is 0."""
+    return min(int(digits[-19:] or 0), 1 << 62) if len(digits.lstrip("0")) < 19 else 1 << 62

@@ -16,9 +16,12 @@ from starlette.exceptions import HTTPException
 from ..card.errors import QKVShareError
 from ..hf.answers import Answer, Prompt
 from . import refusals
+from .journal import log
 from .schema import Ask, CachedTokens, Choice, Completion, Kept, Refused, Said, Usage
 from .service import GoneError, Service
 
+# Clients that drop fields which OpenAI does not have can read the kept card's digest here.
+CARD_HEADER = "QKVShare-Card"
 _REFUSED: dict[int | str, dict[str, Any]] = {
     status: {"model": Refused}
     for status in (400, 401, 403, 404, 408, 409, 410, 413, 415, 421, 422, 429, 504, 507)
@@ -32,14 +35,18 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model."""
-        data = {"id": service.name, "object": "model", "created": 0, "owned_by": "qkvshare"}
-        return {"object": "list", "data": [data]}
+        return {"object": "list", "data": [_model(service.name)]}
+
+    @routes.get("/v1/models/{model:path}", responses={404: {"model": Refused}})
+    async def model(model: str) -> dict[str, Any]:
+        """The model, if it is the one."""
+        _require_model(service, model)
+        return _model(service.name)
 
     @routes.post("/v1/chat/completions", response_model=Completion, responses=_REFUSED)
-    async def complete(request: Request, ask: Ask) -> Any:
+    async def complete(request: Request, response: Response, ask: Ask) -> Any:
         """Answer the messages, from a card if one is named or matches, and keep one if asked."""
-        if ask.model != service.name:
-            raise HTTPException(404, f"no model {ask.model!r} here; there is {service.name!r}.")
+        _require_model(service, ask.model)
         reply = _Reply(service, ask)
         task = asyncio.create_task(service.answer(request, ask, reply.pieces.put_nowait))
         service.running.add(task)
@@ -47,7 +54,10 @@ def router(service: Service) -> APIRouter:
         task.add_done_callback(reply.end)
         try:
             if not ask.stream:
-                return reply.whole(*await task)
+                whole = reply.whole(*await task)
+                if whole.kv_transfer_params is not None:
+                    response.headers[CARD_HEADER] = whole.kv_transfer_params.card
+                return whole
             # An error before the first word is still told by a status.
             first = await reply.pieces.get()
             if first is None:
@@ -58,6 +68,15 @@ def router(service: Service) -> APIRouter:
         return StreamingResponse(events, media_type="text/event-stream")
 
     return routes
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "qkvshare"}
+
+
+def _require_model(service: Service, name: str) -> None:
+    if name != service.name:
+        raise HTTPException(404, f"no model {name[:256]!r} here; there is {service.name!r}.")
 
 
 class _Reply:
@@ -103,7 +122,13 @@ class _Reply:
             return
         except QKVShareError as error:
             request.state.refused = code = refusals.code_of(error)
-            yield _event(refusals.content(refusals.message_of(error, self._root), code))
+            said = refusals.message_of(error, self._root)
+            yield _event(refusals.content(said, code, refusals.param_of(error)))
+            return
+        except Exception:
+            log.exception("an answer failed")
+            request.state.refused = code = "internal_error"
+            yield _event(refusals.content(refusals.UNEXPECTED, code))
             return
         kept = {} if answer.card is None else {"kv_transfer_params": {"card": answer.card}}
         yield self._chunk({}, answer.finish, **kept)

@@ -111,7 +111,10 @@ async def refuse(scope: Scope, send: Send, status: int, message: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def content(message: str, code: str) -> dict[str, Any]:
-    """The body of a refusal."""
-    kind = "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "code": code, "param": None}}
+def content(message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The body of a refusal; ``param``: the field that it is about."""
+    kind = "internal_error" if code == "internal_error" else "invalid_request_error"
+    error = {"message": message, "type": kind, "code": code, "param": param}
+    # What is quoted from a request may be half of a surrogate pair, which cannot be sent.
+    sent = {name: at and at.encode("utf-8", "replace").decode() for name, at in error.items()}
+    return {"error": sent}

@@ -37,6 +37,10 @@ class Journal:
 
         try:
             await self._app(scope, receive, counted)
+        except Exception:
+            if status == 0:  # nothing was answered; what was begun is cut off
+                status, state["refused"] = 500, "internal_error"
+            raise
         finally:
             # The pattern, not the path: what a client made up is not logged.
             route = getattr(scope.get("route"), "path", "none")

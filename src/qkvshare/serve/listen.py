@@ -32,15 +32,21 @@ class Patience(H11Protocol):
 
     _timer: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
+    _since = 0.0  # when we began to wait for a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request; close at once where there are too many connections."""
+        """Begin to wait for a request; one that others waited with for longest makes room."""
         super().connection_made(transport)
-        if len(self.connections) > most_connections():
-            self.logger.warning("too many connections; more are closed")
-            transport.abort()
-            return
+        self._since = self.loop.time()
         self._wait(HEADER_SECONDS)
+        if len(self.connections) > most_connections():
+            self.logger.warning("too many connections; those without a request are closed")
+            waiting = [
+                each
+                for each in self.connections
+                if isinstance(each, Patience) and each.conn.their_state is h11.IDLE
+            ]
+            min(waiting, key=lambda each: each._since).drop()
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and wait for the rest no longer than is right."""
@@ -55,6 +61,7 @@ class Patience(H11Protocol):
     def on_response_complete(self) -> None:
         """The rest of a body that nobody wants is not waited for without end."""
         super().on_response_complete()
+        self._since = self.loop.time()
         if self._answered():
             self._wait(LINGER_SECONDS)
 
@@ -73,6 +80,11 @@ class Patience(H11Protocol):
         """It did."""
         self._stop_reader()
         super().resume_writing()
+
+    def drop(self) -> None:
+        """Close the connection at once, and count it no more."""
+        self.connections.discard(self)
+        self.transport.abort()
 
     def _answered(self) -> bool:
         """Whether the request was answered before all of it came."""

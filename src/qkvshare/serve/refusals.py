@@ -44,9 +44,30 @@ def code_of(error: errors.QKVShareError) -> str:
     return words.lower()
 
 
+def param_of(error: errors.QKVShareError) -> str | None:
+    """The field of the request that the error is about, where it is about one."""
+    if isinstance(error, errors.ContextLengthExceededError):
+        return "messages"
+    return getattr(error, "parameter", None)
+
+
 def message_of(error: errors.QKVShareError, root: Path) -> str:
     """What the error says, without where on this machine the store is."""
     return str(error).replace(str(root), "the store")
+
+
+UNEXPECTED = "the server failed; its log says how. The same request may fail again."
+_INSTEAD = {
+    "/v1/completions": "POST /v1/chat/completions, with messages",
+    "/v1/responses": "POST /v1/chat/completions, with messages",
+    "/v1/chat/completions": "POST /v1/chat/completions",
+}
+
+
+def _no_route(request: Request) -> str:
+    path = request.url.path
+    instead = _INSTEAD.get(path.rstrip("/"), "what /openapi.json lists")
+    return f"there is no {request.method[:20]} {path[:80]} here; expected {instead}."
 
 
 def install(app: FastAPI, root: Path) -> None:
@@ -56,19 +77,31 @@ def install(app: FastAPI, root: Path) -> None:
     """
 
     def refuse(
-        request: Request, status: int, message: str, code: str, headers: Any = None
+        request: Request,
+        status: int,
+        message: str,
+        code: str,
+        headers: Any = None,
+        param: str | None = None,
     ) -> JSONResponse:
         request.state.refused = code
-        return JSONResponse(content(message, code), status, headers)
+        return JSONResponse(content(message, code, param), status, headers)
 
     @app.exception_handler(errors.QKVShareError)
     async def ours(request: Request, error: errors.QKVShareError) -> JSONResponse:
-        return refuse(request, status_of(error), message_of(error, root), code_of(error))
+        said, code = message_of(error, root), code_of(error)
+        return refuse(request, status_of(error), said, code, param=param_of(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        code = _NAMES.get(error.status_code, "refused")
-        return refuse(request, error.status_code, str(error.detail), code, error.headers)
+        code, said = _NAMES.get(error.status_code, "refused"), str(error.detail)
+        if said in ("Not Found", "Method Not Allowed"):  # no route has it
+            said = _no_route(request)
+        return refuse(request, error.status_code, said, code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return refuse(request, 500, UNEXPECTED, "internal_error")
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

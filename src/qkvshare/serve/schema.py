@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from .fields import MESSAGE, PART, REQUEST, STREAM_OPTIONS, admitted
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # As vLLM takes it.
 Salt = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]+$")]
+Agent = Annotated[str, StringConstraints(max_length=256)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class TextPart(BaseModel):
@@ -17,35 +22,60 @@ class TextPart(BaseModel):
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _done(cls, data: Any) -> Any:
+        return admitted(data, PART, "messages.content")
+
 
 class Turn(BaseModel):
     """A message."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)] | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _done(cls, data: Any) -> Any:
+        return admitted(data, MESSAGE, "messages")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"the {self.role}'s message has no content")
+        return self
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""
         parts = self.content if isinstance(self.content, list) else []
         text = "".join(part.text for part in parts) if parts else self.content or ""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": str(text)}
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": role, "content": str(text), **named}
 
 
 class Transfer(BaseModel):
     """``kv_transfer_params`` of a request. An unknown field is an error: it asks for something.
 
-    ``card``: go on from this card. ``keep``: keep the conversation, answer included, as a card;
-    ``budget`` (bits per value of its file), ``agent`` (a name in its lineage) and ``ttl`` (seconds)
-    are about that card.
+    ``card``: go on from this card. ``from_agent``: go on from the card that this agent kept last.
+    ``keep``: keep the conversation, answer included, as a card; ``budget`` (bits per value of its
+    file), ``agent`` (a name in its lineage) and ``ttl`` (seconds) are about that card.
     """
 
     model_config = ConfigDict(extra="forbid")
     card: Digest | None = None
+    from_agent: Annotated[Agent, Field(min_length=1)] | None = None
     keep: bool = False
-    budget: Annotated[float, Field(gt=0, le=64)] | None = None
-    agent: Annotated[str, Field(max_length=256)] = ""
-    ttl: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    budget: Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)] | None = None
+    agent: Agent = ""
+    ttl: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _from_one(self) -> Self:
+        if self.card is not None and self.from_agent is not None:
+            raise ValueError("give card or from_agent, not both")
+        return self
 
 
 class StreamOptions(BaseModel):
@@ -53,48 +83,52 @@ class StreamOptions(BaseModel):
 
     include_usage: bool = False
 
-
-class ResponseFormat(BaseModel):
-    """``response_format``: nothing but text."""
-
-    type: Literal["text"]
+    @model_validator(mode="before")
+    @classmethod
+    def _done(cls, data: Any) -> Any:
+        return admitted(data, STREAM_OPTIONS, "stream_options")
 
 
 class Ask(BaseModel):
-    """The body of ``POST /v1/chat/completions``.
+    """The body of ``POST /v1/chat/completions``: the fields that are done; see `fields`."""
 
-    What would change the answer and is not supported is refused; fields that are unknown here
-    change nothing and are ignored, as clients send many.
-    """
-
+    model_config = ConfigDict(extra="forbid")
     model: str
     messages: Annotated[list[Turn], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
-        | None
-    ) = None
-    n: Literal[1] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    logprobs: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     cache_salt: Salt | None = None
-    kv_transfer_params: Transfer = Transfer()
+    kv_transfer_params: Transfer | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _done(cls, data: Any) -> Any:
+        _require_unicode(data)
+        return admitted(data, REQUEST)
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+def _require_unicode(data: Any) -> None:
+    """JSON may spell half of a surrogate pair, which is no character and cannot be answered."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a string has half of a surrogate pair, which is no character") from error
+    except RecursionError as error:
+        raise ValueError("lists and objects are nested too deep") from error
 
 
 class CachedTokens(BaseModel):
@@ -180,7 +214,7 @@ class Refusal(BaseModel):
     message: str
     type: str
     code: str
-    param: None = None
+    param: str | None = None
 
 
 class Refused(BaseModel):

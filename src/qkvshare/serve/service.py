@@ -8,16 +8,16 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 
-from ..card.errors import OverdueError, PromptError
-from ..hf.answers import Answer, Keep, Prompt, Sampling
+from ..card.errors import OverdueError
+from ..hf.answers import Answer, Prompt
 from ..hf.resident import Resident
 from ..store import Store
 from .access import Access, Stores
+from .asking import Asked
 from .limits import Limits
 from .metrics import Metrics
 from .schema import Ask
@@ -72,7 +72,7 @@ class Service:
         `BusyError`, `OverdueError`, `GoneError`, and what `Resident.prompt` and `answer` do.
         """
         tenant, loop = self.tenant(request), asyncio.get_running_loop()
-        work = self._work(self.stores.of(tenant), ask, said, loop)
+        work = Asked(self.resident, self.limits, ask, self.stores.of(tenant)).work(said, loop)
         begun, called_off = time.perf_counter(), threading.Event()
         gone = asyncio.ensure_future(_gone(request))
         try:
@@ -105,49 +105,6 @@ class Service:
             return OverdueError("the server stops; ask again when it is back.")
         limit = f"{self.limits.seconds:g} seconds, which is the limit here"
         return OverdueError(f"the answer took longer than {limit}.")
-
-    def _work(
-        self, store: Store, ask: Ask, said: Callable[[str], None], loop: asyncio.AbstractEventLoop
-    ) -> Callable[[Callable[[], bool]], tuple[Prompt, Answer]]:
-        """What the model's thread is to do."""
-        transfer, most = ask.kv_transfer_params, self.limits.tokens
-        asked = ask.max_completion_tokens or ask.max_tokens
-        if asked is not None and asked > most:
-            raise PromptError(f"{asked} tokens to say; at most {most} are allowed here.")
-        temperature, top_p = self.resident.own_sampling
-        sampling = Sampling(
-            max_tokens=asked or most,
-            temperature=temperature if ask.temperature is None else ask.temperature,
-            top_p=ask.top_p or top_p,
-            seed=None if ask.seed is None else ask.seed % 2**63,
-            stop=ask.stops,
-        )
-        keep = Keep(transfer.agent, transfer.budget, transfer.ttl) if transfer.keep else None
-        under = store if ask.cache_salt is None else store.under(ask.cache_salt)
-        context = self.limits.context or self.resident.context_tokens
-        messages = [turn.plain() for turn in ask.messages]
-
-        def hand_on(piece: str) -> None:
-            loop.call_soon_threadsafe(said, piece)
-
-        def work(cancelled: Callable[[], bool]) -> tuple[Prompt, Answer]:
-            prompt = self.resident.prompt(under, messages, transfer.card)
-            if len(prompt.ids) > context:
-                raise PromptError(
-                    f"{len(prompt.ids)} tokens to go on from; at most {context} are allowed here."
-                )
-            room = self.resident.context_tokens - len(prompt.ids)
-            answer = self.resident.answer(
-                prompt,
-                sampling if asked else replace(sampling, max_tokens=max(1, min(most, room))),
-                store=under,
-                keep=keep,
-                said=hand_on,
-                cancelled=cancelled,
-            )
-            return prompt, answer
-
-        return work
 
     async def _turn(self, tenant: str | None, gone: asyncio.Future[None]) -> None:
         """Wait for the model. Raises `BusyError`, and `GoneError` if the client goes first."""

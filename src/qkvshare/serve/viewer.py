@@ -6,6 +6,7 @@ of whoever asks. Nothing is loaded from elsewhere, and a policy tells the browse
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -15,8 +16,10 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from transformers import PreTrainedTokenizerBase
 
 from ..store import Store
+from .turns import Turns
 from .viewing import card_view, overview
 
+MOST_WAITING = 8  # looks of one tenant
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -47,9 +50,22 @@ def router(
             ``card`` (digest), ``context_tokens``, ``new_tokens``, ``ttft_ms``, ``stages_ms`` in
             order; those up to the first token are shown, what they leave of it as "first token".
 
-    Errors are left to the app: `CardNotFoundError` where a card is not in the store of who asks.
+    Errors are left to the app: `CardNotFoundError` where a card is not in the store of who asks,
+    `BusyError` where too many looks of theirs wait, and what `card_view` raises.
     """
     made = APIRouter(include_in_schema=False)
+    turns = Turns(MOST_WAITING)
+
+    async def in_turn(request: Request, look: Callable[[], dict[str, Any]]) -> Response:
+        """One look at a time, tenant by tenant: it takes a processor, which answers need, too."""
+        await turns.take(getattr(request.state, "tenant", None))
+        try:
+            if await request.is_disconnected():
+                return Response(status_code=499)  # which nobody gets
+            return await asyncio.to_thread(lambda: _json(look()))
+        finally:
+            turns.give_back()
+
     folder = files("qkvshare.serve") / "page"
     parts = {part.name: part.read_bytes() for part in folder.iterdir() if part.is_file()}
 
@@ -62,14 +78,19 @@ def router(
         return _part(parts, name)
 
     @made.get("/v1/view")
-    def view(request: Request) -> Response:
-        return _json({**overview(store_of(request)), "resumes": resumes(request)})
+    async def view(request: Request) -> Response:
+        store = store_of(request)
+        return await in_turn(request, lambda: {**overview(store), "resumes": resumes(request)})
 
     @made.get("/v1/view/{digest}")
-    def one(request: Request, digest: str) -> Response:
+    async def one(request: Request, digest: str) -> Response:
         store = store_of(request)
-        # `find` and not `get`: to look at a card is no use of it.
-        return _json(card_view(store.folder.open_card(store.find(digest)), tokenizer))
+
+        def look() -> dict[str, Any]:
+            # `find` and not `get`: to look at a card is no use of it.
+            return card_view(store.folder.open_card(store.find(digest)), tokenizer)
+
+        return await in_turn(request, look)
 
     return made
 

@@ -7,6 +7,7 @@ token got, which is what is shown.
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..card import CacheCard, Hop
 from ..card.digest import TokenIds
-from ..card.errors import CardError, CardNotFoundError
+from ..card.errors import CardError, CardNotFoundError, ServeError
 from ..codecs.spent import TokenBits, sizes, token_bits
 from ..hf.identity import tokenizer_digest
 from ..store import Store
@@ -25,6 +26,9 @@ from ..store.catalog import Entry
 from ..store.folder import Folder
 
 MOST_CARDS = 500  # whose headers are read for the list and the graph, the last used first
+OVERVIEW_SECONDS = 2.0  # after which no more headers are read
+MOST_TOKENS = 1 << 17  # of a card that is shown
+MOST_BLOBS = 50_000  # runs of tokens, times layers
 MOST_HOPS = 20  # that are followed from a card to ancestors that are gone
 _LOST = "�"  # what a decoder makes of a part of a character
 _MOST_PARTS = 64  # tokens without a whole character after which they are shown as they are
@@ -38,9 +42,12 @@ def overview(store: Store) -> dict[str, Any]:
     header cannot be read has ``problem`` instead. ``gone``: digest, agent, hop and parent. Also
     ``left_out``, the number of cards not read, and the store's ``stats``. Raises `StoreError`.
     """
-    entries = store.ls()
-    cards, lineages = [], []
+    entries, ends = store.ls(), time.monotonic() + OVERVIEW_SECONDS
+    cards, lineages, read = [], [], 0
     for entry in entries[:MOST_CARDS]:
+        if read and time.monotonic() > ends:
+            break  # what was read is kept in memory: the next look gets further
+        read += 1
         try:
             header, lineage = _header(store.folder, entry.digest)
         except CardNotFoundError:
@@ -57,7 +64,7 @@ def overview(store: Store) -> dict[str, Any]:
     return {
         "cards": cards,
         "gone": list(gone.values()),
-        "left_out": max(0, len(entries) - MOST_CARDS),
+        "left_out": len(entries) - read,
         "sealed": store.folder.key is not None,
         "stats": store.stats(),
     }
@@ -98,10 +105,16 @@ def card_view(card: CacheCard, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     """All that the page shows of one card.
 
     ``texts``: of each token, see `token_texts`; None where another tokenizer made the ids.
-    ``bits``: see `_bits`; None where there are too many. Raises `CodecError` or the `CardError`
-    family.
+    ``bits``: see `_bits`; None where there are too many. Raises `ServeError` for a card of more
+    tokens or parts than are shown, `CodecError` or the `CardError` family.
     """
     manifest, signature = card.manifest, card.signature
+    blobs = len(manifest.runs) * len(manifest.layers)
+    if card.tokens > MOST_TOKENS or blobs > MOST_BLOBS:
+        raise ServeError(
+            f"the card has {card.tokens:,} tokens and {blobs:,} parts, and the page shows at most "
+            f"{MOST_TOKENS:,} and {MOST_BLOBS:,}. `qkvshare inspect` tells of it."
+        )
     bits = token_bits(card)
     return {
         "digest": card.digest,

@@ -32,7 +32,7 @@ from qkvshare.store import Store
 from ...conftest import greedy_from_text, tiny_model, tiny_tokenizer
 
 SHORT = Sampling(max_tokens=8)
-HERE = "http://agent.test"
+HERE = "http://localhost:8000"
 
 
 def tiny_resident(seed: int = 0) -> Resident:

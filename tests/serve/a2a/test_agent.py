@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 from a2a.client import ClientConfig, create_client
-from a2a.types.a2a_pb2 import CancelTaskRequest, GetTaskRequest, Part, SendMessageRequest, TaskState
-from google.protobuf.json_format import MessageToDict
+from a2a.types.a2a_pb2 import (
+    CancelTaskRequest,
+    GetTaskRequest,
+    Part,
+    SendMessageRequest,
+    Task,
+    TaskState,
+)
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.struct_pb2 import Value
 
 from qkvshare.card.errors import AgentError, CardFormatError
 from qkvshare.hf.answers import Answer, Keep
@@ -166,13 +174,51 @@ def test_a_damaged_card_fails_the_task_with_the_reason(
         run(work())
 
 
-@pytest.mark.parametrize("parts", [[], [Part(text=" ")], [Part(raw=b"x")]], ids=str)
-def test_a_message_without_text_fails(resident: Resident, theirs: Store, parts: list[Part]) -> None:
-    async def work() -> object:
-        async with served(resident, theirs) as client:
-            return await sdk(user(*parts, Part(data={"struct_value": {}})), client)
+def asked(resident: Resident, store: Store, *parts: Part) -> Task:
+    async def work() -> Task:
+        async with served(resident, store) as client:
+            return await sdk(user(*parts), client)
 
-    task = run(work())
+    return run(work())
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (Part(data=ParseDict({"when": "six", "at": 2}, Value())), '{"at": 2, "when": "six"}'),
+        (Part(raw=b"At six.", media_type="text/plain", filename="a.txt"), "At six."),
+        (Part(raw="\ufeffAt six.".encode(), media_type="Text/Markdown; charset=utf-8"), "At six."),
+        (Part(raw=b'{"at": 6}', media_type="application/json"), '{"at": 6}'),
+    ],
+    ids=["data", "text file", "markdown", "JSON file"],
+)
+def test_all_of_a_message_is_read(resident: Resident, theirs: Store, part: Part, text: str) -> None:
+    """And not its text parts alone."""
+    task = asked(resident, theirs, Part(text=READ), part)
+    assert task.artifacts[0].parts[0].text == said(resident, f"{READ}\n{text}")
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (Part(raw=b"x", media_type="image/png"), "image/png"),
+        (Part(raw=b"x"), "cannot be read"),
+        (Part(raw=b"\xff", media_type="text/plain"), "not UTF-8"),
+        (Part(url="http://elsewhere.test/a.txt", media_type="text/plain"), "not as a URL"),
+        (Part(), "cannot be read"),
+    ],
+    ids=["image", "bytes", "latin", "url", "empty"],
+)
+def test_a_message_with_a_part_that_is_not_read_fails(
+    resident: Resident, theirs: Store, part: Part, words: str
+) -> None:
+    task = asked(resident, theirs, Part(text=READ), part)
+    assert task.status.state == TaskState.TASK_STATE_FAILED
+    assert words in task.status.message.parts[0].text
+
+
+def test_a_message_without_text_fails(resident: Resident, theirs: Store) -> None:
+    task = asked(resident, theirs, Part(text=" "), Part(text=""))
     assert task.status.state == TaskState.TASK_STATE_FAILED
     assert "no text" in task.status.message.parts[0].text
 

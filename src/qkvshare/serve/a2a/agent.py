@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from threading import Event
 from typing import Any
 
@@ -16,6 +17,9 @@ from ...hf.answers import Answer, Keep, Prompt, Sampling
 from ...hf.resident import Resident
 from ...hf.tokens import Message as Turn
 from ...store import Store
+from ..limits import Limits
+from ..turns import Turns
+from .callers import tenant_of
 from .conversation import earlier, holds, resume
 from .extension import URI
 from .fetch import Fetch
@@ -27,13 +31,13 @@ class Agent(AgentExecutor):
     """Answers messages, one at a time, in a thread.
 
     Attributes:
-        handed_on: digests of the cards that answers carried, since it was started.
+        handed_on: tenants and digests of the cards that answers carried, since it was started.
     """
 
     def __init__(
         self,
         resident: Resident,
-        store: Store,
+        store_of: Callable[[str | None], Store],
         tasks: TaskStore,
         *,
         base_url: str,
@@ -42,13 +46,16 @@ class Agent(AgentExecutor):
         inline: int,
         fetch: Fetch,
     ) -> None:
-        """See `app`; ``tasks``: where finished tasks are, for conversations of several turns."""
-        self.resident, self.store, self.tasks = resident, store, tasks
+        """See `app`; ``store_of``: a tenant's store, of None where nobody has a token.
+
+        ``tasks``: where finished tasks are, for conversations of several turns.
+        """
+        self.resident, self.store_of, self.tasks = resident, store_of, tasks
         self.base_url, self.sampling, self.keep = base_url, sampling, keep
         self.inline, self.fetch = inline, fetch
-        self.handed_on = set[str]()
+        self.handed_on = set[tuple[str | None, str]]()
         self._running = dict[str, Event]()
-        self._turn = asyncio.Lock()  # so that those who wait take no thread
+        self._turns = Turns(Limits().waiting)
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Answer a message; a task that cannot be answered fails with the reason."""
@@ -80,12 +87,16 @@ class Agent(AgentExecutor):
     async def _answer(
         self, context: RequestContext, updater: TaskUpdater, called_off: Event
     ) -> None:
-        prompt, reason = await self._prompt(context)
+        tenant = tenant_of(context.call_context)
+        prompt, reason = await self._prompt(context, tenant)
         active = URI in context.requested_extensions
-        async with self._turn:
+        await self._turns.take(tenant)
+        try:
             if called_off.is_set():
                 return
-            answer, parts = await asyncio.to_thread(self._say, prompt, active, called_off)
+            answer, parts = await asyncio.to_thread(self._say, prompt, tenant, active, called_off)
+        finally:
+            self._turns.give_back()
         if answer.finish == "cancelled":
             return
         metadata: dict[str, Any] = {}
@@ -101,17 +112,18 @@ class Agent(AgentExecutor):
         )
         await updater.complete()
 
-    async def _prompt(self, context: RequestContext) -> tuple[Prompt, str]:
+    async def _prompt(self, context: RequestContext, tenant: str | None) -> tuple[Prompt, str]:
         """What to read, and why a card that came with the message is not used, if it is not."""
+        store = self.store_of(tenant)
         sent = [] if context.message is None else list(context.message.parts)
         part, text, reason = card_part(sent), text_of(sent), ""
         card, turns = None, list[Turn]()
         if part is not None:
             digest = Announced.read(part).digest
-            if digest in self.handed_on and await asyncio.to_thread(holds, self.store, digest):
+            if (tenant, digest) in self.handed_on and await asyncio.to_thread(holds, store, digest):
                 card = digest
             else:
-                card, reason = await receive(sent, self.resident, self.store, self.fetch)
+                card, reason = await receive(sent, self.resident, store, self.fetch)
             if card is not None:
                 text = text_of(sent, besides=digest)
         if not text.strip():
@@ -121,21 +133,24 @@ class Agent(AgentExecutor):
             )
         if card is None:
             tasks = await earlier(self.tasks, str(context.context_id), context.call_context)
-            card, turns = await asyncio.to_thread(resume, tasks, self.store)
+            card, turns = await asyncio.to_thread(resume, tasks, store)
         turns = [*turns, {"role": "user", "content": text}]
-        return await asyncio.to_thread(self.resident.prompt, self.store, turns, card), reason
+        return await asyncio.to_thread(self.resident.prompt, store, turns, card), reason
 
-    def _say(self, prompt: Prompt, active: bool, called_off: Event) -> tuple[Answer, list[Part]]:
+    def _say(
+        self, prompt: Prompt, tenant: str | None, active: bool, called_off: Event
+    ) -> tuple[Answer, list[Part]]:
         """In a thread: the answer, and the parts of its artifact."""
+        store = self.store_of(tenant)
         answer = self.resident.answer(
             prompt,
             self.sampling,
-            store=self.store,
+            store=store,
             keep=self.keep if active else None,
             cancelled=called_off.is_set,
         )
         card = None
         if answer.card is not None:
-            card = self.store.get(answer.card)
-            self.handed_on.add(answer.card)
+            card = store.get(answer.card)
+            self.handed_on.add((tenant, answer.card))
         return answer, answer_parts(answer.text, card, self.base_url, self.inline)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
+from importlib.metadata import version as package_version
+from urllib.parse import urlsplit
 
-from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes
-from a2a.server.tasks import InMemoryTaskStore, TaskStore
-from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, AgentSkill
-from a2a.utils.constants import PROTOCOL_VERSION_CURRENT
+from a2a.server.tasks import TaskStore
+from a2a.types.a2a_pb2 import (
+    AgentCapabilities,
+    AgentCard,
+    AgentInterface,
+    AgentSkill,
+    HTTPAuthSecurityScheme,
+    SecurityScheme,
+)
+from a2a.utils.constants import PROTOCOL_VERSION_0_3, PROTOCOL_VERSION_CURRENT
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,16 +30,22 @@ from ...card.passing import MEDIA_TYPE, Passing
 from ...hf.answers import Keep, Sampling
 from ...hf.resident import Resident
 from ...store import Store
+from ..access import Access, Stores, require_host
+from ..gate import Gate
+from ..limits import BodyLimit, Limits
 from .agent import Agent
+from .callers import Contexts, Handler, Tasks
 from .extension import Receiver
 from .fetch import Fetch
 
-_MODES = ["text/plain", MEDIA_TYPE]
+_TEXT = ["text/plain", "application/json"]
+_BEARER = SecurityScheme(http_auth_security_scheme=HTTPAuthSecurityScheme(scheme="Bearer"))
+_FREE = r"/\.well-known/agent(-card)?\.json"  # says who we are, to anybody
 
 
 def app(
     resident: Resident,
-    store: Store,
+    store: Store | Stores,
     *,
     base_url: str,
     name: str = "qkvshare",
@@ -48,21 +61,28 @@ def app(
     Args:
         resident: the model.
         store: where it keeps cards, and puts those that others hand on. What is to be apart from
-            other cards of yours goes into ``store.under(name)``.
-        base_url: where others reach the application.
+            other cards of yours goes into ``store.under(name)``. `Stores` with tokens has a store
+            for each tenant; then every request needs a token, and sees its tenant's tasks only.
+        base_url: where others reach the application; without tokens an address of this machine.
         name, description: for the agent card.
         sampling: how it speaks.
         keep: how conversations are kept as cards, for those who ask for them.
         inline: bytes up to which a card is put into the answer itself; others are served.
         fetch: where cards that come with messages may be fetched from; by default nowhere.
-        tasks: where tasks are kept; by default in memory.
+        tasks: where tasks are kept; by default the last ones of each caller, in memory.
 
-    Whoever reaches it may use it: put authentication in front of what others should not reach.
+    Raises `ServeError` where others can reach it while nobody needs a token.
     """
-    base_url, tasks = base_url.rstrip("/"), tasks or InMemoryTaskStore()
+    access = store.access if isinstance(store, Stores) else Access({})
+    require_host(urlsplit(base_url).hostname or "", access)
+    base_url, tasks = base_url.rstrip("/"), tasks or Tasks()
+
+    def store_of(tenant: str | None) -> Store:
+        return store.of(tenant) if isinstance(store, Stores) else store
+
     agent = Agent(
         resident,
-        store,
+        store_of,
         tasks,
         base_url=base_url,
         sampling=sampling or Sampling(),
@@ -73,30 +93,29 @@ def app(
     card = AgentCard(
         name=name,
         description=description,
-        version=version("qkvshare"),
+        version=package_version("qkvshare"),
         supported_interfaces=[
-            AgentInterface(
-                url=f"{base_url}/",
-                protocol_binding="JSONRPC",
-                protocol_version=PROTOCOL_VERSION_CURRENT,
-            )
+            AgentInterface(url=f"{base_url}/", protocol_binding="JSONRPC", protocol_version=version)
+            for version in (PROTOCOL_VERSION_CURRENT, PROTOCOL_VERSION_0_3)
         ],
+        security_schemes={"bearer": _BEARER} if access.needed else {},
+        security_requirements=[{"schemes": {"bearer": {}}}] if access.needed else [],
         capabilities=AgentCapabilities(
             streaming=True, extensions=[Receiver.of(resident.identity).extension()]
         ),
-        default_input_modes=_MODES,
-        default_output_modes=_MODES,
+        default_input_modes=[*_TEXT, MEDIA_TYPE],
+        default_output_modes=["text/plain", MEDIA_TYPE],
         skills=[AgentSkill(id="answer", name="Answer", description=description, tags=["chat"])],
     )
-    handler = DefaultRequestHandler(agent, tasks, card)
+    handler = Handler(agent, tasks, card)
 
     async def serve_card(request: Request) -> Response:
-        digest = request.path_params["digest"]
+        digest, tenant = request.path_params["digest"], getattr(request.state, "tenant", None)
         # Not all of the store: digests of others stand in cards, as parents.
-        if digest not in agent.handed_on:
+        if (tenant, digest) not in agent.handed_on:
             raise HTTPException(404, "no such card was handed on")
         try:
-            passing = Passing(await asyncio.to_thread(store.get, digest))
+            passing = Passing(await asyncio.to_thread(store_of(tenant).get, digest))
         except CardNotFoundError as error:
             raise HTTPException(404, "the card is gone") from error
         headers = {"Content-Length": str(passing.nbytes)}
@@ -110,6 +129,9 @@ def app(
     routes = [
         Route("/cards/{digest}", serve_card),
         *create_agent_card_routes(card),
-        *create_jsonrpc_routes(handler, "/"),
+        *create_jsonrpc_routes(handler, "/", Contexts(), enable_v0_3_compat=True),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    made = Starlette(routes=routes, lifespan=lifespan)
+    made.add_middleware(BodyLimit, limits=Limits())
+    made.add_middleware(Gate, access=access, free=_FREE)
+    return made

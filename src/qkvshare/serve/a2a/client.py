@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -22,9 +23,8 @@ from a2a.types.a2a_pb2 import (
     TaskState,
 )
 from a2a.utils.constants import PROTOCOL_VERSION_CURRENT, VERSION_HEADER
-from a2a.utils.errors import A2AError
 
-from ...card.errors import AgentError
+from ...card.errors import AgentError, QKVShareError
 from ...card.passing import MEDIA_TYPE
 from ...hf.answers import Prompt
 from ...hf.resident import Resident
@@ -34,6 +34,7 @@ from .extension import URI, Receiver
 from .fetch import Fetch
 from .parts import Announced, card_part, text_of
 from .receive import receive
+from .wire import careful
 
 _NOT_DECLARED = f"the agent does not declare the extension {URI}."
 
@@ -85,32 +86,37 @@ async def ask(
         given: parts of an earlier answer, of this agent or another one, to go on from; its card
             is sent on only where the agent can use it.
         context_id: ``taken.task.context_id``, to go on with a conversation.
-        fetch: what else cards may be fetched from, and how large they may be.
-        client: for another transport, credentials (cards are fetched with them, too), time limits;
-            by default an answer may take as long as it does.
+        fetch: which other origins may be asked and cards be fetched from; how large cards may be.
+        client: for another transport, time limits, credentials (which are sent to the origin of
+            ``url`` alone); by default an answer may take as long as it does.
 
     Raises `AgentError` and what `take` raises.
     """
     slow = httpx.Timeout(30.0, read=None)
+    fetch = fetch or Fetch()
+    near = replace(fetch, origins=(*fetch.origins, url))
     async with nullcontext(client) if client else httpx.AsyncClient(timeout=slow) as http:
         try:
-            agent = await A2ACardResolver(http, url).get_agent_card()
-            theirs = Receiver.declared(agent)
-            # Who could not use a card does not ask for one.
-            refused = _NOT_DECLARED if theirs is None else theirs.refuses(resident.identity, ())
-            message = Message(
-                message_id=str(uuid.uuid4()),
-                role=Role.ROLE_USER,
-                parts=[*_sendable(theirs, list(given)), Part(text=text)],
-                context_id=context_id,
-                extensions=[] if refused else [URI],
-            )
-            task = await _send(agent, message, http)
-        except (A2AError, httpx.HTTPError) as error:
-            raise AgentError(f"the agent at {url} cannot be asked: {error}") from error
-        fetch = fetch or Fetch()
-        near = replace(fetch, origins=(*fetch.origins, url))
-        taken = await take(task, resident, store, fetch=near, client=http)
+            async with careful(http, url, fetch.origins, fetch.seconds, whole=True) as known:
+                async with asyncio.timeout(fetch.seconds):
+                    agent = await A2ACardResolver(known, url).get_agent_card()
+                theirs = Receiver.declared(agent)
+                # Who could not use a card does not ask for one.
+                refused = _NOT_DECLARED if theirs is None else theirs.refuses(resident.identity, ())
+                message = Message(
+                    message_id=str(uuid.uuid4()),
+                    role=Role.ROLE_USER,
+                    parts=[*_sendable(theirs, list(given)), Part(text=text)],
+                    context_id=context_id,
+                    extensions=[] if refused else [URI],
+                )
+                task = await _send(agent, message, known)
+        except QKVShareError:
+            raise
+        except Exception as error:  # the SDK trusts the form of what it gets
+            what = f"{type(error).__name__}: {error}"[:500]
+            raise AgentError(f"the agent at {url} cannot be asked: {what}") from error
+        taken = await _take(task, resident, store, near, http, url)
     return replace(taken, reason=refused) if taken.card is None and refused else taken
 
 
@@ -125,13 +131,27 @@ async def take(
     """Go on from a finished task: put its card into ``store``, or say why its text is used.
 
     ``fetch`` says where cards may come from: name the agent's own origin. Raises `AgentError` for
-    a task that has no answer, and what `receive` raises: a card that is damaged, or not the one
+    a task that has no answer, `PromptError` for an answer with parts that cannot be read as text,
+    and what `receive` raises: a card that is damaged, or not the one
     that was announced, is never silently replaced by the text (``take`` the task again without
-    its card part for that).
+    its card part for that). What ``client`` adds to requests of its own, credentials above all, is
+    sent only to the origin of its ``base_url``.
     """
+    home = "" if client is None else str(client.base_url)
+    return await _take(task, resident, store, fetch, client, home)
+
+
+async def _take(
+    task: Task,
+    resident: Resident,
+    store: Store,
+    fetch: Fetch,
+    client: httpx.AsyncClient | None,
+    home: str,
+) -> Taken:
     if task.status.state != TaskState.TASK_STATE_COMPLETED:
         state = TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
-        said = text_of(task.status.message.parts)
+        said = " ".join(part.text for part in task.status.message.parts if part.text)
         raise AgentError(
             f"the agent's task {task.id} is {state}{': ' + said if said else ''}. "
             "Expected a completed one."
@@ -139,7 +159,7 @@ async def take(
     parts = [part for artifact in task.artifacts for part in artifact.parts]
     turns = [_turn(message) for message in task.history]
     answer = text_of(parts)
-    digest, reason = await receive(parts, resident, store, fetch, client)
+    digest, reason = await receive(parts, resident, store, fetch, client, home)
     turns.append({"role": "assistant", "content": answer})
     return Taken(task, answer, turns, digest, reason)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
 from a2a.types.a2a_pb2 import Part
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, MessageToJson
 from msgspec import Meta
 
 from ...card import CacheCard, Identity
-from ...card.errors import CardFormatError
+from ...card.errors import CardFormatError, PromptError
 from ...card.manifest import Digest
 from ...card.passing import MEDIA_TYPE
 from .extension import URI, codecs_of
@@ -86,13 +87,43 @@ def card_part(parts: Iterable[Part]) -> Part | None:
 
 
 def text_of(parts: Iterable[Part], besides: str | None = None) -> str:
-    """All text, a part a line; without what only repeats the card ``besides``, a digest."""
+    """All text, a part a line; without what only repeats the card ``besides``, a digest.
+
+    Text and JSON are read, whatever kind of part they come in. Raises `PromptError` for any other
+    part but a card: an answer to the rest would be one to another message.
+    """
     return "\n".join(
-        part.text
+        _text(part)
         for part in parts
-        if part.HasField("text")
+        if part.media_type != MEDIA_TYPE
         and (besides is None or _metadata(part).get("instead_of") != besides)
     )
+
+
+def _text(part: Part) -> str:
+    kind, media = part.WhichOneof("content"), part.media_type.partition(";")[0].strip().lower()
+    if kind == "text":
+        return part.text
+    if kind == "data":
+        # A2A makes floats of all numbers, and members lose their order on the way.
+        value = json.loads(MessageToJson(part.data), parse_float=_number)
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if kind == "raw" and (media.startswith("text/") or media == "application/json"):
+        try:
+            return part.raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise PromptError(
+                f"a part of type {media!r} is not UTF-8: {error}. Send its text as a text part."
+            ) from error
+    raise PromptError(
+        f"there is a part that cannot be read: {kind or 'nothing'} of type {media[:80]!r}. "
+        "Expected text, JSON data, a file of text (text/* or application/json, in the message "
+        "itself and not as a URL), or a card."
+    )
+
+
+def _number(text: str) -> float | int:
+    return int(text[:-2]) if text.endswith(".0") else float(text)
 
 
 def _metadata(part: Part) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ...store import Store
 from .extension import Receiver
 from .fetch import Fetch
 from .parts import Announced, card_part
+from .wire import careful
 
 
 async def receive(
@@ -31,12 +32,14 @@ async def receive(
     store: Store,
     fetch: Fetch,
     client: httpx.AsyncClient | None = None,
+    home: str = "",
 ) -> tuple[str | None, str]:
     """The digest of the card of ``parts``, which is in ``store`` then, or the reason to use text.
 
     What is known before a byte is fetched is a reason: no card, another model, a codec that is not
     here, an origin or a size that `Fetch` does not allow. What goes wrong after that is an error,
-    since the text in its place would hide it. Raises the `CardError` family, `IdentityError`,
+    since the text in its place would hide it. ``home`` is the URL that the client's credentials are
+    for; they are sent nowhere else. Raises the `CardError` family, `IdentityError`,
     `StoreError`.
     """
     part = card_part(parts)
@@ -51,8 +54,11 @@ async def receive(
     with tempfile.TemporaryDirectory(prefix="qkvshare-") as folder:
         path = Path(folder) / "card"
         if part.HasField("url"):
-            async with nullcontext(client) if client else httpx.AsyncClient() as http:
-                await fetch.write(path, part.url, announced.bytes, http)
+            async with (
+                nullcontext(client) if client else httpx.AsyncClient() as http,
+                careful(http, home, fetch.origins, fetch.seconds, whole=False) as known,
+            ):
+                await fetch.write(path, part.url, announced.bytes, known)
         elif len(part.raw) != announced.bytes:
             raise CardFormatError(
                 f"the card part has {len(part.raw):,} bytes; {announced.bytes:,} were announced. "

@@ -1,0 +1,119 @@
+"""What goes over the wire to another agent: to known origins only, and answers are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import httpx
+
+from ...card.errors import AgentError
+from ..limits import VALUES, values
+from .fetch import origin
+
+MOST = 16 << 20  # bytes of an answer; larger cards go by URL
+
+
+def careful(
+    client: httpx.AsyncClient, home: str, origins: Iterable[str], seconds: float, *, whole: bool
+) -> httpx.AsyncClient:
+    """``client``, but what another agent says does not lead it astray.
+
+    Requests go to ``home`` and ``origins`` only (URLs, whose origin counts). The client's own
+    headers, cookies and credentials are for ``home``; others get none of them. No redirect is
+    followed.
+
+    Args:
+        client: who sends; it stays open.
+        home: the URL that the credentials are for.
+        origins: URLs of others that may be asked.
+        seconds: for an answer to arrive, once it has begun.
+        whole: read answers at once, at most `MOST` bytes of them, and none that is packed.
+    """
+    return httpx.AsyncClient(
+        transport=_Careful(client, home, origins, seconds if whole else None),
+        timeout=client.timeout,
+        headers={"Accept-Encoding": "identity"},
+    )
+
+
+class _Careful(httpx.AsyncBaseTransport):
+    def __init__(
+        self, client: httpx.AsyncClient, home: str, origins: Iterable[str], seconds: float | None
+    ) -> None:
+        self._client, self._home, self._seconds = client, origin(home), seconds
+        self._origins = {self._home, *map(origin, origins)} - {None}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        at = origin(str(request.url))
+        if at not in self._origins:
+            raise AgentError(
+                f"the agent sends us to {str(request.url)[:200]!r}, which is not its own origin. "
+                "Add it to Fetch(origins=…) if it is to be trusted."
+            )
+        if at == self._home:
+            body = await request.aread()
+            own = self._client.build_request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                content=body,
+                extensions=request.extensions,
+            )
+            response = await self._client.send(own, stream=True, follow_redirects=False)
+        else:  # as it is, without what the client adds to requests of its own
+            response = await self._client.send(
+                request, stream=True, follow_redirects=False, auth=None
+            )
+        if self._seconds is None:
+            return httpx.Response(
+                response.status_code, headers=response.headers, stream=_Rest(response)
+            )
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await _bounded(response)
+        except TimeoutError as error:
+            raise AgentError(
+                f"the answer of {at} was not there {self._seconds:g} seconds after it had begun. "
+                "Ask again, or give it more: Fetch(seconds=…)."
+            ) from error
+        finally:
+            await response.aclose()
+        return httpx.Response(response.status_code, headers=response.headers, content=body)
+
+
+class _Rest(httpx.AsyncByteStream):
+    """An answer's body, as it comes."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in _raw(self._response):
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+def _raw(response: httpx.Response) -> httpx.AsyncByteStream:
+    """The bytes as they are on the wire; `aiter_raw` refuses answers that are in memory already."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
+
+
+async def _bounded(response: httpx.Response) -> bytes:
+    packed = response.headers.get("content-encoding", "identity")
+    if packed.lower() != "identity":
+        raise AgentError(f"the agent's answer is packed by {packed[:40]!r}; expected it plain.")
+    body = bytearray()
+    async for piece in _raw(response):
+        body += piece
+        if len(body) > MOST:
+            raise AgentError(
+                f"the agent's answer has more than {MOST:,} bytes. Large cards go by URL: let it "
+                "put smaller ones into its answers."
+            )
+    if values(body) > VALUES:
+        raise AgentError(f"the agent's answer has more than {VALUES:,} values; expected fewer.")
+    return bytes(body)
