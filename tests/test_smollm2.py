@@ -82,7 +82,7 @@ def test_the_tenth_hop_costs_what_the_first_does(smollm2: Any, codec: Any) -> No
     seconds: list[float] = []
     size = 0
     for end in range(576, 1153, 64):
-        arguments = inject(model, card, ids[end - 64 : end])
+        arguments = inject(model, card, ids[end - 64 : end], new_only=True)
         with torch.no_grad():
             model(**arguments, logits_to_keep=1)
         cache, tries = arguments["past_key_values"], []

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from qkvshare import CacheCard, Raw, Uniform
+from qkvshare import CacheCard, Raw, Uniform, capture
 from qkvshare.card import Run, container
 from qkvshare.card.container import blob_name
 from qkvshare.card.errors import CardDigestError, CardNotFoundError
@@ -23,6 +23,7 @@ from qkvshare.codecs import LayerKV, decode_runs, shapes_of
 from qkvshare.codecs.base import empty
 
 from ..cards import make_card
+from ..conftest import some_ids
 
 
 @settings(max_examples=40)
@@ -133,3 +134,9 @@ def test_a_blob_is_a_private_copy(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path, missing: str) -> None:
     with pytest.raises(CardNotFoundError, match="no card can be read"):
         CacheCard.load(tmp_path / missing)
+
+
+def test_a_budget_in_whole_bits(tmp_path: Path, llama: Any) -> None:
+    """An int where the header has a float: what is written can be read."""
+    card = capture(llama, token_ids=some_ids(100), budget=15)
+    assert CacheCard.load(card.save(tmp_path / "card")).digest == card.digest

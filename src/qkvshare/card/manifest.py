@@ -62,6 +62,11 @@ class Allocation(Strict, frozen=True):
     budget: float | None = None
     slope: Slope | None = None
 
+    def __post_init__(self) -> None:
+        """A whole number is written as it is read back, so that a header stays canonical."""
+        if isinstance(self.budget, int):
+            msgspec.structs.force_setattr(self, "budget", float(self.budget))
+
 
 class Part(Strict, frozen=True):
     """One of the runs that a compacted segment was made of, up to token ``end``.
