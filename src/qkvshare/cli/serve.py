@@ -83,6 +83,7 @@ def serve(
         from ..hf.attention import NAME
         from ..hf.load import load_model
         from ..hf.resident import Resident
+        from ..hf.warming import warm
         from ..profile import Profile
         from ..serve.app import create_app
         from ..serve.service import Service
@@ -93,6 +94,8 @@ def serve(
         loaded.set_attn_implementation(NAME)  # sooner from a long context
         resident = Resident(loaded, tokenizer)
         resident.codec = chosen or default_codec(resident.identity.weights, learned)
+    with progress.status("compiling kernels, a minute at the first start …"):
+        warm(resident)
     called = name or (Path(model).name if Path(model).exists() else model)
     progress.print(f"{called}, cards by {resident.codec.name!r} in {stores.root}", markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
