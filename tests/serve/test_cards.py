@@ -224,7 +224,7 @@ def test_a_disk_that_is_full_says_so(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qkvshare.serve.cards.tempfile.TemporaryDirectory", full)
+    monkeypatch.setattr("qkvshare.store.upload.tempfile.TemporaryFile", full)
     refused = client.post("/v1/cards", content=card.to_bytes())
     assert refused.status_code == 507
     assert "No space left" in refused.json()["error"]["message"]

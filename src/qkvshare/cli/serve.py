@@ -30,6 +30,13 @@ def serve(
         ),
     ] = None,
     key: KeyFile = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public keys, one a line: prompts find cards that were put here if one of these "
+            "signed them; others are used where they are named."
+        ),
+    ] = None,
     limit: Limit = None,
     codec: CodecName = None,
     profile: ProfileFile = None,
@@ -76,7 +83,7 @@ def serve(
         seconds=seconds,
         context=max_context,
     )
-    stores = Stores(root_of(root).absolute(), access, key_of(key), size)
+    stores = Stores(root_of(root).absolute(), access, key_of(key), size, trust)
     stores.all()
     with progress.status("loading the model …"):
         from ..codecs import default_codec, make_codec

@@ -47,6 +47,12 @@ def put(
             min=0, max=10**10, callback=finite, help="Seconds after which the card may go."
         ),
     ] = None,
+    vouch: Annotated[
+        bool,
+        typer.Option(
+            "--vouch", help="Let prompts that begin like the card find it; else it must be named."
+        ),
+    ] = False,
 ) -> None:
     """Store a card file (sealed with the same key, if at all), and print its digest."""
     opened = open_store(root, tenant, key, limit)
@@ -58,7 +64,7 @@ def put(
                 "signature would be lost. Capture it with the store's salt, and sign it then."
             )
         known = known.salted(opened.salt)
-    typer.echo(opened.put(known, ttl=ttl))
+    typer.echo(opened.put(known, ttl=ttl, vouched=vouch))
 
 
 @store.command()

@@ -39,12 +39,17 @@ class Keep:
 class Prompt:
     """All ``ids`` that the model is to go on from, and the card that has the first of them.
 
-    ``named``: the card was asked for, so that reading its text instead would not do.
+    Attributes:
+        found: digest of the card in the store; ``card`` may be the beginning of it.
+        named: the card was asked for, so that reading its text instead would not do.
+        vouched: what grows from the card may be found by prompts, see `Store.put`.
     """
 
     ids: TokenIds
     card: CacheCard | None = None
+    found: str | None = None
     named: bool = False
+    vouched: bool = True
 
 
 @dataclass

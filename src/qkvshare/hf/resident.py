@@ -19,8 +19,6 @@ from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..card.errors import (
     CancelledError,
-    CardError,
-    CardNotFoundError,
     IdentityError,
     PromptError,
 )
@@ -29,10 +27,10 @@ from ..store import Store
 from .answers import Answer, Keep, Prompt, Sampling
 from .capture import capture
 from .chat import Chat
+from .finding import cache_of, longest
 from .generating import generate, left_out, own_sampling
 from .identity import identify
-from .inject import inject
-from .layers import empty_cache, text_config
+from .layers import require_geometry, text_config
 from .room import FullLayer
 from .saying import Saying, ends_of
 from .tokens import Message, require_length, require_vocabulary, tokenize, too_long
@@ -84,7 +82,7 @@ class Resident:
         """
         if card is None:
             ids = self.chat.whole(messages)
-            return Prompt(ids, self._longest(store, ids))
+            return longest(store, ids, self.identity)
         known = store.get(card)
         if known.manifest.salt != store.salt:
             raise IdentityError(
@@ -96,7 +94,18 @@ class Resident:
         ids = self.chat.whole(messages)
         if not np.array_equal(ids[: known.tokens], known.token_ids):
             ids = np.concatenate([known.token_ids, self.chat.following(messages)])
-        return Prompt(ids, known, named=True)
+        return Prompt(ids, known, card, named=True, vouched=store.vouched(card))
+
+    def require(self, card: CacheCard) -> None:
+        """Look whether the model can go on from ``card``, by what its header and ids say.
+
+        Raises `IdentityError`, `PromptError`, `CardExpiredError`, `UnsupportedModelError`.
+        """
+        card.require_fresh()
+        card.manifest.identity.require(self.identity)
+        require_geometry(self.model, card.manifest.layers)
+        require_vocabulary(self.model, card.token_ids, "card")
+        require_length(self.model, card.tokens)
 
     def answer(
         self,
@@ -127,7 +136,7 @@ class Resident:
             begun = time.perf_counter()
             with _timed(answer, "inject"):
                 try:
-                    cache = self._cache(prompt, cancelled)
+                    cache = self._cache(prompt, store, cancelled)
                 except CancelledError:
                     return answer
                 answer.cached_tokens = cache.get_seq_length()
@@ -145,8 +154,8 @@ class Resident:
             answer.finish = "stop" if ended or saying.stopped else "length"
             if keep is not None and store is not None:
                 with _timed(answer, "keep"):
-                    ids, cache = self._close(prompt, saying.ids_of_text(new), cache)
-                    self._keep(answer, store, keep, token_ids=ids, cache=cache)
+                    ids, cache = self._close(prompt, store, saying.ids_of_text(new), cache)
+                    self._keep(answer, store, keep, prompt.vouched, token_ids=ids, cache=cache)
         return answer
 
     def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
@@ -158,39 +167,11 @@ class Resident:
         require_length(self.model, len(ids) + 1)
         answer = Answer("", "stop", len(ids), 0)
         with self._turn, _timed(answer, "keep"):
-            self._keep(answer, store, keep, token_ids=ids)
+            self._keep(answer, store, keep, True, token_ids=ids)
         return answer
 
-    def _longest(self, store: Store, ids: TokenIds) -> CacheCard | None:
-        """The store's card of the longest beginning of ``ids``, if there is one."""
-        found = store.match(ids, self.identity)
-        try:
-            return None if found is None else store.get(found.card, found.tokens)
-        except CardNotFoundError:  # removed meanwhile
-            return None
-
-    def _cache(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Cache:
-        """With the first tokens of the prompt, always without the last one.
-
-        Raises `CancelledError`, and what `inject` does.
-        """
-        if prompt.card is None:
-            return empty_cache(self.model)
-        try:
-            given = inject(
-                self.model,
-                prompt.card,
-                prompt_ids=prompt.ids,
-                tokenizer=self.tokenizer,
-                cancelled=cancelled,
-            )
-        except CardError as error:
-            if prompt.named:
-                raise
-            warnings.warn(f"the text is read again, its card cannot be used: {error}", stacklevel=2)
-            return empty_cache(self.model)
-        cache: Cache = given["past_key_values"]
-        return cache
+    def _cache(self, prompt: Prompt, store: Store | None, cancelled: Callable[[], bool]) -> Cache:
+        return cache_of(self.model, self.tokenizer, prompt, store, cancelled)
 
     def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> bool:
         """Read ``ids`` piece by piece; whether that was not called off."""
@@ -202,7 +183,9 @@ class Resident:
                 self.model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return not cancelled()
 
-    def _close(self, prompt: Prompt, said: TokenIds, cache: Cache) -> tuple[TokenIds, Cache]:
+    def _close(
+        self, prompt: Prompt, store: Store, said: TokenIds, cache: Cache
+    ) -> tuple[TokenIds, Cache]:
         """End the turn as the chat template does: all ids, and a cache that has read them."""
         ids = np.concatenate([prompt.ids, said, self.chat.closing])
         held = cache.get_seq_length()
@@ -210,11 +193,11 @@ class Resident:
         if surplus > 0 and all(type(layer) in (DynamicLayer, FullLayer) for layer in cache.layers):
             cache.crop(-surplus)
         elif surplus > 0:  # other layers have forgotten what came before it
-            cache = self._cache(prompt, lambda: False)
+            cache = self._cache(prompt, store, lambda: False)
         self._read(ids[cache.get_seq_length() :], cache, lambda: False)
         return ids, cache
 
-    def _keep(self, answer: Answer, store: Store, keep: Keep, **state: Any) -> None:
+    def _keep(self, answer: Answer, store: Store, keep: Keep, vouched: bool, **state: Any) -> None:
         """Capture ``state`` and put it into the store."""
         grown = getattr(state.get("cache"), "card", None) is not None
         card = capture(
@@ -227,7 +210,7 @@ class Resident:
             salt=store.salt,
             **state,
         )
-        answer.card, answer.card_bytes = store.put(card), card.nbytes
+        answer.card, answer.card_bytes = store.put(card, vouched=vouched), card.nbytes
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 
-from ..card import Key
-from ..card.errors import ServeError
+from ..card import CacheCard, Key
+from ..card.errors import CardSignatureError, ServeError
 from ..card.files import read_text
+from ..card.signing import require_signature
 from ..store import Store
 from ..store.tenant import NOBODY
 
@@ -91,12 +92,27 @@ def require_host(host: str, access: Access) -> None:
 
 @dataclass
 class Stores:
-    """A store for each tenant, in one folder; opened when it is asked for first."""
+    """A store for each tenant, in one folder; opened when it is asked for first.
+
+    ``trust``: a file of public keys. Prompts find a card that came from elsewhere if one of them
+    signed it.
+    """
 
     root: Path
     access: Access
     key: Key | None = None
     limit: int | None = None
+    trust: Path | None = None
+
+    def trusts(self, card: CacheCard) -> bool:
+        """Whether one of the trusted keys signed ``card``. Raises `SecretError`."""
+        if self.trust is None:
+            return False
+        try:
+            require_signature(card.digest, card.signature, self.trust)
+        except CardSignatureError:
+            return False
+        return True
 
     def of(self, tenant: str | None) -> Store:
         """The store of ``tenant``, None where nobody needs a token."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,9 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..card import CacheCard
-from ..card.errors import CardSignatureError, CardWriteError
+from ..card.errors import CardSignatureError, QKVShareError
 from ..card.passing import MEDIA_TYPE, Passing
 from ..store import Store
+from ..store.upload import Upload
 from .schema import PutCard, Refused, StoredCard, StoredCards
 from .service import Service
 
@@ -54,23 +53,18 @@ def router(service: Service) -> APIRouter:
         response_model=PutCard,
         openapi_extra={"requestBody": {"required": True, "content": _BYTES}},
     )
-    async def put(request: Request, response: Response) -> PutCard:
+    async def put(request: Request, response: Response, vouch: bool = False) -> PutCard:
         """Store a card for this model; the body is its file. It may be here under another digest:
-        a tenant's cards have digests of the tenant's own."""
-        store = service.store(request)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".put.", dir=store.root) as folder:
-                path = Path(folder, "card")
-                with path.open("wb") as file:
-                    async for piece in request.stream():
-                        await asyncio.to_thread(file.write, piece)
-                digest, card = await asyncio.to_thread(_store, service, store, path)
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the body ended too early.") from error
-        except OSError as error:
-            raise CardWriteError(
-                f"the card cannot be written here: {error.strerror}. Try again when there is room."
-            ) from error
+        a tenant's cards have digests of the tenant's own. With `vouch` any prompt that begins like
+        the card is answered from it, otherwise only those that name it."""
+        store, announced = service.store(request), request.headers.get("content-length", "")
+        with store.receive(int(announced) if announced.isdigit() else None) as upload:
+            try:
+                async for piece in request.stream():
+                    await asyncio.to_thread(upload.write, piece)
+            except ClientDisconnect as error:
+                raise HTTPException(400, "the body ended too early.") from error
+            digest, card = await asyncio.to_thread(_store, service, store, upload, vouch)
         service.metrics.bytes.labels("put").inc(card.nbytes)
         response.headers["Location"] = f"/v1/cards/{digest}"
         return PutCard(card=digest, tokens=card.tokens, bytes=card.nbytes)
@@ -107,9 +101,15 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _store(service: Service, store: Store, path: Path) -> tuple[str, CacheCard]:
-    card = CacheCard.load(path)
-    card.manifest.identity.require(service.resident.identity)
+def _store(service: Service, store: Store, upload: Upload, vouch: bool) -> tuple[str, CacheCard]:
+    """Check the card that has arrived, and put it; its digest in the store, and the card."""
+    card = upload.card()
+    service.resident.require(card)  # before its bytes are in memory
+    # A thin card can be decoded only together with what the store has.
+    checked = card.verified() if card.thin else card.verify()
+    card = CacheCard(card.manifest, checked, card.signature)
+    upload.close()
+    vouched = vouch or service.stores.trusts(card)
     if card.manifest.salt != store.salt:
         if card.signature is not None:
             raise CardSignatureError(
@@ -117,7 +117,15 @@ def _store(service: Service, store: Store, path: Path) -> tuple[str, CacheCard]:
                 "lost. Expected a card captured with this store's salt, or one without signature."
             )
         card = card.salted(store.salt)
-    return store.put(card), card
+    digest = store.put(card, vouched=vouched and not card.thin)
+    if card.thin:
+        try:
+            store.get(digest).verify()
+        except QKVShareError:
+            store.remove(digest)
+            raise
+        store.put(card, vouched=vouched)
+    return digest, card
 
 
 def _headers(digest: str) -> dict[str, str]:

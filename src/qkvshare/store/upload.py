@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO
 
 from ..card import CacheCard
-from ..card.errors import CardFormatError, CardWriteError
+from ..card.errors import CardFormatError, CardWriteError, StoreError
 from ..card.opening import check_tensors, open_header
 from ..card.private import require_cryptography
 from .folder import Folder
@@ -106,6 +106,7 @@ class Upload:
 
     def _put(self, piece: bytes) -> None:
         """Write one piece; only the last one may be shorter than the others."""
+        self._require_open()
         self._room.count(len(piece))
         try:
             self._room.make(0)
@@ -124,10 +125,15 @@ class Upload:
             raise
         self._written.append(len(piece))
 
+    def _require_open(self) -> None:
+        if self._file.closed:
+            raise StoreError("the upload is closed; send the card again.")
+
     def _get(self, number: int) -> bytes:
         """One piece."""
         extra = 0 if self._cipher is None else _TAG_BYTES
         with self._turn:
+            self._require_open()
             length, at = self._written[number] + extra, number * (PIECE_BYTES + extra)
             data = os.pread(self._file.fileno(), length, at)
         if len(data) != length:
