@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qkvshare.card import Key, Signer
-from qkvshare.card.errors import CardError, CardThinError, StoreError
+from qkvshare.card import CacheCard, Key, Signer
+from qkvshare.card.errors import CardError, CardThinError, CardWriteError, StoreError
 from qkvshare.store import Store
 from tests.cards import IDENTITY, make_card
 
@@ -130,3 +130,24 @@ class TestNumbers:
             Store(tmp_path, limit=number)  # type: ignore[arg-type]
         with pytest.raises(StoreError, match="abandoned="):
             store.gc(abandoned=math.nan)
+
+
+def test_a_fifo_is_no_card(tmp_path: Path) -> None:
+    """Opening one would wait for a writer, for ever."""
+    os.mkfifo(tmp_path / "a.card")
+    with pytest.raises(CardError, match="no regular file"):
+        CacheCard.load(tmp_path / "a.card")
+    with pytest.raises(CardError):
+        CacheCard.load(tmp_path)
+    store, card = Store(tmp_path / "store"), make_card()
+    store.put(card)
+    path = store.folder.segment_path(card.manifest.names[0])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CardError, match="no regular file"):
+        store.get(card.digest)
+    with pytest.raises(CardWriteError, match="pipe"):
+        store.put(card)
+    path.unlink()
+    store.put(card)
+    store.get(card.digest).verify()
