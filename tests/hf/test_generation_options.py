@@ -269,7 +269,7 @@ def test_processors_and_streamers_see_the_same(options: dict[str, Any]) -> None:
 
 def test_whole_ids_in_a_plain_forward() -> None:
     model, card, _ = hand_off("llama")
-    with pytest.raises(PromptError, match="29 tokens are read after the card's 24.*new_only"):
+    with pytest.raises(PromptError, match="29 tokens are read after the 24 in the cache.*new_only"):
         model(**inject(model, card, NEW))
 
 
@@ -277,6 +277,16 @@ def test_new_ids_in_generate() -> None:
     model, card, _ = hand_off("llama")
     with pytest.raises(PromptError, match="new_only=True, which is for a plain forward"):
         sequences(model, inject(model, card, NEW, new_only=True), {})
+
+
+@pytest.mark.parametrize("count", range(1, 60, 7))
+def test_new_ids_beside_the_cache_alone(count: int) -> None:
+    """Without the mask that inject gives, transformers reads some of them, or crashes."""
+    model, card, _ = hand_off("llama")
+    new = some_ids(count, seed=2)
+    cache = inject(model, card, new)["past_key_values"]
+    with pytest.raises((PromptError, IndexError, RuntimeError, ValueError)):
+        sequences(model, {"input_ids": torch.tensor([new]), "past_key_values": cache}, {})
 
 
 @pytest.mark.parametrize("count", [1, 6, 20, 28, 40])

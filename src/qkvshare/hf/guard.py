@@ -37,6 +37,7 @@ class Use:
         fresh: nothing was read after the card yet.
         generating: ``generate`` was called, and has read nothing yet.
         guesses: it reads guesses of its own behind the new tokens, as assisted generation does.
+        chunk: tokens that it reads at once of the new ones; 0 when all of them are read.
     """
 
     model: ref[nn.Module]
@@ -47,6 +48,7 @@ class Use:
     fresh: bool = True
     generating: bool = False
     guesses: bool = False
+    chunk: int = 0
 
     def generate(self) -> None:
         """``generate`` begins. Raises `PromptError`, `IdentityError`."""
@@ -61,16 +63,21 @@ class Use:
 
     def forward(self, count: int, seq_len: int) -> None:
         """``count`` tokens are read behind ``seq_len``. Raises `PromptError`."""
+        left = self.given - seq_len
         whole = self.fresh and not (self.new_only or self.guesses)
-        if whole and count > self.given - self.kept:
+        if whole and self.generating:
+            self.chunk = count
+        if left <= 0:
+            self.chunk = 0
+        if (whole and count > left) or (self.chunk and count != min(self.chunk, left)):
             raise PromptError(
-                f"{count} tokens are read after the card's {self.kept}, which are in the cache; "
-                f"expected {self.given - self.kept}. For a plain forward, inject with "
-                "new_only=True."
+                f"{count} tokens are read after the {seq_len} in the cache; expected the {left} "
+                "that are left of input_ids. Pass all that inject gives on to generate; for a "
+                "plain forward, inject with new_only=True."
             )
         # What transformers cuts out of ids that are shorter than the cache.
-        again = len(range(self.given)[seq_len - self.given :])
-        if self.generating and not self.fresh and seq_len >= self.given and count == again:
+        again = len(range(self.given)[-left:])
+        if self.generating and not self.fresh and left <= 0 and count == again:
             raise PromptError(
                 f"these arguments were used before: the cache has {seq_len} tokens now, input_ids "
                 f"has {self.given}. Inject again for each call of generate."
