@@ -173,7 +173,7 @@ class CacheCard(Contents):
         The segment has another name than those it was made of, so a receiver who has them cannot
         use them for it. Raises `CardThinError`.
         """
-        segment, tensors = merge(self.manifest, self.token_ids, self.blob)
+        segment, tensors = merge(self.manifest, self.token_ids, self.blobs)
         return self._reshaped([segment], tensors, "compact")
 
     def salted(self, salt: str | None) -> CacheCard:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 
 import msgspec
 import numpy as np
@@ -13,23 +14,22 @@ from .manifest import Manifest, Part, Segment
 
 
 def merge(
-    manifest: Manifest, ids: TokenIds, blob_of: Callable[[int, int], Bytes]
+    manifest: Manifest, ids: TokenIds, blobs_of: Callable[[int], Iterator[Bytes]]
 ) -> tuple[Segment, dict[str, Array]]:
     """The segment that all of ``manifest``'s runs make together, and its tensors.
 
-    ``ids`` are the whole context's, ``blob_of(layer, segment)`` the bytes of a layer.
+    ``ids`` are the whole context's, ``blobs_of(segment)`` the bytes of its layers, one by one.
     """
-    runs, layers, salt = manifest.runs, range(len(manifest.layers)), manifest.salt
+    runs, layers, salt = manifest.runs, len(manifest.layers), manifest.salt
     prefix = empty_chain(salt)
-    blobs: list[Bytes] = []
-    sizes: list[list[int]] = []
-    for layer in layers:
-        whole = [blob_of(layer, n) for n in range(len(manifest.segments))]
-        pieces = [
-            whole[run.segment][run.spans[layer] if run.spans else slice(None)] for run in runs
-        ]
-        sizes.append([len(piece) for piece in pieces])
-        blobs.append(np.concatenate(pieces))
+    # A segment's layers may share one blob, so each segment is read once, and not for every layer.
+    pieces: list[list[Bytes]] = [[] for _ in range(layers)]
+    for index, own in groupby(runs, lambda run: run.segment):
+        spans = [run.spans for run in own]
+        for layer, blob in enumerate(blobs_of(index)):
+            pieces[layer] += [blob if at is None else blob[at[layer]] for at in spans]
+    sizes = [[len(piece) for piece in of] for of in pieces]
+    blobs = [np.concatenate(of) for of in pieces]
     parts = [
         Part(run.end, run.codec, run.allocation, list(each), run.first)
         for run, each in zip(runs, zip(*sizes, strict=True), strict=True)

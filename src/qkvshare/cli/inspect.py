@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,9 @@ def drawable(plot: Path | None) -> Path | None:
     if plot is not None and plot.suffix.lower() not in _FORMS:
         raise OutputError(f"{plot} cannot be drawn; expected a name in {', '.join(_FORMS)}.")
     return writable(plot)
+
+
+_ROWS = 50  # of a table
 
 
 def inspect(
@@ -56,12 +60,10 @@ def inspect(
 
 def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     manifest, identity = card.manifest, card.manifest.identity
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column()
-    table.add_column(overflow="fold")
+    rows: list[tuple[str, str]] = []
 
     def row(name: str, value: str) -> None:
-        table.add_row(name, Text(plain(value)))  # a Text has no markup
+        rows.append((name, plain(value)))
 
     row("card", card.digest)
     row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
@@ -75,9 +77,8 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     row("tokens", f"{card.tokens:,}")
     row("size", f"{card.nbytes:,} bytes, {card.bits_per_value:.3f} bits per value")
     row("", ", ".join(f"{k} {v:,}" for k, v in sizes.items() if v and k != "total"))
-    kinds = [f"{at.kind} {at.kv_heads}×{at.head_dim}" for at in manifest.layers]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    row("layers", counts)
+    kinds = Counter(f"{at.kind} {at.kv_heads}×{at.head_dim}" for at in manifest.layers)
+    row("layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     for name, value in msgspec.structs.asdict(identity).items():
         row(name.replace("_", " "), "none" if value is None else str(value))
     for run in manifest.runs:
@@ -90,7 +91,15 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
     for hop in manifest.lineage:
         whence = "read from scratch" if hop.parent is None else f"from {hop.parent[:12]}…"
         row(f"hop {hop.hop}", f"{hop.agent or '—'}: {hop.tokens_added} tokens, {whence}")
-    out.print(table)
+    width = max(len(name) for name, _ in rows)
+    # A table takes time with the square of its rows, and a long chain has thousands.
+    for start in range(0, len(rows), _ROWS):
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(width=width)
+        table.add_column(overflow="fold")
+        for name, value in rows[start : start + _ROWS]:
+            table.add_row(name, Text(value))  # a Text has no markup
+        out.print(table)
 
 
 def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:

@@ -130,23 +130,32 @@ def decode_runs(
     # The parts of a compacted segment are in one blob, and are read side by side.
     shared = lru_cache(maxsize=4)(card.blob)
 
-    def blobs(run: Run, verified: Iterator[Bytes]) -> Iterator[Bytes]:
-        if run.spans is not None:
-            verified = (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
+    def blobs(verified: Iterator[Bytes]) -> Iterator[Bytes]:
         for _ in card.manifest.layers:
             begin()
             yield next(verified)
         read()
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
-        verified = card.blobs(run.segment)
+        verified = blobs_of(card, run, shared)
         if elsewhere and run.spans is None and card.manifest.segments[run.segment].sizes is None:
             layers = range(len(card.manifest.layers))
             verified = at_once(partial(card.blob, segment=run.segment), layers)
         room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
-        yield from from_record(run.codec).decode(blobs(run, verified), room, then)
+        yield from from_record(run.codec).decode(blobs(verified), room, then)
 
     return [layers_of(run) for run in card.manifest.runs]
+
+
+def blobs_of(card: Contents, run: Run, shared: Callable[[int, int], Bytes]) -> Iterator[Bytes]:
+    """The bytes of each layer of ``run``, verified; what layers or runs share is read once.
+
+    ``shared`` is the card's `Contents.blob` with a memory, for runs that are read side by side.
+    """
+    if run.spans is None:
+        yield from card.blobs(run.segment)
+    else:
+        yield from (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
 
 
 def shapes_of(card: Contents, run: Run) -> list[Shape]:

@@ -12,7 +12,7 @@ from ..card import CacheCard, Run
 from ..card.digest import Bytes
 from ..kernels.levels import TIERS
 from ..kernels.reference import eights
-from . import affine, from_record, streams
+from . import affine, blobs_of, from_record, streams
 from .base import Codec, Shape
 from .packed import Packed
 from .transform import MOST as MOST_REFINEMENTS
@@ -72,17 +72,14 @@ def token_bits(card: CacheCard) -> TokenBits | None:
     bits = TokenBits(*(np.zeros((len(layers), card.tokens), np.float32) for _ in "kv"))
     read = lru_cache(maxsize=4)(card.blob)  # the parts of a compacted segment are in one
     runs = [run for run in card.manifest.runs if run.segment >= card.thin]
-    codecs = [from_record(run.codec) for run in runs]
+    codecs = [(from_record(run.codec), blobs_of(card, run, read)) for run in runs]
     for number, layer in enumerate(layers):
-        for run, codec in zip(runs, codecs, strict=True):
+        for run, (codec, blobs) in zip(runs, codecs, strict=True):
             shape, at = (
                 Shape.of(layer, run.held(number)),
                 slice(run.end - run.held(number), run.end),
             )
-            blob = read(number, run.segment)
-            keys, values = _shares(
-                codec, blob if run.spans is None else blob[run.spans[number]], shape
-            )
+            keys, values = _shares(codec, next(blobs), shape)
             bits.keys[number, at] = keys / (shape.kv_heads * shape.head_dim)
             bits.values[number, at] = values / (shape.kv_heads * shape.v_head_dim)
     return bits

@@ -37,10 +37,10 @@ def trim(card: CacheCard, budget: float) -> CacheCard:
     if card.bits_per_value <= budget:
         return card
     pieces = sorted(_pieces(card), key=lambda at: (-at.level, -at.layer, at.segment))
-    saved = 0
+    saved, nbytes, values = 0, card.nbytes, card.values
     for count, piece in enumerate(pieces, 1):
         saved += piece.nbytes
-        if 8 * (card.nbytes - saved) > budget * card.values:
+        if 8 * (nbytes - saved) > budget * values:
             continue
         smaller = _without(card, pieces[:count], budget)
         if smaller.bits_per_value <= budget:  # the header may have grown
