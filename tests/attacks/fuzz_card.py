@@ -59,8 +59,9 @@ def main() -> None:
     compiled = [f"qkvshare.kernels.{file.stem}" for file in kernels.glob("*.py")]
     with atheris.instrument_imports(include=["qkvshare"], exclude=compiled):
         from .mutator import mutate
-        from .target import BLOBS, FILE, FORGED, GOLDEN, Target
+        from .target import BLOBS, FILE, FORGED, GOLDEN, KEY, PROFILE, RESEALED, SEALED, Target
     from qkvshare import registry
+    from qkvshare.card import CacheCard
 
     # A third party's codec is looked for on disk at every unknown name: some milliseconds.
     registry.entry_points = lambda **_: ()
@@ -72,8 +73,18 @@ def main() -> None:
     seeds.mkdir(parents=True)
     target = Target(scratch / "card")
     for file in sorted(GOLDEN.glob("*.card")):
-        for kind in (FILE, FORGED):
-            (seeds / f"{file.stem}.{kind}").write_bytes(bytes([kind]) + file.read_bytes())
+        card = CacheCard.load(file)
+        first = card.manifest.segments[0].end
+        thin = [card.without(card).to_bytes()]
+        if len(card.manifest.segments) > 1:
+            thin.append(card.without(card.head(first)).to_bytes())
+        for number, content in enumerate([file.read_bytes(), *thin]):
+            for kind in (FILE, FORGED, RESEALED):
+                (seeds / f"{file.stem}.{number}.{kind}").write_bytes(bytes([kind]) + content)
+        sealed = card.save(scratch / "sealed", key=KEY).read_bytes()
+        (seeds / f"{file.stem}.sealed").write_bytes(bytes([SEALED]) + sealed)
+    for change in range(64):
+        (seeds / f"profile.{change}").write_bytes(bytes([PROFILE, change, *range(change, 64)]))
     # Every codec, number format and kind of head dim: each has machine code of its own.
     for number, (codec, dtype, dim, flags) in enumerate(
         product(range(5), range(3), (0, 5, 10, 11, 13, 14, 15, 16), (4, 20, 5))
@@ -125,7 +136,7 @@ class Watched:
                 tracemalloc.stop()
         allowed = TIMES * (target.bytes_in + target.bytes_out)
         self.count += 1
-        self.kinds[data[0] % 3 if data else 0] += 1
+        self.kinds[data[0] % len(self.target.names) if data else 0] += 1
         self.slowest = max(self.slowest, seconds)
         self.largest = max(self.largest, grown - allowed)
         self.most_traced = max(self.most_traced, most - allowed)
@@ -141,7 +152,7 @@ class Watched:
         gc.collect()
         minutes = (time.monotonic() - self.begun) / 60
         kinds = ", ".join(
-            f"{self.kinds[kind]:,} {name}" for kind, name in enumerate(("files", "forged", "blobs"))
+            f"{self.kinds[kind]:,} {name}" for kind, name in enumerate(self.target.names)
         )
         print(
             f"executions {self.count:,} ({kinds}) in {minutes:.1f} min; slowest "

@@ -10,7 +10,7 @@ from typing import Any
 
 from qkvshare.card.container import MAGIC
 
-from .target import BLOBS, MALFORMED, joined, split
+from .target import BLOBS, MALFORMED, NAMES, PROFILE, joined, split
 
 Mutate = Callable[[bytes, int], bytes]
 
@@ -31,14 +31,14 @@ CODECS: tuple[dict[str, Any], ...] = (
     {"name": "uniform", "version": 1, "parameters": {"bits": 2}},
     {"name": "kivi", "version": 1, "parameters": {"bits": 8}},
     {"name": "packed", "version": 2, "parameters": {}},
-    {"name": "transform", "version": 1, "parameters": {"step": 0, "refinements": 1}},
+    {"name": "transform", "version": 2, "parameters": {"step": 0, "refinements": 1}},
 )
 
 
 def mutate(data: bytes, most: int, seed: int, plainly: Mutate) -> bytes:
     """Another input of at most ``most`` bytes; ``plainly`` changes bytes that mean nothing."""
     draw = random.Random(seed)
-    if len(data) < 2 or data[0] % 3 == BLOBS or draw.random() < 0.2:
+    if len(data) < 2 or data[0] % len(NAMES) in (BLOBS, PROFILE) or draw.random() < 0.2:
         return plainly(data, most)
     try:
         header, body = split(data[1:])

@@ -1,7 +1,9 @@
 """One execution of the fuzzer: bytes in, and what must come out is success or a `QKVShareError`.
 
 The first byte says what the rest is: a card's file as it is (`FILE`); a file whose digests are made
-again before it is read, as a forger would do (`FORGED`); or the blobs of a codec (`BLOBS`).
+again before it is read, as a forger would do (`FORGED`); the blobs of a codec (`BLOBS`); a sealed
+file as it is (`SEALED`); a file that is forged and then sealed, by who has the key (`RESEALED`); or
+what is changed in a profile (`PROFILE`).
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import torch
 
-from qkvshare.card import CacheCard
-from qkvshare.card.container import MAGIC, blob_name, ids_name
+from qkvshare import profile
+from qkvshare.card import CacheCard, Key
+from qkvshare.card.container import MAGIC, blob_name, ids_name, to_bytes
 from qkvshare.card.digest import Bytes, digest_bytes, empty_chain, extend_chain, is_digest
-from qkvshare.card.errors import QKVShareError
+from qkvshare.card.errors import CardThinError, QKVShareError
+from qkvshare.card.sealing import ENVELOPE, seal
 from qkvshare.cli import inspect
 from qkvshare.codecs import (
     DTYPES,
@@ -41,13 +45,16 @@ from qkvshare.codecs import (
 from qkvshare.profile import Profile
 
 from ..cards import canonical
-from ..profiles import made_up_profile
+from ..profiles import made_up_layers, made_up_profile
+from .profile_input import changed
 
-FILE, FORGED, BLOBS = range(3)
+NAMES = ("files", "forged", "blobs", "sealed", "resealed", "profiles")
+FILE, FORGED, BLOBS, SEALED, RESEALED, PROFILE = range(len(NAMES))
 GOLDEN = Path(__file__).parents[1] / "card" / "golden"
 # Decoded numbers of an execution: a receiver compares a card's geometry with its model first.
 MOST_NUMBERS = 1 << 18
 DIMS = (1, 2, 3, 5, 7, 8, 12, 16, 24, 33, 64, 80, 96, 128, 256, 320, 512)
+KEY = Key(b"Z" * 32)  # that of the golden sealed card
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
@@ -62,11 +69,15 @@ class Target:
     ``bytes_in`` and ``bytes_out`` are those of the last execution: read, and decoded as float32.
     """
 
+    names: ClassVar[tuple[str, ...]] = NAMES
+
     path: Path
     bytes_in: int = 0
     bytes_out: int = 0
     genuine: dict[str, str] = field(default_factory=dict)
+    parents: list[CacheCard] = field(default_factory=list)
     profiles: list[str] = field(default_factory=list)
+    coded: list[Bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         made_of = Profile.load(GOLDEN / "transform.safetensors"), made_up_profile(3)
@@ -74,24 +85,34 @@ class Target:
         for file in sorted(GOLDEN.glob("*.card")):
             card = CacheCard.load(file)
             self.genuine[card.digest] = digest_bytes(b"".join(contents(card)))
+            self.parents.append(card)
+        codec = Transform(self.profiles[1])
+        self.coded = list(codec.at(codec.basis.reference).encode(made_up_layers(3, 6)))
 
     def __call__(self, data: bytes) -> None:
         """Raises anything but `QKVShareError`, where it is a defect."""
         self.bytes_in, self.bytes_out = len(data), 0
-        kind, rest = (data[0] % 3, data[1:]) if data else (FILE, b"")
-        if kind == BLOBS:
+        kind, rest = (data[0] % len(NAMES), data[1:]) if data else (FILE, b"")
+        if kind in (BLOBS, PROFILE):
             with suppress(QKVShareError):
-                self._decode(rest)
+                (self._decode if kind == BLOBS else self._profile)(rest)
             return
-        content = forge(rest) if kind == FORGED else rest
+        content = forge(rest) if kind in (FORGED, RESEALED) else rest
+        if kind == RESEALED:
+            content = resealed(content)
         self.bytes_in = len(content)
         self.path.write_bytes(content)
         with suppress(QKVShareError):
             self._read(kind, shown=digest_bytes(data) < "02")
 
     def _read(self, kind: int, shown: bool) -> None:
-        """Load, verify, inspect and decode, each whatever became of the one before it."""
-        card = CacheCard.load(self.path)
+        """Load, verify, inspect, reshape and decode, each whatever became of the one before it."""
+        key = KEY if kind in (SEALED, RESEALED) else None
+        card = CacheCard.load(self.path, key=key)
+        shapes = [shape for run in card.manifest.runs for shape in shapes_of(card, run)]
+        numbers = sum(s.kv_heads * s.tokens * (s.head_dim + s.v_head_dim) for s in shapes)
+        # More than that a byte `verify` refuses, without a model to compare geometry with.
+        self.bytes_out = 4 * min(numbers, 256 * self.bytes_in)
         with suppress(QKVShareError):
             card.verify()
         with suppress(QKVShareError):
@@ -103,18 +124,50 @@ class Target:
             _ = card.digest, card.bits_per_value, card.thin
         with suppress(QKVShareError):
             spent.token_bits(card)
+        with suppress(QKVShareError):
+            _ = card.compact().digest
+        with suppress(QKVShareError):
+            _ = card.salted("5" * 64).digest
         if shown:  # a table takes longer than all the rest
             with redirect_stdout(io.StringIO()), suppress(QKVShareError):
-                inspect.inspect(self.path)
-                inspect.inspect(self.path, json="-")
-        shapes = [shape for run in card.manifest.runs for shape in shapes_of(card, run)]
-        numbers = sum(s.kv_heads * s.tokens * (s.head_dim + s.v_head_dim) for s in shapes)
+                inspect.inspect(self.path, key=None)
+                inspect.inspect(self.path, json="-", key=None)
+        if card.thin:
+            card = self._whole(card)
         if numbers > MOST_NUMBERS:
             return
-        self.bytes_out = 4 * numbers
         found = digest_bytes(b"".join(contents(card)))
-        if kind == FILE and self.genuine.get(card.digest) != found:
+        if kind in (FILE, SEALED) and self.genuine.get(card.digest) != found:
             raise SilentDamage(card.digest)
+
+    def _whole(self, card: CacheCard) -> CacheCard:
+        """With the bytes that it lacks from a golden card, where one has them."""
+        for parent in self.parents:
+            with suppress(CardThinError):
+                return card.whole(parent)
+        return card
+
+    def _profile(self, data: bytes) -> None:
+        """A changed profile, from a file now and then, and decoding with it."""
+        take = _Taker(data)
+        flags, number = take.byte(), take.byte() % 2
+        made = changed(Profile.find(self.profiles[1]), take.byte)
+        self.bytes_in = sum(array.nbytes for array in made.arrays.values())
+        # Tables of all classes, whatever is decoded; then what is.
+        self.bytes_out = 4 * 168 * 4096 + 4 * 3 * 2 * 6 * 16
+        if flags % 8 == 0:
+            made.save(self.path)
+            made = Profile.load(self.path)
+        digest = made.keep()
+        try:
+            codec = Transform(digest)
+            at = codec.basis.reference if number else 2 * (take.byte() - 128)
+            shapes = [Shape(2, 6, 8, 8)] * 3
+            for _ in codec.at(at).decode(self.coded, empty(shapes, torch.float32)):
+                pass
+        finally:
+            if digest not in self.profiles:
+                profile._known.pop(digest)
 
     def _decode(self, data: bytes) -> None:
         """Geometry, codec and number format from the first bytes, then what is to be decoded."""
@@ -271,6 +324,20 @@ def forge(content: bytes) -> bytes:
         envelope["digest"] = digest_bytes(canonical(manifest).encode(), salt)
         header["__metadata__"][MAGIC] = canonical(envelope)
         return joined(header, data)
+    return content
+
+
+def resealed(content: bytes) -> bytes:
+    """The file's tensors and metadata, sealed anew; as it is where it has none."""
+    with suppress(*MALFORMED, RecursionError, QKVShareError):
+        header, data = split(content)
+        metadata = header.pop("__metadata__")
+        tensors = {
+            name: np.frombuffer(_data(header, data, name), np.uint8)
+            for name in list(header)
+            if name != ENVELOPE
+        }
+        return to_bytes(*seal(tensors, {MAGIC: metadata[MAGIC]}, KEY))
     return content
 
 
