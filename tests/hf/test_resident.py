@@ -341,7 +341,6 @@ def test_a_config_without_cache_changes_no_answer(family: str, store: Store) -> 
     """Trainers leave ``use_cache: false`` in a config."""
     expected = talking(family)
     resident = talking(family, use_cache=False)
-    resident.model.generation_config.use_cache = None
     first = resident.answer(resident.prompt(store, READ), SHORT, store=store, keep=Keep())
     assert first.text == expected.answer(expected.prompt(store, READ), SHORT).text
     whole = [*READ, {"role": "assistant", "content": first.text}, *ASK]
