@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from qkvshare import Raw, capture
+from qkvshare.card.passing import MEDIA_TYPE
 from qkvshare.hf.resident import Resident
 from qkvshare.serve.limits import Limits
 from qkvshare.serve.service import Service
@@ -310,6 +311,11 @@ def test_an_agents_last_card_is_found_by_its_name(address: str, resident: Reside
         kept = say(address, messages, more={"kv_transfer_params": {"keep": True, "agent": "a"}})
     salted = {"kv_transfer_params": {"keep": True, "agent": "a"}, "cache_salt": "red"}
     say(address, other, more=salted)
+    # Nobody vouches for a card from elsewhere, whatever agent it names.
+    posted = capture(resident.model, resident.tokenizer, "low tide", codec=Raw(), agent="a")
+    headers = {"Content-Type": MEDIA_TYPE}
+    url = f"{address}/v1/cards"
+    assert httpx.post(url, content=posted.to_bytes(), headers=headers).status_code == 201
     named = say(address, QUESTION, more={"kv_transfer_params": {"from_agent": "a"}})
     whole = [*DOCUMENT, {"role": "assistant", "content": text(kept)}, *QUESTION]
     assert text(named) == reference(resident, whole)

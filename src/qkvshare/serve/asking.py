@@ -88,9 +88,10 @@ def latest(store: Store, agent: str) -> str:
             card = store.folder.open_card(entry.digest)
         except CardError:  # removed meanwhile, or damaged
             continue
-        if card.manifest.salt == store.salt:
+        # A card from elsewhere may name any agent, so somebody must vouch for it.
+        if card.manifest.salt == store.salt and store.vouched(entry.digest):
             return entry.digest
     raise CardNotFoundError(
-        f"agent {agent[:80]!r} has kept no card here; expected the agent of an earlier request "
-        "with keep, and its cache_salt."
+        f"agent {agent[:80]!r} has kept no card here that somebody vouches for; expected the agent "
+        "of an earlier request with keep, and its cache_salt. Or name a card."
     )
