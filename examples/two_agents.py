@@ -23,6 +23,7 @@ from qkvshare.hf.answers import Sampling
 from qkvshare.hf.load import load_model
 from qkvshare.hf.resident import Resident
 from qkvshare.serve.a2a import app, ask
+from qkvshare.serve.listen import config
 from qkvshare.store import Store
 
 
@@ -33,7 +34,7 @@ def read(folder: Path) -> None:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         agent = app(resident, Store(folder), base_url=url, name="reader", sampling=speak)
         print(url, flush=True)
-        uvicorn.Server(uvicorn.Config(agent, log_level="warning")).run([listening])
+        uvicorn.Server(config(agent, "127.0.0.1", 0, "warning")).run([listening])
 
 
 async def write(url: str, folder: Path) -> None:

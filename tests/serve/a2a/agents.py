@@ -27,6 +27,7 @@ from qkvshare import Raw
 from qkvshare.hf.answers import Keep, Sampling
 from qkvshare.hf.resident import Resident
 from qkvshare.serve.a2a import app
+from qkvshare.serve.listen import config
 from qkvshare.store import Store
 
 from ...conftest import greedy_from_text, tiny_model, tiny_tokenizer
@@ -115,7 +116,7 @@ def main(store: str, seed: str, inline: str) -> None:
             inline=int(inline),
         )
         print(url, flush=True)
-        uvicorn.Server(uvicorn.Config(agent, log_level="warning")).run([listening])
+        uvicorn.Server(config(agent, "127.0.0.1", 0, "warning")).run([listening])
 
 
 if __name__ == "__main__":
