@@ -1,7 +1,8 @@
-"""Kill writers of one store at random moments, again and again, and then account for every card.
+"""Kill writers of two stores at random moments, again and again, and then account for every card.
 
     python -m tests.store.soak --kills 2000
 
+Half of the workers use a plain store, half a sealed one. Cards come whole, thin, and as uploads.
 Each worker notes a card as soon as `put` has returned, and before it asks for a removal. What was
 noted and not asked to be removed must be there at the end, whole; what any worker sees meanwhile
 must be whole too.
@@ -15,16 +16,16 @@ import random
 import signal
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qkvshare.card import CacheCard
-from qkvshare.card.errors import CardNotFoundError, StoreError
+from qkvshare.card import CacheCard, Key
+from qkvshare.card.errors import CardNotFoundError, CardThinError, StoreError
 from qkvshare.store import Audit, Store
 from tests.cards import make_card
 
-WORKERS = 4
+WORKERS = 4  # even ones use the plain store
+KEYS = (None, Key(b"k" * 32))
 
 
 @dataclass
@@ -37,6 +38,20 @@ class Report:
     missing: list[str]
     audit: Audit
     failures: list[str] = field(default_factory=list)
+    thin: int = 0
+    uploads: int = 0
+
+    def __add__(self, other: Report) -> Report:
+        """Both stores."""
+        mine, theirs = vars(self), vars(other)
+        both = {name: mine[name] + theirs[name] for name in mine.keys() - {"kills", "audit"}}
+        audits = vars(self.audit), vars(other.audit)
+        numbers = ("cards", "segments", "bytes", "orphans")
+        audit = Audit(
+            **{name: sum(each[name] for each in audits) for name in numbers},
+            **{name: {**audits[0][name], **audits[1][name]} for name in ("damaged", "lost")},
+        )
+        return Report(kills=self.kills, audit=audit, **both)
 
     @property
     def ok(self) -> bool:
@@ -44,26 +59,37 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.kills} kills of {WORKERS} processes: {self.acknowledged} cards acknowledged, "
-            f"{self.removed} of them removed on request, {len(self.missing)} missing; audit: "
+            f"{self.kills} kills of {WORKERS} processes: {self.acknowledged} cards acknowledged "
+            f"({self.thin} thin, {self.uploads} uploads; half of the processes sealed), "
+            f"{self.removed} removed on request, {len(self.missing)} missing; audit: "
             f"{self.audit.cards} cards in {self.audit.segments} segments, "
             f"{len(self.audit.damaged)} damaged, {len(self.audit.lost)} without files; "
             f"{len(self.failures)} failures"
         )
 
 
-def work(root: Path, notes: Path, bases: list[CacheCard], seed: int) -> None:
+def work(root: Path, notes: Path, bases: list[CacheCard], seed: int, key: Key | None) -> None:
     """Put, read, remove and collect for ever."""
     chance = random.Random(seed)
-    store = Store(root)
+    store = Store(root, key=key)
     log = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    bases = [base.salted(store.salt) for base in bases]
+    parents = [base.head(base.manifest.segments[0].end) for base in bases]
     mine: list[str] = []
     for number in range(10**9):
         what = chance.random()
         if what < 0.6 or not mine:
-            card = chance.choice(bases).fork(f"{seed}-{number}")
-            mine.append(store.put(card))
-            os.write(log, f"put {mine[-1]}\n".encode())
+            at = chance.randrange(len(bases))
+            card, kind = bases[at].fork(f"{seed}-{number}"), "put"
+            if what < 0.15:
+                card, kind = card.without(parents[at]), "thin"
+            elif what < 0.3:
+                card, kind = arrived(store, card), "upload"
+            try:
+                mine.append(store.put(card))
+            except CardThinError:  # nobody has put a card with that segment, or gc took it
+                continue
+            os.write(log, f"{kind} {mine[-1]}\n".encode())
         elif what < 0.75:
             store.gc(abandoned=-1)  # takes even what others are writing right now
         elif what < 0.9:
@@ -79,13 +105,21 @@ def work(root: Path, notes: Path, bases: list[CacheCard], seed: int) -> None:
             store.remove(digest)
 
 
-def start(root: Path, notes: Path, bases: list[CacheCard], seed: int) -> int:
+def arrived(store: Store, card: CacheCard) -> CacheCard:
+    """The same card, as its file comes to a server."""
+    with store.receive() as upload:
+        upload.write(card.to_bytes())
+        got = upload.card()
+        return CacheCard(got.manifest, got.verify())
+
+
+def start(root: Path, notes: Path, bases: list[CacheCard], seed: int, key: Key | None) -> int:
     """A worker in a process of its own; returns its number."""
     child = os.fork()
     if child:
         return child
     try:
-        work(root, notes, bases, seed)
+        work(root, notes, bases, seed, key)
     except BaseException as error:
         with notes.open("a") as file:
             file.write(f"failed {type(error).__name__}: {error}\n".replace("\n", " ") + "\n")
@@ -93,43 +127,66 @@ def start(root: Path, notes: Path, bases: list[CacheCard], seed: int) -> int:
 
 
 def soak(folder: Path, kills: int, seed: int = 0) -> Report:
-    """Run `WORKERS` workers on one store, kill and replace one at a time, ``kills`` times."""
+    """Run `WORKERS` workers on both stores, kill and replace one at a time, ``kills`` times."""
     chance = random.Random(seed)
     bases = [make_card(seed=n, runs=(40, 30)[: 1 + n % 2]) for n in range(6)]
-    root = folder / "store"
-    Store(root).close()
+    roots = [folder / "plain", folder / "sealed"]
+    for root, key in zip(roots, KEYS, strict=True):
+        Store(root, key=key).close()
     notes = [folder / f"notes-{n}" for n in range(WORKERS)]
-    workers = [start(root, notes[n], bases, n) for n in range(WORKERS)]
+
+    def begin(worker: int, seed: int) -> int:
+        return start(roots[worker % 2], notes[worker], bases, seed, KEYS[worker % 2])
+
+    workers = [begin(n, n) for n in range(WORKERS)]
     for kill in range(kills):
         time.sleep(chance.random() * 0.06)
         victim = chance.randrange(WORKERS)
         os.kill(workers[victim], signal.SIGKILL)
         os.waitpid(workers[victim], 0)
-        workers[victim] = start(root, notes[victim], bases, WORKERS + kill)
+        workers[victim] = begin(victim, WORKERS + kill)
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
-    return account(root, notes, kills)
+    plain, sealed = (account(roots[n], notes[n::2], kills, KEYS[n]) for n in range(2))
+    return plain + sealed
 
 
-def account(root: Path, notes: list[Path], kills: int) -> Report:
+def account(root: Path, notes: list[Path], kills: int, key: Key | None) -> Report:
     """Compare what the workers noted with what a new process finds."""
     lines = [line.split(" ", 1) for path in notes for line in path.read_text().splitlines()]
-    told: dict[str, set[str]] = {"put": set(), "removing": set(), "failed": set()}
-    for verb, what in lines:
-        told[verb].add(what)
+    told: dict[str, set[str]] = {
+        verb: {what for said, what in lines if said == verb}
+        for verb in ("put", "thin", "upload", "removing", "failed")
+    }
+    put = told["put"] | told["thin"] | told["upload"]
     try:
-        store = Store(root)
+        store = Store(root, key=key)
     except StoreError as error:
-        return Report(kills, len(told["put"]), 0, [], Audit(0, 0, 0, 0), [str(error)])
+        return Report(kills, len(put), 0, [], Audit(0, 0, 0, 0), [str(error)])
     # A removal that was killed half-way leaves a row; collecting clears it away.
     store.gc(abandoned=-1)
-    there = Counter(entry.digest for entry in store.ls())
-    missing = sorted(told["put"] - told["removing"] - there.keys())
-    audit = store.audit()
+    there = {entry.digest for entry in store.ls()}
+    missing = sorted(put - told["removing"] - there)
+    failures = told["failed"] | {f"left behind: {path}" for path in left_behind(store)}
     return Report(
-        kills, len(told["put"]), len(told["removing"]), missing, audit, sorted(told["failed"])
+        kills,
+        len(put),
+        len(told["removing"]),
+        missing,
+        store.audit(),
+        sorted(failures),
+        len(told["thin"]),
+        len(told["upload"]),
     )
+
+
+def left_behind(store: Store) -> list[str]:
+    """Files that nobody takes away; those that a writer was killed at wait an hour until gc does."""
+    kinds = (".card", ".segment", ".lock", ".sqlite", ".sqlite-wal", ".sqlite-shm")
+    waiting = set(store.folder.unfinished())
+    there = (path for path in store.root.rglob("*") if path.is_file())
+    return [str(path) for path in there if not path.name.endswith(kinds) and path not in waiting]
 
 
 if __name__ == "__main__":

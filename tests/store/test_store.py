@@ -446,15 +446,18 @@ class TestFilesAndIndex:
         blobs = {"kv.0000.0000": card.tensors["kv.0000.0000"]}
         store.folder.write_segment("f" * 64, blobs)
         store.folder.write_card(card)
-        part = store.folder.segment_path("f" * 64).with_name(".half.part")
-        part.write_bytes(b"half")
-        os.utime(part, (0, 0))
+        parts = [
+            store.folder.segment_path("f" * 64).with_name(n) for n in (".a.part", ".tmp03UN4M")
+        ]
+        for part in parts:
+            part.write_bytes(b"half")
+            os.utime(part, (0, 0))
         assert store.audit().orphans == 2
         store.gc()
         assert store.audit().orphans == 2, "a writer may be at it"
         store.gc(abandoned=-1)
         assert store.audit().orphans == 0
-        assert not part.exists()
+        assert not any(part.exists() for part in parts)
         assert [entry.digest for entry in store.ls()] == [digest]
         assert store.audit().ok
 

@@ -154,8 +154,11 @@ class Folder:
         yield from (path.stem for path in self.root.glob("segments/??/*.segment"))
 
     def unfinished(self) -> Iterator[Path]:
-        """What writers that were killed left behind, or others are writing now."""
-        yield from self.root.glob("*/??/.*.part")
+        """What writers that were killed left behind, or others are writing now.
+
+        Both ours (``.….part``) and those of safetensors (``.tmp…``).
+        """
+        yield from self.root.glob("*/??/.*")
 
 
 def without_segments(card: CacheCard) -> CacheCard:

@@ -28,7 +28,8 @@ def fetch(path: Path, answer: Callable[..., Any], size: int, fetch: Fetch | None
         async with httpx.AsyncClient(
             transport=httpx.MockTransport(answer), follow_redirects=True
         ) as client:
-            await (fetch or Fetch()).write(path, URL, size, client)
+            with path.open("wb") as file:
+                await (fetch or Fetch()).write(file.write, URL, size, client)
 
     run(work())
 

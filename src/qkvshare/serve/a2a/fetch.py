@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,16 @@ class Fetch:
             )
         return ""
 
-    async def write(self, path: Path, url: str, size: int, client: httpx.AsyncClient) -> None:
-        """Write what is at ``url``, ``size`` bytes, to ``path``. Raises `CardFetchError`."""
+    async def write(
+        self, into: Callable[[bytes], object], url: str, size: int, client: httpx.AsyncClient
+    ) -> None:
+        """Give ``into`` what is at ``url``, ``size`` bytes, piece by piece.
+
+        Raises `CardFetchError`, and what ``into`` does.
+        """
         try:
             async with asyncio.timeout(self.seconds):
-                await self._write(path, url, size, client)
+                await self._write(into, url, size, client)
         except TimeoutError as error:
             raise CardFetchError(
                 f"the card at {url} was not there after {self.seconds:g} seconds. Try again, or "
@@ -60,7 +65,9 @@ class Fetch:
                 f"the card at {url} cannot be had: {kind} {error}. Ask its agent again."
             ) from error
 
-    async def _write(self, path: Path, url: str, size: int, client: httpx.AsyncClient) -> None:
+    async def _write(
+        self, into: Callable[[bytes], object], url: str, size: int, client: httpx.AsyncClient
+    ) -> None:
         # As it is, since what unpacks to more than was announced could fill the disk.
         plain = {"Accept-Encoding": "identity"}
         async with client.stream(
@@ -73,12 +80,11 @@ class Fetch:
                     "and the card. It may be gone there; ask its agent again."
                 )
             got = 0
-            with path.open("wb") as file:
-                async for chunk in response.aiter_raw():
-                    got += len(chunk)
-                    if got > size:
-                        break
-                    file.write(chunk)
+            async for chunk in response.aiter_raw():
+                got += len(chunk)
+                if got > size:
+                    break
+                await asyncio.to_thread(into, chunk)
             if got != size:
                 raise CardFetchError(
                     f"{url} gave {'more than' if got > size else f'{got:,} bytes of'} the "

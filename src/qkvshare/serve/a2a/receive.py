@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterable
 from contextlib import nullcontext
-from pathlib import Path
 
 import httpx
 from a2a.types.a2a_pb2 import Part
@@ -18,8 +16,10 @@ from ...card.errors import (
     CardSignatureError,
     CardThinError,
 )
+from ...card.signing import require_signature
 from ...hf.resident import Resident
 from ...store import Store
+from ...store.upload import Upload
 from .extension import Receiver
 from .fetch import Fetch
 from .parts import Announced, card_part
@@ -51,28 +51,31 @@ async def receive(
     reason = reason or fetch.refuses(part.url, announced.bytes)
     if reason:
         return None, reason
-    with tempfile.TemporaryDirectory(prefix="qkvshare-") as folder:
-        path = Path(folder) / "card"
+    with store.receive(announced.bytes) as upload:
         if part.HasField("url"):
             async with (
                 nullcontext(client) if client else httpx.AsyncClient() as http,
                 careful(http, home, fetch.origins, fetch.seconds, whole=False) as known,
             ):
-                await fetch.write(path, part.url, announced.bytes, known)
+                await fetch.write(upload.write, part.url, announced.bytes, known)
         elif len(part.raw) != announced.bytes:
             raise CardFormatError(
                 f"the card part has {len(part.raw):,} bytes; {announced.bytes:,} were announced. "
                 "It was cut short or changed; ask its agent again."
             )
         else:
-            path.write_bytes(part.raw)
-        digest = await asyncio.to_thread(_keep, path, announced, resident, store, fetch)
+            await asyncio.to_thread(upload.write, part.raw)
+        digest = await asyncio.to_thread(_keep, upload, announced, resident, store, fetch)
     return digest, ""
 
 
-def _keep(path: Path, announced: Announced, resident: Resident, store: Store, fetch: Fetch) -> str:
-    """Put the card in the file into the store; returns its digest there."""
-    card = CacheCard.load(path, trust=fetch.trust)
+def _keep(
+    upload: Upload, announced: Announced, resident: Resident, store: Store, fetch: Fetch
+) -> str:
+    """Put the card that has arrived into the store; returns its digest there."""
+    card = upload.card()
+    if fetch.trust is not None:
+        require_signature(card.digest, card.signature, fetch.trust)
     if card.digest != announced.digest:
         raise CardDigestError(
             f"the card that came is {card.digest[:12]}…, announced was "
@@ -84,7 +87,8 @@ def _keep(path: Path, announced: Announced, resident: Resident, store: Store, fe
             "cards. Ask for one."
         )
     resident.require(card)
-    card.verify()
+    card = CacheCard(card.manifest, card.verify(), card.signature)
+    upload.close()
     if card.manifest.salt != store.salt:
         if card.signature is not None:
             raise CardSignatureError(
