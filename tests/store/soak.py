@@ -182,7 +182,7 @@ def account(root: Path, notes: list[Path], kills: int, key: Key | None) -> Repor
 
 
 def left_behind(store: Store) -> list[str]:
-    """Files that nobody takes away; those that a writer was killed at wait an hour until gc does."""
+    """Files that nobody takes away; what a writer was killed at waits an hour for gc."""
     kinds = (".card", ".segment", ".lock", ".sqlite", ".sqlite-wal", ".sqlite-shm")
     waiting = set(store.folder.unfinished())
     there = (path for path in store.root.rglob("*") if path.is_file())
