@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
@@ -11,6 +10,8 @@ from typing import Any, TypeVar, cast
 from .card.errors import QKVShareError
 
 T = TypeVar("T")
+
+_MOST = 1_000_000  # a larger one is a slip of the finger
 
 
 def find(
@@ -50,12 +51,13 @@ def build(text: str, find_kind: Callable[[str], type[T]], error: type[QKVShareEr
         field, _, value = part.partition("=")
         try:
             values[field] = cast(Any, type(known[field].default))(value)
-            if not math.isfinite(values[field]):
+            if not 0 <= values[field] <= _MOST:  # NaN is not, either
                 raise ValueError
         except (KeyError, ValueError, TypeError):
             names = ", ".join(known) or "none"
             raise error(
-                f"{part!r} is no parameter of {name!r}; expected field=number, fields: {names}."
+                f"{part!r} is no parameter of {name!r}; expected field=number, a number from 0 to "
+                f"{_MOST:,}, fields: {names}."
             ) from None
     return kind(**values)
 
