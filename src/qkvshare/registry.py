@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, cast
 
-from .card.errors import QKVShareError
+from .card.errors import CodecError, QKVShareError
 
 T = TypeVar("T")
 
@@ -71,3 +71,14 @@ def label(strategy: Any) -> str:
         and value != field.default
     ]
     return ":".join([str(strategy.name), *([",".join(changed)] if changed else [])])
+
+
+def require_range(strategy: Any, *names: str, low: float = 1, high: float = _MOST) -> None:
+    """Raise `CodecError` unless the parameters ``names`` of a strategy are from low to high."""
+    for name in names:
+        value = getattr(strategy, name)
+        if not low <= value <= high:
+            raise CodecError(
+                f"{name}={value} is no parameter of {strategy.name!r}; expected a number from "
+                f"{low:g} to {high:,g}."
+            )

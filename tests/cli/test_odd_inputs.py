@@ -7,7 +7,9 @@ before a model was loaded.
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -19,11 +21,13 @@ import pytest
 from safetensors.numpy import save_file
 from typer.main import get_command
 
+from qkvshare import CacheCard
 from qkvshare.cli.app import app
 from qkvshare.profile import Profile
 from qkvshare.store import Store
 
 from ..cards import make_card
+from ..conftest import tiny_tokenizer
 
 NO_MODEL = "no-such-model"
 _MODEL, _TEXT = {"model": NO_MODEL}, {"model": NO_MODEL, "text": "text.txt"}
@@ -66,7 +70,11 @@ ANY_BYTES = ["empty", "bytes", "bom", "cut.card", "tensors"]
 # As output: a new name is none of the odd ones, and a file would be replaced.
 NO_OUTPUT = ["none/new", "text.txt/x", "n" * 300, "loop", "folder", "device", "socket", "pipe"]
 NUMBERS = ["nan", "inf", "-inf", "-1", "1e400", "9" * 30, "9" * 5000, "", "x"]
-STRATEGIES = ["", ":", "gzip", "kivi:bits=nan", "kivi:bits=99", "lagrangian:floor=nan", "[/]"]
+STRATEGIES = [
+    *("", ":", "gzip", "kivi:bits=nan", "kivi:bits=99", "lagrangian:floor=nan", "[/]"),
+    *("attention:count=-1", "window:size=0", "expected:future=0", "recency:half_life=0"),
+    *("salient:ahead=400", "chunk-router:chunk=0", "transform:refinements=1e9"),
+]
 SIZES = ["", "nan", "inf", "-1", "x", "9" * 400, "1e3", "0x10", "1PB"]
 
 # What each option of text takes; whatever is in no list here fails `test_every_verb`.
@@ -241,3 +249,50 @@ def test_text_that_is_not_utf8(verb: str, run: Any, place: Path) -> None:
         code, said = complaint(lambda value=value: run(*verb.split(), value))  # type: ignore[misc]
         assert code == 1, said
         assert "is not UTF-8" in said
+
+
+# --- with a model -------------------------------------------------------------------------------
+
+
+def test_text_is_captured_as_it_is(run: Any, llama_folder: Path, place: Path) -> None:
+    """A byte order mark is no token, and a newline of two bytes is no other."""
+    text = "one\r\ntwo\rthree\n"
+    Path("marked").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    code, _, err = run(
+        *("capture", "-m", llama_folder, "--text", "marked", "-o", "new", "--codec", "raw")
+    )
+    assert code == 0, err
+    assert CacheCard.load("new").token_ids.tolist() == tiny_tokenizer()(text)["input_ids"]
+
+
+def _config(**changed: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "config.json").write_text("[]"), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "cannot be loaded"),
+        (_config(model_type="none"), "cannot be loaded"),
+        (_config(num_key_value_heads=4), "cannot be loaded"),
+        (_config(num_hidden_layers=5), "lacks 18 weights that its config asks for"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 100), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "cannot be loaded"),
+    ],
+)
+def test_damaged_models(
+    run: Any, llama_folder: Path, place: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    """Weights that are not there are not made up either."""
+    folder = place / "model"
+    shutil.copytree(llama_folder, folder)
+    damage(folder)
+    code, found = complaint(lambda: run("verify", "a.card", "-m", folder))
+    assert code == 1, found
+    assert f"ModelNotFoundError: the model '{folder}' {said}" in found

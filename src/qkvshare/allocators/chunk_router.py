@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..codecs.bits import BitMap
+from ..registry import require_range
 from .base import Demand
 from .learned import Learned, expected_width
 
@@ -29,6 +30,10 @@ class ChunkRouter(Learned):
     chunk: int = 32
 
     name = "chunk-router"
+
+    def __post_init__(self) -> None:
+        """Raise `CodecError` for numbers that mean nothing."""
+        require_range(self, "chunk")
 
     def allocate(self, demand: Demand, budget: int) -> BitMap:
         """Raises `BudgetError`, and `ProfileError` without a profile for it."""

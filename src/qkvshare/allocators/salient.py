@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..codecs.bits import BitMap
+from ..registry import require_range
 from .base import Allocator, Demand, evenly, in_turn
 
 
@@ -22,6 +23,11 @@ class Salient(Allocator):
     ahead: int = 2
 
     name = "salient"
+
+    def __post_init__(self) -> None:
+        """Raise `CodecError` for numbers that mean nothing."""
+        require_range(self, "ahead", low=0, high=16)
+
     uses_salience = True
 
     def allocate(self, demand: Demand, budget: int) -> BitMap:

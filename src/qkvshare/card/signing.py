@@ -79,7 +79,7 @@ def require_signature(
     digest: str, signature: Signature | None, trust: Iterable[str] | str | Path
 ) -> None:
     """Raise `CardSignatureError` unless one of ``trust`` signed the card with this digest."""
-    known = _read_trust(trust) if isinstance(trust, str | Path) else _checked(trust, "trust=")
+    known = read_trust(trust) if isinstance(trust, str | Path) else _checked(trust, "trust=")
     if signature is None:
         raise CardSignatureError(
             f"the card {digest[:12]}… is not signed; expected a signature by one of the "
@@ -104,8 +104,8 @@ def require_signature(
         ) from error
 
 
-def _read_trust(path: str | Path) -> set[str]:
-    """Public keys, one a line; what follows ``#`` is a comment."""
+def read_trust(path: str | Path) -> set[str]:
+    """Public keys, one a line; what follows ``#`` is a comment. Raises `SecretError`."""
     lines = read_text(Path(path), SecretError).splitlines()
     return _checked(filter(None, (line.partition("#")[0].strip() for line in lines)), str(path))
 

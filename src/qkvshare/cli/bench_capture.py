@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from .evaluate import Text
-from .options import MOST, Json, Model, finite, progress
+from .options import MOST, Json, Model, bar, finite, progress
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -38,9 +37,9 @@ def capture(
     with progress.status("loading the model …"):
         loaded, tokenizer = load_model(model)
         (ids,) = windows(tokenizer(content)["input_ids"], 1, max(lengths))
-    with Progress(console=progress, transient=True) as bar:
+    with bar() as shown:
         timings = measure_capture(loaded, ids, lengths, budget, rounds)
-        tracked = bar.track(timings, total=len(lengths), description="lengths")
+        tracked = shown.track(timings, total=len(lengths), description="lengths")
         rows = [_row(model, budget, timing) for timing in tracked]
     if json != "-":
         cells = []

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from ..registry import label
 from .evaluate import CodecNames, Text
-from .options import MOST, Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, bar, progress
 from .tables import print_table
 
 
@@ -40,9 +39,9 @@ def codecs(
         loaded, tokenizer = load_model(model)
         ids = windows(tokenizer(content)["input_ids"], 1, max(lengths))[0]
     rows: list[dict[str, Any]] = []
-    with Progress(console=progress, transient=True) as bar:
+    with bar() as shown:
         timings = measure_codecs(loaded, ids, lengths, asked, rounds)
-        for at in bar.track(timings, total=len(lengths) * len(asked), description="rounds"):
+        for at in shown.track(timings, total=len(lengths) * len(asked), description="rounds"):
             encode, decode = spread(at.encode), spread(at.decode)
             rows.append(
                 {

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
-from .options import MOST, Json, progress
+from .options import MOST, Json, bar
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -44,10 +43,12 @@ def kernels(
             f"such a cache has {nbytes:,} bytes; expected at most {_MOST_BYTES:,}."
         )
     geometry = Geometry(layers, kv_heads, tokens, head_dim)
-    with Progress(console=progress, transient=True) as bar:
+    with bar() as shown:
         timings = measure_kernels(geometry, widths, counts, rounds)
         total = 3 * len(widths) * len(counts)
-        rows = [_row(geometry, at) for at in bar.track(timings, total=total, description="rounds")]
+        rows = [
+            _row(geometry, at) for at in shown.track(timings, total=total, description="rounds")
+        ]
     if json != "-":
         _print(rows)
     if json is not None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from ..card.errors import QKVShareError
 from .evaluate import Budgets, CodecNames, Text, make_settings
-from .options import MOST, Json, Model, ProfileFile, finite, progress
+from .options import MOST, Json, Model, ProfileFile, bar, finite, progress
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -70,9 +69,9 @@ def ttft(
         loaded, tokenizer = load_model(model)
         (ids,) = windows(tokenizer(content)["input_ids"], 1, max(lengths) + new_tokens)
     plan = Plan(routes, settings, rounds, bandwidth, model if memory else None, profile)
-    with Progress(console=progress, transient=True) as bar:
+    with bar() as shown:
         timings = measure_ttft(loaded, ids, lengths, new_tokens, plan)
-        tracked = bar.track(timings, total=len(lengths), description="lengths")
+        tracked = shown.track(timings, total=len(lengths), description="lengths")
         rows = [row_of(model, new_tokens, bandwidth, at) for found in tracked for at in found]
     if json != "-":
         _print(rows)

@@ -44,9 +44,9 @@ def calibrate(
             "written by the model.",
         ),
     ] = 20,
-    context_tokens: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens of each.")] = 1024,
+    context_tokens: Annotated[int, typer.Option(min=8, max=MOST, help="Tokens of each.")] = 1024,
     following_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Tokens that look back.")
+        int, typer.Option(min=2, max=MOST, help="Tokens that look back.")
     ] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what the model writes.")] = 0,
     rate: Annotated[

@@ -20,6 +20,7 @@ from .options import (
     ProfileFile,
     ScorerName,
     key_of,
+    lineage,
     progress,
     say,
 )
@@ -39,7 +40,9 @@ def capture(
         str | None,
         typer.Option(help="The receiver's question, where it is known (packed, transform)."),
     ] = None,
-    agent: Annotated[str, typer.Option(help="A name for the card's lineage.")] = "",
+    agent: Annotated[
+        str, typer.Option(callback=lineage, help="A name for the card's lineage.")
+    ] = "",
     key: KeyFile = None,
     sign: Annotated[
         Path | None, typer.Option(help="Sign with this private key (key signer).")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from .evaluate import (
     AllocatorNames,
@@ -18,7 +17,7 @@ from .evaluate import (
     make_settings,
     report,
 )
-from .options import MOST, Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, bar, progress
 
 
 def fidelity(
@@ -49,9 +48,9 @@ def fidelity(
         loaded, tokenizer = load_model(model)
         ids = tokenizer(content)["input_ids"]
         runs = windows(ids, contexts, context_tokens + continuation_tokens)
-    with Progress(console=progress, transient=True) as bar:
+    with bar() as shown:
         measured = measure_fidelity(loaded, runs, context_tokens, settings)
-        results = list(bar.track(measured, total=contexts, description="contexts"))
+        results = list(shown.track(measured, total=contexts, description="contexts"))
     lengths = {"context_tokens": context_tokens, "continuation_tokens": continuation_tokens}
     rows = [
         make_row(model, setting, column, contexts, **lengths)

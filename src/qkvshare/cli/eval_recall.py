@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from ..card.digest import digest_bytes
 from .eval_relay import names, track
@@ -24,7 +23,7 @@ from .evaluate import (
     open_journal,
     report,
 )
-from .options import MOST, Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, bar, progress
 
 
 def recall(
@@ -99,11 +98,11 @@ def recall(
                 rows.append(make_row(model, setting, column, contexts * each, **sized, **handed))
     else:
         journal = None
-        with Progress(console=progress, transient=True) as bar:
+        with bar() as shown:
             alone = measure_recall(
                 loaded, tokenizer, filler, contexts, context_tokens, settings, seed, focus, facts
             )
-            results = list(bar.track(alone, total=contexts, description="contexts"))
+            results = list(shown.track(alone, total=contexts, description="contexts"))
         rows = [
             make_row(model, setting, column, contexts * each, **sized)
             for setting, column in zip([None, *settings], zip(*results, strict=True), strict=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from .evaluate import (
     AllocatorNames,
@@ -23,7 +22,7 @@ from .evaluate import (
     open_journal,
     report,
 )
-from .options import MOST, Json, Model, ProfileFile, progress
+from .options import MOST, Json, Model, ProfileFile, bar, progress
 
 if TYPE_CHECKING:
     from ..evals.line import Way
@@ -86,8 +85,8 @@ def names(ways: Sequence[Way]) -> list[Any]:
 
 def track(measured: Iterator[tuple[int, list[Any]]], total: int) -> list[tuple[int, list[Any]]]:
     """All of it, with progress and the time that is left."""
-    with Progress(console=progress, transient=True) as bar:
-        return list(bar.track(measured, total=total, description="problems × hops"))
+    with bar() as shown:
+        return list(shown.track(measured, total=total, description="problems × hops"))
 
 
 def tabulate(

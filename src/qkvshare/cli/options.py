@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from ..card import Key
 from ..card.files import require_output
@@ -31,6 +32,13 @@ def writable(output: T) -> T:
     return output
 
 
+def lineage(agent: str) -> str:
+    """Callback of a name in a card's lineage, which has room for so many letters."""
+    if len(agent) > 256:
+        raise typer.BadParameter(f"{len(agent)} letters; expected at most 256.")
+    return agent
+
+
 def finite(value: N) -> N:
     """Callback of every option that is a number with a fraction: NaN passes any minimum."""
     for number in value if isinstance(value, list) else [value]:
@@ -42,6 +50,11 @@ def finite(value: N) -> N:
 # Results go to stdout, everything else to stderr: output can be piped.
 out = Console()
 progress = Console(stderr=True)
+
+
+def bar() -> Progress:
+    """A bar that is there while there is a terminal, and something to wait for."""
+    return Progress(console=progress, transient=True, disable=not progress.is_terminal)
 
 
 def say(text: str) -> None:

@@ -17,6 +17,7 @@ from .options import (
     TrustFile,
     finite,
     key_of,
+    lineage,
     progress,
     writable,
 )
@@ -37,7 +38,9 @@ def resume(
             "--output", "-o", callback=writable, help="Hand on: write the longer card here."
         ),
     ] = None,
-    agent: Annotated[str, typer.Option(help="A name for the new card's lineage.")] = "",
+    agent: Annotated[
+        str, typer.Option(callback=lineage, help="A name for the new card's lineage.")
+    ] = "",
     profile: ProfileFile = None,
     policy: Annotated[
         Literal["inject", "prefill", "auto"],

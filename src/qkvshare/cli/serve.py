@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..card.errors import ServeError
+from ..card.signing import read_trust
 from .options import MOST, CodecName, KeyFile, Model, ProfileFile, finite, key_of, progress
 from .store import Limit, Root, bytes_of, root_of
 
@@ -83,6 +84,8 @@ def serve(
         seconds=seconds,
         context=max_context,
     )
+    if trust is not None:
+        read_trust(trust)  # again for each card, so that it can be changed
     stores = Stores(root_of(root).absolute(), access, key_of(key), size, trust)
     stores.all()
     with progress.status("loading the model …"):

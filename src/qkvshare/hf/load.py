@@ -29,7 +29,10 @@ def load_model(name: str) -> tuple[Any, Any]:
         raise ModelNotFoundError(f"{name} is no folder; expected one, or a hub id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        made: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", output_loading_info=True
+        )
+        model, found = made
     except MemoryError:
         raise
     except Exception as error:  # files that are damaged raise anything
@@ -38,6 +41,11 @@ def load_model(name: str) -> tuple[Any, Any]:
             f"the model {name!r} cannot be loaded: {reason} Give a hub id, a folder with config, "
             f"weights and tokenizer, or {EMBEDDED!r}."
         ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers makes them up at random
+        raise ModelNotFoundError(
+            f"the model {name!r} lacks {len(missing)} weights that its config asks for: "
+            f"{', '.join(missing[:3])[:200]}. Get it again, or a config that fits it."
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
 

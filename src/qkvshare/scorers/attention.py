@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..registry import require_range
 from .base import Glance, Scorer, Sight, evenly_spaced
 
 
@@ -35,6 +36,10 @@ class Attention(Scorer):
     shared: float = 0.6
 
     name = "attention"
+
+    def __post_init__(self) -> None:
+        """Raise `CodecError` for numbers that mean nothing."""
+        require_range(self, "count", "recent", "local", low=0)
 
     def probes(self, tokens: int) -> Tensor:
         """Evenly spaced ones and the newest."""

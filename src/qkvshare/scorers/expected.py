@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..registry import require_range
 from .base import Glance, Scorer, evenly_spaced
 
 
@@ -23,6 +24,10 @@ class Expected(Scorer):
     future: int = 512
 
     name = "expected"
+
+    def __post_init__(self) -> None:
+        """Raise `CodecError` for numbers that mean nothing."""
+        require_range(self, "count", "future")
 
     def probes(self, tokens: int) -> Tensor:
         """Evenly spaced."""

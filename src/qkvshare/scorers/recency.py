@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..registry import require_range
 from .base import Glance, Scorer
 
 
@@ -17,6 +18,10 @@ class Recency(Scorer):
     half_life: float = 256.0
 
     name = "recency"
+
+    def __post_init__(self) -> None:
+        """Raise `CodecError` for numbers that mean nothing."""
+        require_range(self, "half_life", low=0.01)
 
     def score(self, glance: Glance) -> Tensor:
         """The same for all heads."""

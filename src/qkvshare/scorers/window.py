@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..registry import require_range
 from .base import Glance, Scorer
 
 
@@ -19,6 +20,10 @@ class Window(Scorer):
     pool: int = 7
 
     name = "window"
+
+    def __post_init__(self) -> None:
+        """Raise `CodecError` for numbers that mean nothing."""
+        require_range(self, "size", "pool")
 
     def probes(self, tokens: int) -> Tensor:
         """The newest."""
