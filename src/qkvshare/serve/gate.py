@@ -63,6 +63,7 @@ class Gate:
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
         """The status and message of a refusal; None where the request may come in."""
         sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path = path_of(scope)
         host, origin = sent.get("host", ""), sent.get("origin")
         named = _HOST.fullmatch(host)
         # With tokens the name does not matter: a foreign page has none.
@@ -74,24 +75,30 @@ class Gate:
         if origin is not None and origin.lower().partition("://")[2] != host.lower():
             return 403, "the request comes from a page of another origin; expected none but ours."
         if sent.get("sec-fetch-site") in ("cross-site", "same-site") and not (
-            sent.get("sec-fetch-mode") == "navigate" and scope["path"] == "/"
+            sent.get("sec-fetch-mode") == "navigate" and path == "/"
         ):
             return 403, "the request comes from another site; open the page itself instead."
-        if self._access.needed and not self._free.fullmatch(scope["path"]):
+        if self._access.needed and not self._free.fullmatch(path):
             tenant = self._access.tenant(sent.get("authorization"))
-            if tenant is None or (tenant == METRICS) != (scope["path"] == "/metrics"):
+            if tenant is None or (tenant == METRICS) != (path == "/metrics"):
                 return 401, (
                     "no token, or one that is not good here; expected Authorization: Bearer TOKEN."
                 )
             scope.setdefault("state", {})["tenant"] = tenant
         if scope["method"] in ("POST", "PUT", "PATCH"):
-            expected = MEDIA_TYPE if scope["path"] == CARDS else "application/json"
+            expected = MEDIA_TYPE if path == CARDS else "application/json"
             found = sent.get("content-type", "").partition(";")[0].strip().lower()
             if found != expected:
                 return 415, (
                     f"the body's Content-Type is {found[:80]!r}; expected Content-Type: {expected}."
                 )
         return None
+
+
+def path_of(scope: Scope) -> str:
+    """The path within our application, which may be mounted in another one."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 _CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 408: "body_too_slow",

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from .gate import CARDS, Receive, Scope, Send, refuse
+from .gate import CARDS, Receive, Scope, Send, path_of, refuse
 
 # Enough for 4,096 messages of several parts. Every value costs much more memory than it has bytes,
 # and a wrong one its error, too.
@@ -51,7 +51,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        card = scope["path"] == CARDS
+        card = path_of(scope) == CARDS
         most = self._limits.card if card else self._limits.body
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and (len(announced) > 18 or int(announced) > most):

@@ -9,6 +9,8 @@ import httpx
 import pytest
 from a2a.server.context import ServerCallContext
 from a2a.types.a2a_pb2 import Task
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from qkvshare import Raw
 from qkvshare.card.errors import ServeError
@@ -115,6 +117,21 @@ def test_foreign_pages_are_refused(resident: Resident, store: Store) -> None:
             ):
                 answer = await rpc(client, "ListTasks", headers)
                 assert answer.status_code == status, headers
+
+    run(work())
+
+
+def test_it_can_be_part_of_another_application(resident: Resident, stores: Stores) -> None:
+    """With the same paths free and guarded."""
+    agent = app(resident, stores, base_url=f"{HERE}/agent")
+    whole = Starlette(routes=[Mount("/agent", agent)])
+
+    async def work() -> None:
+        transport = httpx.ASGITransport(whole)
+        async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
+            card = await client.get("/agent/.well-known/agent-card.json")
+            assert card.status_code == 200
+            assert (await client.post("/agent/", json={})).status_code == 401
 
     run(work())
 
