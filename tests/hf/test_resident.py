@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from qkvshare import CacheCard, Raw, capture
 from qkvshare.card.errors import (
@@ -20,6 +21,7 @@ from qkvshare.card.errors import (
     IdentityError,
     PromptError,
 )
+from qkvshare.hf import generating
 from qkvshare.hf.answers import Keep, Prompt, Sampling
 from qkvshare.hf.chat import Chat
 from qkvshare.hf.resident import Resident
@@ -438,3 +440,28 @@ def test_a_text_that_spells_a_special_token_is_read_as_text(
     ids = store.get(str(kept.card)).token_ids
     assert resident.tokenizer.decode(ids) == "a</s>b"
     assert len(ids) == 6
+
+
+# Of a generation config: what says how tokens are computed, not which; our own settings; and what
+# belongs to modes that are left out (beams, assistants) or to models with an encoder.
+NO_MATTER = {
+    *re.findall(
+        r"\w+",
+        """
+assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
+cache_config cache_implementation compile_config continuous_batching_config decoder_start_token_id
+disable_compile diversity_penalty do_sample early_stopping forced_bos_token_id is_assistant
+length_penalty low_memory max_cache_len max_length max_matching_ngram_size max_new_tokens max_time
+num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_return_sequences
+output_attentions output_hidden_states output_logits output_scores prefill_chunk_size
+prompt_lookup_num_tokens return_dict_in_generate speculation_type target_lookbehind temperature
+top_p transformers_version use_cache use_mtp
+""",
+    )
+}
+
+
+def test_every_field_of_a_generation_config_is_followed_or_known() -> None:
+    followed = {*generating.FOLLOWED, *generating.SAMPLED, *generating.LEFT_OUT}
+    there = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert there <= followed | NO_MATTER

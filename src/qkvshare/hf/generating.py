@@ -17,7 +17,7 @@ from .saying import Saying
 # Below this a temperature divides by next to nothing; it asks for the likeliest token.
 _GREEDY = 1e-5
 # Of a model's generation config: what says which tokens may come, and how likely each is.
-_FOLLOWED = (
+FOLLOWED = (
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -37,9 +37,9 @@ _FOLLOWED = (
     "suppress_tokens",
     "watermarking_config",
 )
-_SAMPLED = ("top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+SAMPLED = ("top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # What would change the text and is not done here, with the values that ask for nothing.
-_LEFT_OUT: dict[str, tuple[Any, ...]] = {
+LEFT_OUT: dict[str, tuple[Any, ...]] = {
     "constraints": (None,),
     "dola_layers": (None,),
     "force_words_ids": (None,),
@@ -54,13 +54,13 @@ _LEFT_OUT: dict[str, tuple[Any, ...]] = {
 def generation_config(model: PreTrainedModel, sampling: Sampling) -> GenerationConfig:
     """The whole settings for one answer: one sequence, with the cache that is given."""
     own = model.generation_config  # None for some
-    settings = {name: getattr(own, name, None) for name in _FOLLOWED}
+    settings = {name: getattr(own, name, None) for name in FOLLOWED}
     ends = settings["eos_token_id"]
     if settings["pad_token_id"] is None and ends is not None:
         settings["pad_token_id"] = ends[0] if isinstance(ends, (list, tuple)) else ends
     settings |= {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
     if sampling.temperature >= _GREEDY:
-        settings |= {name: getattr(own, name, None) for name in _SAMPLED}
+        settings |= {name: getattr(own, name, None) for name in SAMPLED}
         asked = {"top_k": sampling.top_k, "min_p": sampling.min_p}
         settings |= {name: value for name, value in asked.items() if value is not None}
         settings |= {"do_sample": True, "temperature": sampling.temperature}
@@ -84,8 +84,8 @@ def own_sampling(model: PreTrainedModel) -> tuple[float, float]:
 def left_out(model: PreTrainedModel) -> list[str]:
     """What of the model's generation config answers are made without, as ``name=value``."""
     own = model.generation_config
-    found = {name: getattr(own, name, None) for name in _LEFT_OUT}
-    return [f"{name}={at!r}" for name, at in found.items() if at not in _LEFT_OUT[name]]
+    found = {name: getattr(own, name, None) for name in LEFT_OUT}
+    return [f"{name}={at!r}" for name, at in found.items() if at not in LEFT_OUT[name]]
 
 
 def generate(
