@@ -8,15 +8,19 @@ they have now.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_SAMPLE = 8  # values of a tensor
+from .departures import scalar_names
+
+_SAMPLE, _WHOLE = 8, 128  # values of a tensor; all of one that has no more than the second
 _PLAIN = (Tensor, nn.Parameter)
 # What these compute is the same in training mode; a new one is in it.
 _INERT = {nn.Linear, nn.Embedding, nn.Identity}
@@ -26,28 +30,58 @@ Places = list[tuple[object, ...]]
 _windows: WeakKeyDictionary[nn.Module, tuple[Places, list[list[Any]]]] = WeakKeyDictionary()
 
 
-def state_tensors(model: nn.Module, mark: str) -> tuple[list[Tensor], bool, bool]:
-    """Those of a state dict, found without the names, which take longer than all else; whether
-    that is so: not with modules that have an attribute ``mark``, or make their state in a way of
-    their own; and whether any module is in training mode."""
+class Walk(NamedTuple):
+    """What one walk through the modules of a model finds.
+
+    Attributes:
+        tensors: those of a state dict, found without the names, which take longer than all else.
+        passing: the buffers that are not in it.
+        plain: whether ``tensors`` are all of them: not with modules that have an attribute
+            ``mark``, or make their state in a way of their own.
+        training: whether any module is in training mode.
+        traits: what else may change what a module computes: its class, plain attributes, hooks,
+            and ``forward``.
+    """
+
+    tensors: list[Tensor]
+    passing: list[Tensor]
+    plain: bool
+    training: bool
+    traits: list[tuple[object, ...]]
+
+
+def walk(model: nn.Module, mark: str) -> Walk:
+    """Look at each module once; ``mark`` is an attribute of modules with a state of their own."""
     modules, tensors, plain, training = [model], list[Tensor](), True, False
-    usual = dict[type, bool]()
+    passing, traits = list[Tensor](), list[tuple[object, ...]]()
+    usual, values = dict[type, bool](), dict[type, Callable[[dict[str, Any]], object]]()
     for module in modules:  # grows on the way
         # A module searches long for its attributes; these are always in its dictionary.
         own, kind = module.__dict__, type(module)
         if own["_parameters"]:
             tensors += [at for at in own["_parameters"].values() if at is not None]
         if own["_buffers"]:
-            passing, buffers = own["_non_persistent_buffers_set"], own["_buffers"].items()
-            tensors += [at for name, at in buffers if at is not None and name not in passing]
+            unsaved = own["_non_persistent_buffers_set"]
+            for name, at in own["_buffers"].items():
+                if at is not None:
+                    (passing if name in unsaved else tensors).append(at)
         if kind not in usual:
             saved = kind._save_to_state_dict is nn.Module._save_to_state_dict
             usual[kind] = saved and not hasattr(kind, mark)
-        training |= own["training"] and kind not in _INERT
+            names = scalar_names(own)
+            values[kind] = itemgetter(*names) if names else len
+            traits.append((kind, id(vars(kind).get("forward"))))
+        training |= own.get("training", False) and kind not in _INERT
         plain &= usual[kind] and not own["_state_dict_hooks"] and mark not in own
+        try:
+            trait = values[kind](own)
+        except KeyError:  # of a class whose instances have unlike attributes
+            trait = [own[name] for name in scalar_names(own)]
+        hooks = *own["_forward_hooks"], *own["_forward_pre_hooks"]  # numbers, never used again
+        traits.append((kind, trait, hooks, id(own.get("forward"))))
         if own["_modules"]:
             modules += [inner for inner in own["_modules"].values() if inner is not None]
-    return tensors, plain, training
+    return Walk(tensors, passing, plain, training, traits)
 
 
 def stamp(model: nn.Module, tensors: list[Tensor]) -> tuple[object, ...]:
@@ -95,7 +129,7 @@ def _look(tensors: list[Tensor]) -> list[list[Any]]:
     alike = dict[int, list[Any]]()
     for tensor in tensors:
         if (size := tensor.numel()) and tensor.is_contiguous():
-            count, item = min(_SAMPLE, size), tensor.element_size()
+            count, item = size if size <= _WHOLE else _SAMPLE, tensor.element_size()
             window = {
                 "data": (tensor.data_ptr(), True),
                 "shape": (count,),
@@ -113,7 +147,7 @@ def _sample_any(tensors: list[Tensor]) -> bytes:
     with torch.no_grad():
         for tensor in tensors:
             if (size := tensor.numel()) and tensor.is_contiguous():
-                count = min(_SAMPLE, size)
+                count = size if size <= _WHOLE else _SAMPLE
                 sample = tensor.as_strided((count,), (size // count,))
                 samples.setdefault((tensor.device, tensor.dtype), []).append(sample)
         # Together, since a GPU is waited for each time.
