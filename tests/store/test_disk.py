@@ -322,17 +322,22 @@ class TestReadOnly:
             made.close()
         if request.param == "without index":
             remove_index(made, "index.sqlite*")
-        if os.geteuid() == 0 and shutil.which("mount"):
-            mounted(tmp_path / "seen", "--bind", "-o", "ro", str(made.root))
+        seen, folders = made.root, [made.root, *(p for p in made.root.rglob("*") if p.is_dir())]
+        root = os.geteuid() == 0 and shutil.which("mount") is not None
+        if root:  # who may write anywhere
             seen = tmp_path / "seen"
-            subprocess.run(["mount", "-o", "remount,ro,bind", str(seen)], check=True)
-        else:
-            seen = made.root
-            for path in [seen, *(p for p in seen.rglob("*") if p.is_dir())]:
-                path.chmod(0o500)
-        yield Store(seen), card
-        if seen != made.root:
-            subprocess.run(["umount", "-l", str(seen)], check=True)
+            mounted(seen, "--bind", str(made.root))
+        try:
+            if root:
+                subprocess.run(["mount", "-o", "remount,ro,bind", str(seen)], check=True)
+            for folder in [] if root else folders:
+                folder.chmod(0o500)
+            yield Store(seen), card
+        finally:
+            if root:
+                subprocess.run(["umount", "-l", str(seen)], check=True)
+            for folder in [] if root else folders:
+                folder.chmod(0o700)
 
     def test_it_is_read(self, readable: tuple[Store, CacheCard]) -> None:
         store, card = readable
