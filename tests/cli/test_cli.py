@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from qkvshare import CacheCard, Uniform
 from qkvshare.card import Key, Signer
+from qkvshare.store import Store
 
 from ..cards import make_card
 from ..conftest import greedy_from_text, tiny_model, tiny_tokenizer
@@ -629,3 +631,12 @@ def test_inspect_shows_secrets_state(
     assert "5a" * 32 in out
     assert signer.public in out
     assert "sealedno" in run("inspect", make_card().save(path))[1].replace(" ", "")
+
+
+def test_prompts_find_a_stored_card_if_its_owner_vouches(run: Any, tmp_path: Path) -> None:
+    card = make_card().save(tmp_path / "a.card")
+    root = str(tmp_path / "store")
+    for options, vouched in (([], False), (["--vouch"], True)):
+        assert run("store", "put", card, "--store", root, *options)[0] == 0
+        with closing(Store(root)) as store:
+            assert store.vouched(CacheCard.load(card).digest) is vouched

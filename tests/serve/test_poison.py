@@ -154,6 +154,25 @@ def test_what_no_prompt_can_use_is_not_put(client: Local, card: CacheCard, how: 
     assert client.get("/v1/cards").json()["data"] == []
 
 
+def test_a_thin_card_is_checked_with_what_completes_it(
+    client: Local, resident: Resident, card: CacheCard
+) -> None:
+    ids = resident.chat.whole(ASK["messages"])
+    child = capture(resident.model, resident.tokenizer, token_ids=ids, parent=card, codec=Raw())
+    last = child.manifest.segments[1]
+    nothing = {name: np.full_like(child.tensors[name], 0xFF) for name in child.tensors}
+    bad = {n: nothing[n] if n.startswith("kv.") else child.tensors[n] for n in child.tensors}
+    names = sorted(name for name in bad if name.startswith("kv.") and name.endswith(".0001"))
+    segment = replace(last, blobs=[digest_bytes(bad[name], None) for name in names])
+    manifest = replace(child.manifest, segments=[card.manifest.segments[0], segment])
+    client.post("/v1/cards", content=card.to_bytes())
+    for thin, status in ((CacheCard(manifest, bad).without(card), 422), (child.without(card), 201)):
+        put = client.post("/v1/cards", content=thin.to_bytes())
+        assert put.status_code == status, put.text
+    there = {each["card"] for each in client.get("/v1/cards").json()["data"]}
+    assert there == {card.digest, child.digest}
+
+
 @pytest.mark.parametrize("how", FORGED)
 def test_a_card_that_a_prompt_found_and_cannot_use_is_a_miss(
     client: Local, service: Service, card: CacheCard, text: str, how: str

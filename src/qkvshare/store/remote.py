@@ -35,6 +35,7 @@ from .places import (
 )
 from .prefixes import Prefixes
 from .ranged import RangedTensors
+from .room import require_number
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ class RemoteStore:
         See `collecting`. Raises `StoreError` while some card cannot be read, for its segments are
         not known.
         """
+        require_number("grace", grace, least=-1)
         return collect(self.objects, self._names, grace)
 
     def _open_card(self, digest: str) -> CacheCard:
