@@ -66,7 +66,8 @@ class SilentDamage(Exception):
 class Target:
     """Runs inputs; cards are written to ``path``.
 
-    ``bytes_in`` and ``bytes_out`` are those of the last execution: read, and decoded as float32.
+    ``bytes_in`` and ``bytes_out`` are those of the last execution: read, and decoded as float32;
+    ``used``: whether it decoded with a changed profile.
     """
 
     names: ClassVar[tuple[str, ...]] = NAMES
@@ -74,6 +75,7 @@ class Target:
     path: Path
     bytes_in: int = 0
     bytes_out: int = 0
+    used: bool = False
     genuine: dict[str, str] = field(default_factory=dict)
     parents: list[CacheCard] = field(default_factory=list)
     profiles: list[str] = field(default_factory=list)
@@ -158,16 +160,19 @@ class Target:
         if flags % 8 == 0:
             made.save(self.path)
             made = Profile.load(self.path)
-        digest = made.keep()
+        digest, self.used = made.keep(), False
         try:
             codec = Transform(digest)
             at = codec.basis.reference if number else 2 * (take.byte() - 128)
             shapes = [Shape(2, 6, 8, 8)] * 3
             for _ in codec.at(at).decode(self.coded, empty(shapes, torch.float32)):
                 pass
+            self.used = True
         finally:
             if digest not in self.profiles:
                 profile._known.pop(digest)
+            for known in self.profiles:  # so that their tables stay, and cost no later execution
+                _ = Transform(known).basis
 
     def _decode(self, data: bytes) -> None:
         """Geometry, codec and number format from the first bytes, then what is to be decoded."""

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qkvshare import CacheCard
+
 from . import fuzz_card
 from .mutator import mutate
-from .target import FILE, FORGED, GOLDEN, SilentDamage, Target
+from .target import (
+    FILE,
+    FORGED,
+    GOLDEN,
+    KEY,
+    PROFILE,
+    RESEALED,
+    SEALED,
+    SilentDamage,
+    Target,
+)
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -39,6 +52,25 @@ def test_changed_cards_are_read_as_deep_as_the_fuzzer_means_to(target: Target, f
         forged += target.bytes_out > 0
         target(bytes([FILE]) + data[1:])
     assert forged >= 5
+
+
+@pytest.mark.parametrize("file", sorted(GOLDEN.glob("*.card")), ids=lambda file: file.stem)
+def test_sealed_and_thin_cards_are_read_as_deep(target: Target, file: Path, tmp_path: Path) -> None:
+    card = CacheCard.load(file)
+    target(bytes([SEALED]) + card.save(tmp_path / "card", key=KEY).read_bytes())
+    whole = target.bytes_out
+    assert whole > 0
+    for kind in (FILE, FORGED, RESEALED):
+        target(bytes([kind]) + card.without(card).to_bytes())
+        assert target.bytes_out == whole
+
+
+def test_profiles_are_changed_and_refused_or_used(target: Target) -> None:
+    draw, used = random.Random(0), 0
+    for _ in range(60):
+        target(bytes([PROFILE, *draw.randbytes(24)]))
+        used += target.used
+    assert 0 < used < 60
 
 
 def test_silent_damage_is_noticed(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
