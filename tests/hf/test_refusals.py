@@ -255,3 +255,9 @@ def test_refusals_come_before_the_model_is_touched(llama: Any) -> None:
     with pytest.raises(IdentityError):
         inject(other, card, NEW)
     assert not calls
+
+
+@pytest.mark.parametrize("ttl", [float("nan"), float("inf"), 1e300])
+def test_times_that_are_none(llama: Any, ttl: float) -> None:
+    with pytest.raises(CaptureError, match="ttl="):
+        capture(llama, token_ids=CONTEXT, ttl=ttl)

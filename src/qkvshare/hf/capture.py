@@ -85,6 +85,8 @@ def capture(
     """
     if budget is not None and not 0 < budget < math.inf:
         raise BudgetError(f"a budget of {budget:g} bits per value; expected a number above 0.")
+    if ttl is not None and not -1e9 <= ttl <= 1e9:
+        raise CaptureError(f"ttl={ttl:g} seconds; expected a number of at most 1e9.")
     if (source is None) == (token_ids is None):
         raise CaptureError("give a prompt, chat messages or token_ids=, and only one of them.")
     identity = identify(model, tokenizer)  # refuses models before anything long is read
