@@ -56,3 +56,10 @@ def test_a_text_without_tokenizer(llama: Any) -> None:
     card = capture(llama, tiny_tokenizer(), TEXT, codec=Raw())
     with pytest.raises(PromptError, match="pass tokenizer="):
         inject(llama, card, QUESTION)
+
+
+def test_messages_that_a_template_refuses(llama: Any) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(PromptError, match="does not take these messages: roles must alternate"):
+        capture(llama, tokenizer, [{"role": "user", "content": "a"}])

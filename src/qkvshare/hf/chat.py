@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..card.digest import TokenIds
@@ -74,13 +73,7 @@ class Chat:
                 )
             )
 
-        try:
-            return literal(self.tokenizer).render(messages, template)
-        except (TemplateError, TypeError) as error:
-            raise PromptError(
-                f"the chat template does not take these messages: {error}. "
-                "Expected roles and an order that the model was trained with."
-            ) from error
+        return literal(self.tokenizer).render(messages, template)
 
     def _ids(self, rendered: str) -> TokenIds:
         return literal(self.tokenizer).ids(rendered)

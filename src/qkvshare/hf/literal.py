@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -52,6 +53,15 @@ class Literal:
 
     def render(self, messages: Sequence[Message], template: Template) -> str:
         """What ``template`` makes of ``messages``, for `ids`. Raises `PromptError`."""
+        try:
+            return self._render(messages, template)
+        except (TemplateError, TypeError) as error:
+            raise PromptError(
+                f"the chat template does not take these messages: {error}. "
+                "Expected roles and an order that the model was trained with."
+            ) from error
+
+    def _render(self, messages: Sequence[Message], template: Template) -> str:
         for message in messages:
             self._require_unsplit(message)
         if not any(self._spelling.search(text) for text in _texts(messages)):
