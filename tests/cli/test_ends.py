@@ -73,7 +73,11 @@ def test_ctrl_c(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     asked = ["capture", "-m", "none", "--text", tmp_path / "pipe", "-o", tmp_path / "card"]
     waiting = subprocess.Popen(
-        [sys.executable, "-m", "qkvshare", *asked], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "qkvshare", *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that started the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     handle = os.open(tmp_path / "pipe", os.O_WRONLY)  # opens when it is being read
     waiting.send_signal(signal.SIGINT)
