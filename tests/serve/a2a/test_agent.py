@@ -22,6 +22,7 @@ from qkvshare.card.errors import AgentError, CardFormatError
 from qkvshare.hf.answers import Answer, Keep
 from qkvshare.hf.resident import Resident
 from qkvshare.serve.a2a import MEDIA_TYPE, URI, Fetch, Taken, ask
+from qkvshare.serve.limits import Limits
 from qkvshare.store import Store
 
 from .agents import HERE, calling, run, said, sdk, served, tiny_resident, user
@@ -215,6 +216,16 @@ def test_a_message_with_a_part_that_is_not_read_fails(
     task = asked(resident, theirs, Part(text=READ), part)
     assert task.status.state == TaskState.TASK_STATE_FAILED
     assert words in task.status.message.parts[0].text
+
+
+def test_an_answer_has_an_end(
+    resident: Resident, theirs: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for the model meanwhile."""
+    monkeypatch.setattr("qkvshare.serve.a2a.agent.Limits", lambda: Limits(seconds=0.001))
+    task = asked(resident, theirs, Part(text=READ))
+    assert task.status.state == TaskState.TASK_STATE_FAILED
+    assert "longer than 0.001 seconds" in task.status.message.parts[0].text
 
 
 def test_a_message_without_text_fails(resident: Resident, theirs: Store) -> None:

@@ -12,7 +12,7 @@ from a2a.server.events import EventQueue
 from a2a.server.tasks import TaskStore, TaskUpdater
 from a2a.types.a2a_pb2 import Part, Task, TaskState, TaskStatus
 
-from ...card.errors import PromptError, QKVShareError
+from ...card.errors import OverdueError, PromptError, QKVShareError
 from ...hf.answers import Answer, Keep, Prompt, Sampling
 from ...hf.resident import Resident
 from ...hf.tokens import Message as Turn
@@ -55,7 +55,8 @@ class Agent(AgentExecutor):
         self.inline, self.fetch = inline, fetch
         self.handed_on = set[tuple[str | None, str]]()
         self._running = dict[str, Event]()
-        self._turns = Turns(Limits().waiting)
+        self._limits = Limits()
+        self._turns = Turns(self._limits.waiting)
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Answer a message; a task that cannot be answered fails with the reason."""
@@ -94,10 +95,21 @@ class Agent(AgentExecutor):
         try:
             if called_off.is_set():
                 return
-            answer, parts = await asyncio.to_thread(self._say, prompt, tenant, active, called_off)
+            loop, seconds = asyncio.get_running_loop(), self._limits.seconds
+            end = loop.call_later(seconds, called_off.set)  # others wait for the model
+            try:
+                answer, parts = await asyncio.to_thread(
+                    self._say, prompt, tenant, active, called_off
+                )
+            finally:
+                end.cancel()
         finally:
             self._turns.give_back()
         if answer.finish == "cancelled":
+            if end.when() <= loop.time():
+                raise OverdueError(
+                    f"the answer took longer than {seconds:g} seconds. Ask for less."
+                )
             return
         metadata: dict[str, Any] = {}
         if active or reason:
