@@ -53,11 +53,11 @@ def test_texts(tmp_path: Path) -> None:
     assert read_text(records) == "one\n\nQuestion: two?\nAnswer: 2"
     for content in ('{"other": 1}', "[1]", "{", "3"):
         records.write_text(content)
-        with pytest.raises(TextError, match="cannot be read as text"):
+        with pytest.raises(TextError, match="expected 'text', or 'question' and 'answer'|line 1"):
             read_text(records)
     plain.write_bytes(b"\xff\xfe")
     for path in (plain, tmp_path / "none"):
-        with pytest.raises(TextError, match="cannot be read as text"):
+        with pytest.raises(TextError, match="cannot be read as UTF-8 text"):
             read_text(path)
 
 

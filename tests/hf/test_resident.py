@@ -389,9 +389,8 @@ def test_an_answer_cut_within_a_character_is_found_again(family: str, tmp_path: 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     tokenizer.chat_template = tiny_tokenizer().chat_template
     model = tiny_model(family, vocab_size=256)
-    resident, store = Resident(model, tokenizer, codec=Raw()), Store(tmp_path / "cards")
     emoji = tokenizer("🙂🙂🙂🙂", add_special_tokens=False)["input_ids"]
-    begins = len(resident.chat.whole(READ))
+    begins = len(Chat(tokenizer).whole(READ))
 
     def say(module: Any, given: Any, out: Any) -> Any:
         """Say these bytes, whatever the model thinks."""
@@ -400,7 +399,8 @@ def test_an_answer_cut_within_a_character_is_found_again(family: str, tmp_path: 
             out.logits[:, -1, emoji[at]] = 1e4
         return out
 
-    model.register_forward_hook(say)
+    model.register_forward_hook(say)  # first, since a hook makes another model
+    resident, store = Resident(model, tokenizer, codec=Raw()), Store(tmp_path / "cards")
     for tokens in (4, 5, 6, 7):
         answer = resident.answer(
             resident.prompt(store, READ), Sampling(tokens), store=store, keep=Keep()
