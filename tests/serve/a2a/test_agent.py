@@ -30,11 +30,6 @@ from .agents import HERE, calling, run, said, sdk, served, tiny_resident, user
 READ, ASK, MORE = "The tide is high at noon.", "When?", "And then?"
 
 
-@pytest.fixture(scope="module")
-def resident() -> Resident:
-    return tiny_resident()
-
-
 @pytest.fixture
 def theirs(tmp_path: Path) -> Store:
     """The agent's store."""

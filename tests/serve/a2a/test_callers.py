@@ -21,21 +21,11 @@ from qkvshare.serve.limits import Limits
 from qkvshare.store import Store
 
 from ..server import tokens_file
-from .agents import HERE, run, said, sdk, served, tiny_resident, user
+from .agents import HERE, run, said, sdk, served, user
 
 RED, BLUE = "red-token-0123456789", "blue-token-0123456789"
 READ = "The tide is high at noon."
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def resident() -> Resident:
-    return tiny_resident()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "cards")
 
 
 @pytest.fixture

@@ -31,16 +31,6 @@ from .agents import HERE, SHORT, run, said, served, tiny_resident, user
 READ, ASK = "The tide is high at noon.", "When?"
 
 
-@pytest.fixture(scope="module")
-def resident() -> Resident:
-    return tiny_resident()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "cards")
-
-
 @pytest.fixture
 def theirs(resident: Resident, tmp_path: Path) -> CacheCard:
     """What another agent's answer comes with."""

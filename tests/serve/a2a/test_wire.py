@@ -20,21 +20,11 @@ from qkvshare.serve.a2a import Fetch, Taken, ask, take, wire
 from qkvshare.serve.a2a.parts import answer_parts
 from qkvshare.store import Store
 
-from .agents import SHORT, run, tiny_resident, user
+from .agents import SHORT, run, user
 
 HOME, OTHER, THIRD = "http://home.test", "http://other.test", "http://third.test"
 READ = "The tide is high at noon."
 SECRET = {"Authorization": "Bearer of-home-0123456789", "X-Api-Key": "mine"}
-
-
-@pytest.fixture(scope="module")
-def resident() -> Resident:
-    return tiny_resident()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "cards")
 
 
 def card_for(url: str, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,22 @@
+"""What tests of agents have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qkvshare.hf.resident import Resident
+from qkvshare.store import Store
+
+from .agents import tiny_resident
+
+
+@pytest.fixture(scope="module")
+def resident() -> Resident:
+    return tiny_resident()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cards")
