@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
@@ -265,6 +266,22 @@ def test_processors_and_streamers_see_the_same(options: dict[str, Any]) -> None:
         seen.append((processor.ids, streamer.ids))
     assert seen[0] == seen[1]
     assert vars(model).get("prepare_inputs_for_generation") is None  # as it was
+
+
+def lora(model: Any) -> Any:
+    targets = ["q_proj", "v_proj"]
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=targets)
+    return get_peft_model(model, config).eval()
+
+
+@pytest.mark.parametrize("wrap", [lora, torch.compile], ids=["peft", "compiled"])
+def test_models_in_wrappers(wrap: Callable[[Any], Any]) -> None:
+    torch.manual_seed(1)
+    model = wrap(tiny_model(seed=2))
+    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    for options in ({}, LOOKUP | {"repetition_penalty": 1.4}):
+        expected = sequences(model, from_text(), options)
+        assert sequences(model, inject(model, card, NEW), options) == expected
 
 
 def test_whole_ids_in_a_plain_forward() -> None:
