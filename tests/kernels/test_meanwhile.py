@@ -91,7 +91,7 @@ def test_who_waits_too_long_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None
             begun[-1].result(timeout=60)  # it gives up
 
     decode(parts, 1 << 30, slowly)
-    assert len(begun) == 2
+    assert len(begun) >= 2  # more where the machine is busy
     assert same(parts, right)
 
 

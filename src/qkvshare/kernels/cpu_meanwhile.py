@@ -7,7 +7,6 @@ and takes parts itself when it has opened the last.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from threading import Event
@@ -40,7 +39,7 @@ class Meanwhile:
         self._kind = first.shape[2], first.dtype
         fits = first.dtype in FORMATS and power_of_two(first.shape[2]) <= LARGEST
         self._line = Line(*self._kind, room=most) if fits else None
-        self._kept = deque[tuple[int, Part]]()  # not decoded, as far as is known
+        self._kept = list[tuple[int, Part]]()  # not decoded, as far as is known
         self._begun, self._waited = Event(), False
         self._other: Future[None] | None = None
         if self._line is not None:
@@ -57,10 +56,10 @@ class Meanwhile:
                 line.add(part)
         if line is None:
             return
-        while self._kept and line.decoded(self._kept[0][0]):
-            self._kept.popleft()
         while self._waiting(line) > self._beforehand:
             line.decode(most=1)
+        # Not in order: the other thread may stand still at an early one.
+        self._kept = [each for each in self._kept if not line.decoded(each[0])]
         if self._other is not None and self._other.done():
             self._begin(line)
         elif self._other is not None and not self._waited:
