@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 import qkvshare
-from qkvshare.hf.load import load_model
+from qkvshare.hf.model.load import load_model
 
 TASKS = {
     "picker": "\n\nThe three most important facts of this text are:\n1.",

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 import qkvshare
-from qkvshare.hf.load import load_model
+from qkvshare.hf.model.load import load_model
 
 QUESTIONS = {
     "worker 1": "What is the ink made from?",

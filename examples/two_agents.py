@@ -19,9 +19,9 @@ from pathlib import Path
 
 import uvicorn
 
-from qkvshare.hf.answers import Sampling
-from qkvshare.hf.load import load_model
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.model.load import load_model
+from qkvshare.hf.session.answers import Sampling
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.a2a import app, ask
 from qkvshare.serve.listen import config
 from qkvshare.store import Store
@@ -29,22 +29,22 @@ from qkvshare.store import Store
 
 def read(folder: Path) -> None:
     """The reader: serves on a free port, and says where."""
-    resident, speak = Resident(*load_model("smollm2-135m")), Sampling(max_tokens=40)
+    session, speak = Session(*load_model("smollm2-135m")), Sampling(max_tokens=40)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        agent = app(resident, Store(folder), base_url=url, name="reader", sampling=speak)
+        agent = app(session, Store(folder), base_url=url, name="reader", sampling=speak)
         print(url, flush=True)
         uvicorn.Server(config(agent, "127.0.0.1", 0, "warning")).run([listening])
 
 
 async def write(url: str, folder: Path) -> None:
     """The writer: the same model, and a store of its own."""
-    resident, store = Resident(*load_model("smollm2-135m")), Store(folder)
+    session, store = Session(*load_model("smollm2-135m")), Store(folder)
     manual = files("qkvshare.cli").joinpath("manual.txt").read_text()
-    taken = await ask(url, f"{manual}\n\nWhat is this about?", resident=resident, store=store)
+    taken = await ask(url, f"{manual}\n\nWhat is this about?", session=session, store=store)
     print("reader:", taken.text, taken.reason)
-    prompt = taken.prompt(resident, store, "What is the ink made from?")
-    answer = resident.answer(prompt, Sampling(max_tokens=32))
+    prompt = taken.prompt(session, store, "What is the ink made from?")
+    answer = session.answer(prompt, Sampling(max_tokens=32))
     print(f"writer, from a card of {answer.cached_tokens} tokens:", answer.text)
 
 

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import qkvshare
-from qkvshare.hf.load import load_model
+from qkvshare.hf.model.load import load_model
 
 
 def read(path: Path) -> None:

@@ -140,6 +140,6 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory, llama: Any) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> tuple[Any, Any]:
     """The embedded model; every developer install has it, see the Makefile."""
-    from qkvshare.hf.load import EMBEDDED, load_model
+    from qkvshare.hf.model.load import EMBEDDED, load_model
 
     return load_model(EMBEDDED)

@@ -29,7 +29,7 @@ from qkvshare.evals.recall import Haystack, build_haystack
 from qkvshare.evals.recall_hops import measure_recall_hops
 from qkvshare.evals.relay import measure_relay
 from qkvshare.evals.text import TextError
-from qkvshare.hf.inject import inject
+from qkvshare.hf.inject.inject import inject
 
 from .conftest import some_ids, tiny_model, tiny_tokenizer
 

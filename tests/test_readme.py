@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qkvshare.hf.load import embedded_folder
+from qkvshare.hf.model.load import embedded_folder
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -19,8 +19,8 @@ from qkvshare.codecs import Kivi
 from qkvshare.evals.fidelity import measure_fidelity
 from qkvshare.evals.handoff import Setting
 from qkvshare.evals.text import read_text, windows
-from qkvshare.hf.calibrate import calibrate
-from qkvshare.hf.load import embedded_folder
+from qkvshare.hf.calibrate.calibrate import calibrate
+from qkvshare.hf.model.load import embedded_folder
 
 from .conftest import greedy, greedy_from_text
 from .hf.test_handoff import in_second_process
@@ -98,7 +98,7 @@ def test_no_network_is_touched(smollm2: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    from qkvshare.hf.load import EMBEDDED, load_model
+    from qkvshare.hf.model.load import EMBEDDED, load_model
 
     model, tokenizer = load_model(EMBEDDED)
     card = capture(model, tokenizer, "Nothing leaves this machine.")

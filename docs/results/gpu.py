@@ -90,7 +90,7 @@ def first_token(bench: Bench, machine: Machine, lengths: list[int], rounds: int)
 
     from qkvshare.bench.cards import Card, CardFile
     from qkvshare.bench.peers import Hqq, Quanto
-    from qkvshare.bench.routes import FullPrecisionFile, RePrefill, Resident
+    from qkvshare.bench.routes import FullPrecisionFile, RePrefill, Session
     from qkvshare.bench.staged import CardPinned, CardStaged
     from qkvshare.bench.ttft import Plan, measure_ttft
     from qkvshare.cli.bench_ttft import row_of
@@ -104,7 +104,7 @@ def first_token(bench: Bench, machine: Machine, lengths: list[int], rounds: int)
         model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**config), dtype=torch.bfloat16)
     model = model.to(bench.device).eval()
     ids = torch.randint(1, config["vocab_size"], (max(lengths) + NEW,)).tolist()
-    ours = [RePrefill, Resident, FullPrecisionFile, CardStaged, CardPinned, Card, CardFile]
+    ours = [RePrefill, Session, FullPrecisionFile, CardStaged, CardPinned, Card, CardFile]
     jobs: list[tuple[int, list[Any]]] = []
     for tokens in lengths:  # a file of more would take longer than all else
         jobs.append((tokens, [at for at in ours if at is not FullPrecisionFile or tokens <= 8192]))

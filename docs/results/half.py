@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qkvshare import capture, inject
 from qkvshare.evals.text import read_text, windows
-from qkvshare.hf.load import load_model
+from qkvshare.hf.model.load import load_model
 
 CONTEXT, FOLLOWING = 1024, 64  # tokens
 

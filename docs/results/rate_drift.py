@@ -20,8 +20,8 @@ from qkvshare import Transform
 from qkvshare.codecs.entropy import DEAD
 from qkvshare.codecs.walk import Walk
 from qkvshare.evals.text import read_text, windows
-from qkvshare.hf.load import load_model
-from qkvshare.hf.state import read
+from qkvshare.hf.capture.state import read
+from qkvshare.hf.model.load import load_model
 from qkvshare.kernels import rans
 from qkvshare.profile import Profile
 

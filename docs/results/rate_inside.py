@@ -16,7 +16,7 @@ from qkvshare import Transform, capture
 from qkvshare.codecs import streams
 from qkvshare.codecs.entropy import Tables
 from qkvshare.evals.text import read_text, windows
-from qkvshare.hf.load import load_model
+from qkvshare.hf.model.load import load_model
 from qkvshare.kernels.rans import ESCAPE, LARGEST, SYMBOLS, TOTAL
 from qkvshare.profile import Profile
 

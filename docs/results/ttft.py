@@ -182,8 +182,8 @@ def floors() -> None:
     """What the parts of a first token cannot be below here, for the embedded model."""
     import torch
 
-    from qkvshare.hf.costs import operations
-    from qkvshare.hf.load import load_model
+    from qkvshare.hf.model.load import load_model
+    from qkvshare.hf.session.costs import operations
     from qkvshare.kernels.pages import pages
 
     model, _ = load_model("smollm2-135m")

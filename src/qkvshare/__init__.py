@@ -15,9 +15,9 @@ from .card.errors import QKVShareError
 
 if TYPE_CHECKING:
     from .codecs import Packed, Raw, Transform, Uniform, trim
-    from .hf.capture import capture
-    from .hf.identity import identify
-    from .hf.inject import inject
+    from .hf.capture.capture import capture
+    from .hf.inject.inject import inject
+    from .hf.model.identity import identify
 
 __all__ = [
     "CacheCard",
@@ -40,9 +40,9 @@ _LAZY = {
     "Raw": "codecs",
     "Transform": "codecs",
     "Uniform": "codecs",
-    "capture": "hf.capture",
-    "identify": "hf.identity",
-    "inject": "hf.inject",
+    "capture": "hf.capture.capture",
+    "identify": "hf.model.identity",
+    "inject": "hf.inject.inject",
     "trim": "codecs",
 }
 

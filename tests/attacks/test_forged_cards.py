@@ -218,7 +218,7 @@ except Exception as error:
     [many_firsts, many_parameters, many_digests, many_parts, many_tensors, many_dimensions],
     ids=lambda edit: edit.__name__,
 )
-def test_resident_memory_for_headers_near_the_limit(
+def test_session_memory_for_headers_near_the_limit(
     path: Path, tmp_path: Path, edit: Callable[[Any], Any]
 ) -> None:
     """Lists that JSON writes in two bytes an entry; the parsers alone take several times that.

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from qkvshare import CacheCard, Packed, Raw, Uniform, capture, identify, inject
 from qkvshare.card.errors import CancelledError, IdentityError, PromptError
 from qkvshare.codecs import Codec, Kivi, Shape
-from qkvshare.hf.answers import Prompt, Sampling
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.answers import Prompt, Sampling
+from qkvshare.hf.session.session import Session
 
 from ..cards import card_of
 from ..conftest import greedy, some_ids, tiny_model, tiny_tokenizer
@@ -90,7 +90,7 @@ def test_inject_stops_between_layers(
 
 def test_answer_that_is_called_off_while_its_card_is_injected() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    resident = Resident(model, tokenizer)
+    resident = Session(model, tokenizer)
     card = capture(model, tokenizer, token_ids=some_ids(140))
     prompt = Prompt(np.array([*card.token_ids, 5, 6], np.int32), card, named=True)
     with torch.no_grad():

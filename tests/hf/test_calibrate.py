@@ -12,15 +12,15 @@ from qkvshare import capture, inject
 from qkvshare.allocators import ChunkRouter, Controller
 from qkvshare.allocators.learned import Learned
 from qkvshare.card.errors import ProfileError
-from qkvshare.hf.calibrate import calibrate
-from qkvshare.hf.features import read_features
-from qkvshare.hf.languages import languages
-from qkvshare.hf.own_text import own_text
-from qkvshare.hf.state import read
+from qkvshare.hf.calibrate.calibrate import calibrate
+from qkvshare.hf.calibrate.languages import languages
+from qkvshare.hf.calibrate.own_text import own_text
+from qkvshare.hf.capture.features import read_features
+from qkvshare.hf.capture.state import read
 
 from ..conftest import FAMILIES, some_ids, tiny_model, tiny_tokenizer
 
-TEXT = (files("qkvshare.hf") / "languages.txt").read_text(encoding="utf-8")
+TEXT = (files("qkvshare.hf.calibrate") / "languages.txt").read_text(encoding="utf-8")
 CONTEXT, NEW = some_ids(150), some_ids(5, seed=1)
 
 

@@ -19,9 +19,9 @@ from qkvshare.card.errors import (
 )
 from qkvshare.codecs import Kivi, LayerKV, Packed, Raw, Transform, Uniform
 from qkvshare.hf.attention import NAME
-from qkvshare.hf.coded import Coded, CodedLayer, Scratch
-from qkvshare.hf.layers import attention_layers
-from qkvshare.hf.room import SPARE
+from qkvshare.hf.cache.coded import Coded, CodedLayer, Scratch
+from qkvshare.hf.cache.growing import SPARE
+from qkvshare.hf.cache.layers import attention_layers
 from qkvshare.kernels.torch_threads import parallel
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model

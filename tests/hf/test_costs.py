@@ -11,9 +11,9 @@ import torch
 
 from qkvshare import Raw, capture, inject
 from qkvshare.card.errors import IdentityError, PromptError
-from qkvshare.hf import costs
-from qkvshare.hf.costs import Costs, choose, measured, operations
-from qkvshare.hf.inject import prefill
+from qkvshare.hf.inject.inject import prefill
+from qkvshare.hf.session import costs
+from qkvshare.hf.session.costs import Costs, choose, measured, operations
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model
 

@@ -104,7 +104,7 @@ def test_frequencies_in_another_number_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_as_it_is_loaded_departs_from_nothing(family: str, tmp_path: Path) -> None:
-    from qkvshare.hf.departures import departures
+    from qkvshare.hf.model.departures import departures
 
     model = tiny_model(family)
     assert departures(model, "") == []

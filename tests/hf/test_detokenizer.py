@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from qkvshare.hf.detokenizer import Detokenizer
-from qkvshare.hf.saying import Saying
+from qkvshare.hf.session.streaming import Saying
+from qkvshare.hf.text.detokenizer import Detokenizer
 
 WORDS = ["▁", "▁▁", "▁if", "▁a", ":", "if", "\n", "▁b", "b", "é", "▁🙂", "."]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

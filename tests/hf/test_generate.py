@@ -10,9 +10,9 @@ import torch
 from transformers import DynamicCache
 
 from qkvshare import Raw, capture, inject
-from qkvshare.hf import room
-from qkvshare.hf.layers import attention_layers
-from qkvshare.hf.room import FullLayer, SlidingLayer
+from qkvshare.hf.cache import growing as room
+from qkvshare.hf.cache.growing import FullLayer, SlidingLayer
+from qkvshare.hf.cache.layers import attention_layers
 
 from ..conftest import FAMILIES, WINDOW, some_ids, tiny_model
 

@@ -11,11 +11,11 @@ import torch
 from qkvshare import capture, inject
 from qkvshare.card.errors import CodecError, PromptError, UnsupportedModelError
 from qkvshare.codecs import Kivi, Packed, Raw, Uniform
-from qkvshare.hf import room
 from qkvshare.hf.attention import NAME
-from qkvshare.hf.half import HALF, HalfLayer
-from qkvshare.hf.layers import attention_layers
-from qkvshare.hf.room import FullLayer
+from qkvshare.hf.cache import growing as room
+from qkvshare.hf.cache.growing import FullLayer
+from qkvshare.hf.cache.half import HALF, HalfLayer
+from qkvshare.hf.cache.layers import attention_layers
 from qkvshare.kernels import cpu_attention
 from qkvshare.kernels.torch_threads import parallel
 

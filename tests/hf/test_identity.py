@@ -38,7 +38,7 @@ def test_same_weights_have_one_identity(llama: Any, llama_folder: Path) -> None:
 
 def test_identity_is_the_same_in_every_process(llama: Any, llama_folder: Path) -> None:
     script = (
-        "import sys; from qkvshare.hf.load import load_model; from qkvshare import identify;"
+        "import sys; from qkvshare.hf.model.load import load_model; from qkvshare import identify;"
         "import msgspec; print(msgspec.json.encode(identify(*load_model(sys.argv[1]))).decode())"
     )
     lines = {

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from qkvshare import capture
 from qkvshare.card.errors import PromptError
-from qkvshare.hf.chat import Chat
-from qkvshare.hf.detokenizer import special_ids
-from qkvshare.hf.literal import literal
-from qkvshare.hf.tokens import tokenize
+from qkvshare.hf.text.chat import Chat
+from qkvshare.hf.text.detokenizer import special_ids
+from qkvshare.hf.text.literal import literal
+from qkvshare.hf.text.tokens import tokenize
 
 from ..conftest import tiny_model, tiny_tokenizer
 

@@ -15,7 +15,7 @@ import torch
 from qkvshare import CacheCard, Packed, capture, inject
 from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
-from qkvshare.hf import fill
+from qkvshare.hf.inject import fill
 from qkvshare.kernels import cpu_meanwhile
 from qkvshare.kernels.ahead import beside
 from qkvshare.kernels.cpu_decode import Line
@@ -62,7 +62,7 @@ def test_another_model_is_refused_while_its_card_is_decoded(
         looked.set()
         return real(*arguments)
 
-    from qkvshare.hf import inject as module
+    from qkvshare.hf.inject import inject as module
 
     real = module.identify
     monkeypatch.setattr(Line, "decode", decode_slowly)

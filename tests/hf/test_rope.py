@@ -13,8 +13,8 @@ from qkvshare import capture, inject
 from qkvshare.card.digest import Bytes
 from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, empty
 from qkvshare.codecs.base import leave
-from qkvshare.hf import rope as rope_module
-from qkvshare.hf.rope import Rope
+from qkvshare.hf.model import rope as rope_module
+from qkvshare.hf.model.rope import Rope
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
 from .test_handoff import live_cache

@@ -10,8 +10,8 @@ import torch
 from qkvshare import capture, identify
 from qkvshare.allocators import Lagrangian
 from qkvshare.card.errors import UnsupportedModelError
-from qkvshare.hf import sensitivity as module
-from qkvshare.hf.sensitivity import sensitivity
+from qkvshare.hf.capture import sensitivity as module
+from qkvshare.hf.capture.sensitivity import sensitivity
 
 from ..conftest import FAMILIES, some_ids, tiny_model
 

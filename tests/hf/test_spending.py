@@ -21,11 +21,11 @@ from qkvshare.card.errors import (
     UnsupportedModelError,
 )
 from qkvshare.codecs import Packed
-from qkvshare.hf import segments
-from qkvshare.hf.live import pick_row
-from qkvshare.hf.probe import choose_probes
-from qkvshare.hf.spend import Spent, salience, spend
-from qkvshare.hf.state import read
+from qkvshare.hf.capture import segments
+from qkvshare.hf.capture.allocate import Spent, salience, spend
+from qkvshare.hf.capture.live import pick_row
+from qkvshare.hf.capture.probe import choose_probes
+from qkvshare.hf.capture.state import read
 from qkvshare.scorers import Attention, KeyNorm, make_scorer
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model, tiny_tokenizer

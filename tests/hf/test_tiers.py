@@ -11,7 +11,7 @@ import pytest
 
 from qkvshare import Raw, capture
 from qkvshare.card.errors import CardNotFoundError
-from qkvshare.hf.tiers import Tiers
+from qkvshare.hf.session.tiers import Tiers
 from qkvshare.store import Store
 from tests.conftest import greedy, greedy_from_text, some_ids, tiny_model
 

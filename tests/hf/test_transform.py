@@ -10,7 +10,7 @@ import torch
 from qkvshare import CacheCard, Transform, capture, inject
 from qkvshare.allocators import Uniform
 from qkvshare.card.errors import BudgetError, CodecError, ProfileError
-from qkvshare.hf.calibrate import calibrate
+from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.profile import Profile
 
 from ..conftest import FAMILIES, some_ids, tiny_model

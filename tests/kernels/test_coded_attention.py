@@ -14,8 +14,8 @@ from torch import Tensor
 from qkvshare.codecs import Packed, Shape, empty
 from qkvshare.codecs.base import LayerKV, Turned
 from qkvshare.codecs.bits import LayerBits
-from qkvshare.hf.coded import Coded
-from qkvshare.hf.rope import Turn
+from qkvshare.hf.cache.coded import Coded
+from qkvshare.hf.model.rope import Turn
 from qkvshare.kernels.cpu_attention import attend
 from qkvshare.kernels.cpu_coded import Codes, Piece
 from qkvshare.kernels.torch_threads import parallel

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qkvshare.codecs import Shape
-from qkvshare.hf.cache import rooms
+from qkvshare.hf.cache.card_cache import rooms
 from qkvshare.kernels import pages as module
 from qkvshare.kernels.pages import LARGE, pages
 

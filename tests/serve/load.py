@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 import psutil
 
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 
 from ..conftest import greedy_from_text
 from .server import CARD, talker, tokens_file
@@ -47,11 +47,11 @@ def wait_for(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 @contextmanager
-def server(folder: Path, resident: Resident, limit: str) -> Iterator[tuple[str, int]]:
+def server(folder: Path, session: Session, limit: str) -> Iterator[tuple[str, int]]:
     """``qkvshare serve`` on a free port; gives address and process id."""
     model = folder / "tiny"
-    resident.model.save_pretrained(model)
-    resident.tokenizer.save_pretrained(model)
+    session.model.save_pretrained(model)
+    session.tokenizer.save_pretrained(model)
     tokens = tokens_file(folder, **TOKENS)
     # Without --max-tokens the default would let a rude client's answer hold everybody up.
     command = [
@@ -71,18 +71,18 @@ def server(folder: Path, resident: Resident, limit: str) -> Iterator[tuple[str, 
 class Load:
     """What the clients do, and what came of it."""
 
-    def __init__(self, address: str, resident: Resident, seed: int) -> None:
-        self.address, self.resident, self.random = address, resident, random.Random(seed)
+    def __init__(self, address: str, session: Session, seed: int) -> None:
+        self.address, self.session, self.random = address, session, random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._references: dict[str, str] = {}
 
     def reference(self, messages: list[dict[str, str]]) -> str:
         """What the model says after all of it, in one go and without a hand-off."""
-        ids = self.resident.chat.whole(messages)
+        ids = self.session.chat.whole(messages)
         if str(messages) not in self._references:
-            new = greedy_from_text(self.resident.model, ids.tolist(), SAID)
-            self._references[str(messages)] = str(self.resident.tokenizer.decode(new))
+            new = greedy_from_text(self.session.model, ids.tolist(), SAID)
+            self._references[str(messages)] = str(self.session.tokenizer.decode(new))
         return self._references[str(messages)]
 
     async def client(self, number: int, until: float) -> None:
@@ -232,12 +232,12 @@ def main() -> None:
     parser.add_argument("--limit", default="20MB", help="of each tenant's store")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    resident = talker()
+    session = talker()
     with (
         tempfile.TemporaryDirectory() as folder,
-        server(Path(folder), resident, chosen.limit) as (address, pid),
+        server(Path(folder), session, chosen.limit) as (address, pid),
     ):
-        load = Load(address, resident, chosen.seed)
+        load = Load(address, session, chosen.seed)
         memory = asyncio.run(run(load, chosen.clients, 60 * chosen.minutes, pid))
         bearer = {"Authorization": f"Bearer {TOKENS['metrics']}"}
         metrics = httpx.get(f"{address}/metrics", headers=bearer).text

@@ -20,7 +20,7 @@ from PIL import Image
 import qkvshare
 from qkvshare.card import Signer
 from qkvshare.codecs import Packed
-from qkvshare.hf.load import load_model
+from qkvshare.hf.model.load import load_model
 from qkvshare.serve.viewer import router
 from qkvshare.store import Store
 

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from qkvshare import Raw
 from qkvshare.card.passing import MEDIA_TYPE
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.access import Access, Stores
 from qkvshare.serve.app import create_app
 from qkvshare.serve.limits import Limits
@@ -28,11 +28,11 @@ NAME = "tiny"
 CARD = {"Content-Type": MEDIA_TYPE}
 
 
-def talker(tokens: int = 4096) -> Resident:
+def talker(tokens: int = 4096) -> Session:
     """Says printable characters only: tokenized again they are the same ids."""
     model = tiny_model("llama", max_position_embeddings=tokens)
     model.generation_config.suppress_tokens = [*range(4), *range(99, 128)]
-    return Resident(model, tiny_tokenizer(), codec=Raw())
+    return Session(model, tiny_tokenizer(), codec=Raw())
 
 
 def tokens_file(folder: Path, **tokens: str) -> Path:
@@ -57,11 +57,11 @@ class Local(TestClient):
 
 
 def make_service(
-    root: Path, resident: Resident, limits: Limits | None = None, tokens: Path | None = None
+    root: Path, session: Session, limits: Limits | None = None, tokens: Path | None = None
 ) -> Service:
     """With stores in ``root``."""
     access = Access({}) if tokens is None else Access.load(tokens)
-    return Service(resident, NAME, Stores(root, access), limits or Limits(tokens=64))
+    return Service(session, NAME, Stores(root, access), limits or Limits(tokens=64))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qkvshare import CacheCard, Raw, capture
 from qkvshare.card import Signer
 from qkvshare.card.errors import ServeError, StoreError
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.access import Access, require_host
 from qkvshare.serve.app import create_app
 from qkvshare.serve.limits import Limits
@@ -24,27 +24,27 @@ RED, BLUE, WATCHER = "red-token-0123456789", "blue-token-0123456789", "watch-tok
 
 
 @pytest.fixture(scope="module")
-def resident() -> Resident:
+def session() -> Session:
     return talker()
 
 
 @pytest.fixture(scope="module")
-def card(resident: Resident) -> CacheCard:
-    return capture(resident.model, resident.tokenizer, "The tide is high.", codec=Raw())
+def card(session: Session) -> CacheCard:
+    return capture(session.model, session.tokenizer, "The tide is high.", codec=Raw())
 
 
 @pytest.fixture
-def client(tmp_path: Path, resident: Resident) -> Iterator[TestClient]:
-    service = make_service(tmp_path / "cards", resident, Limits(body=1000, card=1 << 20))
+def client(tmp_path: Path, session: Session) -> Iterator[TestClient]:
+    service = make_service(tmp_path / "cards", session, Limits(body=1000, card=1 << 20))
     with Local(create_app(service)) as client:
         yield client
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, resident: Resident) -> Iterator[TestClient]:
+def guarded(tmp_path: Path, session: Session) -> Iterator[TestClient]:
     """Two tenants, and one who reads metrics."""
     tokens = tokens_file(tmp_path, red=RED, blue=BLUE, metrics=WATCHER)
-    with Local(create_app(make_service(tmp_path / "cards", resident, tokens=tokens))) as made:
+    with Local(create_app(make_service(tmp_path / "cards", session, tokens=tokens))) as made:
         yield made
 
 
@@ -134,9 +134,9 @@ def test_bodies_are_bounded_however_they_come(client: TestClient, tmp_path: Path
 
 
 def test_a_card_that_is_damaged_in_the_store_is_cut_off(
-    tmp_path: Path, resident: Resident, card: CacheCard
+    tmp_path: Path, session: Session, card: CacheCard
 ) -> None:
-    service = make_service(tmp_path, resident)
+    service = make_service(tmp_path, session)
     with Local(create_app(service), raise_server_exceptions=False) as client:
         client.post("/v1/cards", content=card.to_bytes())
         (segment,) = (tmp_path / "default" / "segments").rglob("*.segment")
@@ -209,8 +209,8 @@ def test_a_signature_that_would_be_lost_is_not_lost_silently(
     assert "signature" in refused.json()["error"]["message"]
 
 
-def test_a_store_that_is_full_says_so(tmp_path: Path, resident: Resident, card: CacheCard) -> None:
-    service = make_service(tmp_path, resident)
+def test_a_store_that_is_full_says_so(tmp_path: Path, session: Session, card: CacheCard) -> None:
+    service = make_service(tmp_path, session)
     service.stores.limit = 1000
     with Local(create_app(service)) as client:
         refused = client.post("/v1/cards", content=card.to_bytes())
@@ -263,20 +263,20 @@ def test_others_are_served_with_tokens_only(tmp_path: Path) -> None:
         require_host(host, somebody)
 
 
-def test_stores_are_opened_before_the_first_request(tmp_path: Path, resident: Resident) -> None:
-    service = make_service(tmp_path, resident, tokens=tokens_file(tmp_path, UPPER=RED))
+def test_stores_are_opened_before_the_first_request(tmp_path: Path, session: Session) -> None:
+    service = make_service(tmp_path, session, tokens=tokens_file(tmp_path, UPPER=RED))
     with pytest.raises(StoreError, match="UPPER"):
         service.stores.all()
 
 
 def test_a_card_crosses_from_server_to_server(
-    guarded: TestClient, tmp_path: Path, resident: Resident
+    guarded: TestClient, tmp_path: Path, session: Session
 ) -> None:
     """As docs/guide.md has it: another server, another tenant, the same model."""
     document = {"role": "user", "content": "The tide is high at noon."}
     question = {"role": "user", "content": "When?"}
     ask = {"model": "tiny", "max_tokens": 12, "temperature": 0}
-    with Local(create_app(make_service(tmp_path / "first", resident))) as first:
+    with Local(create_app(make_service(tmp_path / "first", session))) as first:
         kept = first.post(
             "/v1/chat/completions",
             json={**ask, "messages": [document], "kv_transfer_params": {"keep": True}},

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.access import Access, Stores
 from qkvshare.serve.limits import Limits
 from qkvshare.serve.service import Service
@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(scope="module")
 def address(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     stores = Stores(tmp_path_factory.mktemp("cards"), Access({}))
-    service = Service(Resident(*smollm2), "smollm2-135m", stores, Limits())
+    service = Service(Session(*smollm2), "smollm2-135m", stores, Limits())
     with serving_service(service) as address:
         yield address
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.serve import fields
 from qkvshare.serve.schema import Ask, StreamOptions, TextPart, Turn
 
@@ -40,13 +40,13 @@ DONE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def resident() -> Resident:
+def session() -> Session:
     return talker()
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, resident: Resident) -> Iterator[str]:
-    with serving_service(make_service(tmp_path_factory.mktemp("cards"), resident)) as address:
+def address(tmp_path_factory: pytest.TempPathFactory, session: Session) -> Iterator[str]:
+    with serving_service(make_service(tmp_path_factory.mktemp("cards"), session)) as address:
         yield address
 
 
@@ -159,7 +159,7 @@ def test_what_clients_send_back_of_an_answer_is_taken(address: str) -> None:
     assert again.choices[0].message.content
 
 
-def test_sampling_fields_are_done(address: str, resident: Resident) -> None:
+def test_sampling_fields_are_done(address: str, session: Session) -> None:
     warm = {"temperature": 1.8, "seed": 3, "max_tokens": 24}
     greedy = said(post(address, max_tokens=24))
     assert said(post(address, **warm)) != greedy

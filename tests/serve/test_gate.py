@@ -15,7 +15,7 @@ from mcp import Client
 
 from qkvshare import CacheCard, Raw, capture
 from qkvshare.card.errors import ServeError
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.access import Access
 from qkvshare.serve.limits import VALUES, Limits, values
 from qkvshare.serve.mcp import server
@@ -31,35 +31,35 @@ EVIL = "https://evil.example"
 
 
 @pytest.fixture(scope="module")
-def resident() -> Resident:
+def session() -> Session:
     return talker(256)
 
 
 @pytest.fixture(scope="module")
-def card(resident: Resident) -> CacheCard:
-    return capture(resident.model, resident.tokenizer, "The tide is high.", codec=Raw())
+def card(session: Session) -> CacheCard:
+    return capture(session.model, session.tokenizer, "The tide is high.", codec=Raw())
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, resident: Resident) -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory, session: Session) -> Iterator[str]:
     """A server without tokens."""
-    with serving_service(make_service(tmp_path_factory.mktemp("cards"), resident)) as url:
+    with serving_service(make_service(tmp_path_factory.mktemp("cards"), session)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, resident: Resident) -> Iterator[str]:
+def guarded(tmp_path_factory: pytest.TempPathFactory, session: Session) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("guarded")
     tokens = tokens_file(folder, red=RED)
     limits = Limits(tokens=8, body=4 << 20)
-    with serving_service(make_service(folder / "cards", resident, limits, tokens)) as url:
+    with serving_service(make_service(folder / "cards", session, limits, tokens)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def mcp(tmp_path_factory: pytest.TempPathFactory, resident: Resident) -> Iterator[str]:
+def mcp(tmp_path_factory: pytest.TempPathFactory, session: Session) -> Iterator[str]:
     store = Store(tmp_path_factory.mktemp("mcp"))
-    with serving(http_app(server(resident, store), store)) as url:
+    with serving(http_app(server(session, store), store)) as url:
         yield url
 
 

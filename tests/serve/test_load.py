@@ -10,9 +10,9 @@ from .server import talker
 
 
 def test_no_answer_is_wrong_among_rude_clients(tmp_path: Path) -> None:
-    resident = talker()
-    with server(tmp_path, resident, "2MB") as (address, pid):
-        load = Load(address, resident, seed=0)
+    session = talker()
+    with server(tmp_path, session, "2MB") as (address, pid):
+        load = Load(address, session, seed=0)
         asyncio.run(run(load, clients=4, seconds=0, pid=pid))
     assert load.wrong == []
     assert load.counts["answers 200"] > 10

@@ -21,9 +21,9 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CallToolResult, ResourceLink
 
 from qkvshare import CacheCard, capture
-from qkvshare.hf.answers import Keep, Sampling
-from qkvshare.hf.load import load_model
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.model.load import load_model
+from qkvshare.hf.session.answers import Keep, Sampling
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.mcp import MEDIA_TYPE, server
 from qkvshare.store import Store
 
@@ -40,9 +40,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resident(llama_folder: Path) -> Resident:
+def session(llama_folder: Path) -> Session:
     """What the servers have, in this process: the reference."""
-    return Resident(*load_model(str(llama_folder)))
+    return Session(*load_model(str(llama_folder)))
 
 
 def arguments(model: Path, folder: Path, *more: str) -> list[str]:
@@ -119,13 +119,13 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 240))
 
 
-def expected(resident: Resident, store: Store, digest: str, tokens: int = 8) -> str:
-    prompt = resident.prompt(store, [{"role": "user", "content": ASK}], digest)
-    return resident.answer(prompt, Sampling(tokens)).text
+def expected(session: Session, store: Store, digest: str, tokens: int = 8) -> str:
+    prompt = session.prompt(store, [{"role": "user", "content": ASK}], digest)
+    return session.answer(prompt, Sampling(tokens)).text
 
 
 def test_what_one_agents_server_captures_anothers_resumes(
-    llama_folder: Path, folder: Path, resident: Resident, tmp_path: Path
+    llama_folder: Path, folder: Path, session: Session, tmp_path: Path
 ) -> None:
     """Two servers, two processes, one store; B's client speaks what was usual before 2026-07-28."""
 
@@ -134,7 +134,7 @@ def test_what_one_agents_server_captures_anothers_resumes(
             a = await call(client, "capture", text=TEXT, agent="a")
         store = Store(folder)
         card = store.get(a["digest"])
-        own = capture(resident.model, resident.tokenizer, TEXT, agent="a")
+        own = capture(session.model, session.tokenizer, TEXT, agent="a")
         assert card.manifest.segments == own.manifest.segments
         assert (a["tokens"], a["bytes"]) == (len(TEXT), card.nbytes)
         assert a["bits_per_value"] == pytest.approx(card.bits_per_value)
@@ -149,7 +149,7 @@ def test_what_one_agents_server_captures_anothers_resumes(
                 keep=True,
                 agent="b",
             )
-            assert b["text"] == expected(resident, store, a["digest"])
+            assert b["text"] == expected(session, store, a["digest"])
             assert b["cached_tokens"] == len(TEXT) < b["prompt_tokens"]
             assert (b["finish"], b["new_tokens"]) == ("length", 8)
 
@@ -164,7 +164,7 @@ def test_what_one_agents_server_captures_anothers_resumes(
             child = store.get(b["card"])
             assert [hop["agent"] for hop in told["lineage"]] == ["a", "b"]
             assert told["lineage"][1]["parent"] == a["digest"]
-            assert told["identity"]["weights"] == resident.identity.weights
+            assert told["identity"]["weights"] == session.identity.weights
             assert [(at["start"], at["end"]) for at in told["segments"]] == [
                 (0, len(TEXT)),
                 (len(TEXT), child.tokens),
@@ -182,7 +182,7 @@ def test_what_one_agents_server_captures_anothers_resumes(
 
 
 def test_over_http_two_agents_share_a_server_and_big_cards_go_by_link(
-    llama_folder: Path, folder: Path, resident: Resident, tmp_path: Path
+    llama_folder: Path, folder: Path, session: Session, tmp_path: Path
 ) -> None:
     async def pair() -> None:
         async with (
@@ -194,7 +194,7 @@ def test_over_http_two_agents_share_a_server_and_big_cards_go_by_link(
             digest, link = read.structured_content["digest"], link_in(read)
             said = await call(b, "resume", card=digest, prompt=ASK, max_tokens=8)
             store = Store(folder)
-            assert said["text"] == expected(resident, store, digest)
+            assert said["text"] == expected(session, store, digest)
 
             assert link.uri == f"{url}/v1/cards/{digest}"
             with pytest.raises(MCPError, match=rf"{link.size:,} bytes.*{link.uri}"):
@@ -218,13 +218,13 @@ async def status_of(request: Any) -> int:
     return raised.value.code
 
 
-def test_links_are_to_where_a_card_can_be_got(folder: Path, resident: Resident) -> None:
+def test_links_are_to_where_a_card_can_be_got(folder: Path, session: Session) -> None:
     store, elsewhere = Store(folder), "http://127.0.0.1:1/v1/cards"
-    digest = str(resident.read(TEXT, store, Keep()).card)
+    digest = str(session.read(TEXT, store, Keep()).card)
     size = store.get(digest).nbytes
 
     async def told(**how: Any) -> list[str]:
-        async with Client(server(resident, store, **how)) as client:
+        async with Client(server(session, store, **how)) as client:
             result = await client.call_tool("inspect", {"card": digest})
             if how.get("big", size) >= size:
                 assert len(await file_of(client, f"card://{digest}")) == size
@@ -280,16 +280,16 @@ def test_what_cannot_be_done_says_why(llama_folder: Path, folder: Path) -> None:
     run(ask())
 
 
-def test_a_damaged_card_is_refused(llama_folder: Path, folder: Path, resident: Resident) -> None:
+def test_a_damaged_card_is_refused(llama_folder: Path, folder: Path, session: Session) -> None:
     store = Store(folder)
-    digest = str(resident.read(TEXT, store, Keep()).card)
+    digest = str(session.read(TEXT, store, Keep()).card)
     (segment,) = folder.rglob("*.segment")
     data = bytearray(segment.read_bytes())
     data[-1] ^= 1
     segment.write_bytes(data)
 
     async def ask() -> None:
-        async with Client(server(resident, store)) as client:
+        async with Client(server(session, store)) as client:
             asked = {"card": digest, "prompt": ASK, "max_tokens": 4}
             assert "CardDigestError" in await refused(client, "resume", **asked)
             with pytest.raises(MCPError, match="CardDigestError"):
@@ -299,12 +299,12 @@ def test_a_damaged_card_is_refused(llama_folder: Path, folder: Path, resident: R
 
 
 def test_errors_that_nobody_expects_tell_nothing(
-    folder: Path, resident: Resident, monkeypatch: pytest.MonkeyPatch
+    folder: Path, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Resident, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(Session, "read", lambda *_: 1 / 0)
 
     async def ask() -> None:
-        async with Client(server(resident, Store(folder))) as client:
+        async with Client(server(session, Store(folder))) as client:
             assert await refused(client, "capture", text=TEXT) == "Error executing tool capture"
 
     run(ask())

@@ -23,11 +23,11 @@ schemathesis.serializer.alias(MEDIA_TYPE, "application/octet-stream")
 
 @pytest.mark.parametrize("guarded", [False, True])
 def test_no_request_is_a_server_error(tmp_path: Path, guarded: bool) -> None:
-    resident = talker(256)
+    session = talker(256)
     tokens = tokens_file(tmp_path, red=TOKEN) if guarded else None
-    service = make_service(tmp_path / "cards", resident, Limits(tokens=8), tokens)
+    service = make_service(tmp_path / "cards", session, Limits(tokens=8), tokens)
     store = service.stores.of("red" if guarded else None)
-    card = capture(resident.model, resident.tokenizer, "tide", codec=Raw(), salt=store.salt)
+    card = capture(session.model, session.tokenizer, "tide", codec=Raw(), salt=store.salt)
     known = store.put(card)
     schema = schemathesis.openapi.from_asgi(
         "/openapi.json", create_app(service), headers={"Host": "localhost"}

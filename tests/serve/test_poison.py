@@ -17,7 +17,7 @@ from qkvshare import CacheCard, Raw, capture
 from qkvshare.card import Signer
 from qkvshare.card.digest import digest_bytes
 from qkvshare.card.passing import MEDIA_TYPE
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.app import create_app
 from qkvshare.serve.service import Service
 
@@ -33,27 +33,27 @@ TYPE = {"Content-Type": MEDIA_TYPE}
 
 
 @pytest.fixture(scope="module")
-def resident() -> Resident:
+def session() -> Session:
     return talker()
 
 
 @pytest.fixture(scope="module")
-def card(resident: Resident) -> CacheCard:
+def card(session: Session) -> CacheCard:
     """As the prompt begins."""
-    ids = resident.chat.whole(ASK["messages"])[:-3]
-    return capture(resident.model, resident.tokenizer, token_ids=ids, codec=Raw())
+    ids = session.chat.whole(ASK["messages"])[:-3]
+    return capture(session.model, session.tokenizer, token_ids=ids, codec=Raw())
 
 
 @pytest.fixture(scope="module")
-def text(resident: Resident, tmp_path_factory: pytest.TempPathFactory) -> str:
+def text(session: Session, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What is answered where there is no card."""
-    with Local(create_app(make_service(tmp_path_factory.mktemp("none"), resident))) as client:
+    with Local(create_app(make_service(tmp_path_factory.mktemp("none"), session))) as client:
         return str(said(client))
 
 
 @pytest.fixture
-def service(tmp_path: Path, resident: Resident) -> Service:
-    return make_service(tmp_path / "cards", resident)
+def service(tmp_path: Path, session: Session) -> Service:
+    return make_service(tmp_path / "cards", session)
 
 
 @pytest.fixture
@@ -131,9 +131,9 @@ def test_what_grows_from_it_is_not_found_either(client: Local, card: CacheCard, 
 
 @pytest.mark.parametrize("vouched", ["by the sender", "by a signature", "by another signature"])
 def test_who_vouches_for_a_card_lets_prompts_find_it(
-    tmp_path: Path, resident: Resident, card: CacheCard, text: str, vouched: str
+    tmp_path: Path, session: Session, card: CacheCard, text: str, vouched: str
 ) -> None:
-    service, signer = make_service(tmp_path / "cards", resident), Signer.generate()
+    service, signer = make_service(tmp_path / "cards", session), Signer.generate()
     service.stores.trust = tmp_path / "trusted.txt"
     service.stores.trust.write_text(signer.public)
     path, sent = "/v1/cards", card
@@ -155,10 +155,10 @@ def test_what_no_prompt_can_use_is_not_put(client: Local, card: CacheCard, how: 
 
 
 def test_a_thin_card_is_checked_with_what_completes_it(
-    client: Local, resident: Resident, card: CacheCard
+    client: Local, session: Session, card: CacheCard
 ) -> None:
-    ids = resident.chat.whole(ASK["messages"])
-    child = capture(resident.model, resident.tokenizer, token_ids=ids, parent=card, codec=Raw())
+    ids = session.chat.whole(ASK["messages"])
+    child = capture(session.model, session.tokenizer, token_ids=ids, parent=card, codec=Raw())
     last = child.manifest.segments[1]
     nothing = {name: np.full_like(child.tensors[name], 0xFF) for name in child.tensors}
     bad = {n: nothing[n] if n.startswith("kv.") else child.tensors[n] for n in child.tensors}

@@ -16,7 +16,7 @@ import qkvshare
 from qkvshare.card import CacheCard, Hop, Layer
 from qkvshare.codecs import LayerKV, Packed
 from qkvshare.codecs.spent import token_bits
-from qkvshare.hf.identity import tokenizer_digest
+from qkvshare.hf.model.identity import tokenizer_digest
 from qkvshare.store import Store
 
 httpx = pytest.importorskip("httpx")

@@ -20,8 +20,8 @@ from transformers import AutoTokenizer
 
 from qkvshare.card import Layer
 from qkvshare.codecs import LayerKV, Packed
-from qkvshare.hf.identity import tokenizer_digest
-from qkvshare.hf.load import embedded_folder
+from qkvshare.hf.model.identity import tokenizer_digest
+from qkvshare.hf.model.load import embedded_folder
 from qkvshare.serve.viewer import router
 from qkvshare.serve.viewing import card_view
 from qkvshare.store import Store

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..hf.capture import capture
-from ..hf.state import read
+from ..hf.capture.capture import capture
+from ..hf.capture.state import read
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from ..card import CacheCard
 from ..card.digest import Bytes, digest_bytes
 from ..codecs import Codec, LayerKV, Raw, decode_runs, dtype_of, find_codec, shapes_of
 from ..hf.attention import NAME
-from ..hf.cache import rooms
-from ..hf.capture import make_card
-from ..hf.coded import CodedLayer
-from ..hf.identity import identify
-from ..hf.inject import inject
-from ..hf.state import State
+from ..hf.cache.card_cache import rooms
+from ..hf.cache.coded import CodedLayer
+from ..hf.capture.capture import make_card
+from ..hf.capture.state import State
+from ..hf.inject.inject import inject
+from ..hf.model.identity import identify
 from ..registry import label
-from .routes import FullPrecisionFile, RePrefill, Resident, Route
+from .routes import FullPrecisionFile, RePrefill, Route, Session
 
 
 @dataclass
@@ -158,5 +158,5 @@ class CardCodes(Card):
 
 ROUTES: dict[str, type[Route]] = {
     route.name: route
-    for route in (RePrefill, Resident, FullPrecisionFile, Card, CardFile, CardHalf, CardCodes)
+    for route in (RePrefill, Session, FullPrecisionFile, Card, CardFile, CardHalf, CardCodes)
 }

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codecs import Codec, decode_runs
-from ..hf.capture import make_card
-from ..hf.identity import identify
-from ..hf.spend import spending
-from ..hf.state import read
+from ..hf.capture.allocate import spending
+from ..hf.capture.capture import make_card
+from ..hf.capture.state import read
+from ..hf.model.identity import identify
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def peak_extra_bytes(model: str, route: Route, profile: Path | None) -> int | No
 def _measure(
     name: str, profile: str | None, kind: str, folder: str, ids: list[int], new: list[int]
 ) -> int:
-    from ..hf.load import load_model
+    from ..hf.model.load import load_model
     from ..kernels import pages
     from ..profile import Profile
 

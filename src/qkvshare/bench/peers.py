@@ -17,8 +17,8 @@ import torch
 from transformers import QuantizedCache
 
 from ..card.errors import QKVShareError
-from ..hf.load import EMBEDDED, embedded_folder
-from ..hf.state import State
+from ..hf.capture.state import State
+from ..hf.model.load import EMBEDDED, embedded_folder
 from .routes import Route
 
 _LLAMA_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml's numbers

@@ -19,8 +19,8 @@ from transformers import DynamicCache
 
 from ..card.digest import TokenIds
 from ..evals.handoff import Setting
-from ..hf.layers import attention_layers, empty_cache, place_layer
-from ..hf.state import State
+from ..hf.cache.layers import attention_layers, empty_cache, place_layer
+from ..hf.capture.state import State
 
 
 @dataclass
@@ -137,7 +137,7 @@ class RePrefill(Route):
 
 
 @dataclass
-class Resident(Route):
+class Session(Route):
     """Plain transformers, its cache already in memory: nothing is loaded, nothing decoded."""
 
     name = "resident"

@@ -14,11 +14,11 @@ from ..card import CacheCard
 from ..card.container import ids_name
 from ..card.errors import CodecError
 from ..codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
-from ..hf.cache import CardCache, Place, rooms
-from ..hf.layers import empty_cache
-from ..hf.room import SPARE
-from ..hf.rope import Rope
-from ..hf.state import State
+from ..hf.cache.card_cache import CardCache, Place, rooms
+from ..hf.cache.growing import SPARE
+from ..hf.cache.layers import empty_cache
+from ..hf.capture.state import State
+from ..hf.model.rope import Rope
 from ..kernels.parts import Part
 from .cards import Card
 

@@ -128,8 +128,8 @@ class Contents:
         `ProfileError` where its profile is not at hand.
         """
         from ..codecs.checking import (
-            check_numbers,
-        )  # codecs know cards, and no card else knows codecs
+            check_numbers,  # codecs know cards, and no card else knows codecs
+        )
 
         if self.thin:
             self._blob(0, 0)  # raises

@@ -16,13 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from .container import MAGIC, Array, FileTensors, StoredTensors
-from .errors import (
-    CardFormatError,
-    CardKeyError,
-    CardTagError,
-    CardVersionError,
-    CardWriteError,
-)
+from .errors import CardFormatError, CardKeyError, CardTagError, CardVersionError, CardWriteError
 from .keys import Key
 from .layout import MAX_HEADER_BYTES
 from .manifest import Digest, Strict

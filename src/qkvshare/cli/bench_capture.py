@@ -30,7 +30,7 @@ def capture(
     from ..bench.capture import measure_capture
     from ..evals.results import write_rows
     from ..evals.text import read_text, windows
-    from ..hf.load import load_model
+    from ..hf.model.load import load_model
 
     lengths = context_tokens or [1024]
     content = read_text(text)

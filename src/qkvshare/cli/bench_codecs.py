@@ -28,7 +28,7 @@ def codecs(
     from ..codecs import make_codec
     from ..evals.results import spread, write_rows
     from ..evals.text import read_text, windows
-    from ..hf.load import load_model
+    from ..hf.model.load import load_model
     from ..profile import Profile
 
     learned = None if profile is None else Profile.load(profile)

@@ -59,7 +59,7 @@ def ttft(
     from ..bench.ttft import Plan, measure_ttft
     from ..evals.results import write_rows
     from ..evals.text import read_text, windows
-    from ..hf.load import load_model
+    from ..hf.model.load import load_model
 
     routes = _routes(path)
     lengths = context_tokens or [1024]

@@ -61,10 +61,10 @@ def calibrate(
 ) -> None:
     """Fit the codec transform to a model, train the allocators controller and chunk-router."""
     from ..evals.text import read_text, windows
-    from ..hf.calibrate import calibrate as learn
-    from ..hf.languages import languages
-    from ..hf.load import load_model
-    from ..hf.own_text import own_text
+    from ..hf.calibrate.calibrate import calibrate as learn
+    from ..hf.calibrate.languages import languages
+    from ..hf.calibrate.own_text import own_text
+    from ..hf.model.load import load_model
     from ..profile import profiles
 
     if output is None:

@@ -59,9 +59,9 @@ def capture(
     with progress.status("loading the model …") as status:
         from ..allocators import make_allocator
         from ..codecs import default_codec, make_codec
-        from ..hf.capture import capture as capture_state
-        from ..hf.identity import identify
-        from ..hf.load import load_model
+        from ..hf.capture.capture import capture as capture_state
+        from ..hf.model.identity import identify
+        from ..hf.model.load import load_model
         from ..profile import Profile
         from ..scorers import make_scorer
 

@@ -72,14 +72,14 @@ def _in_process(function: Any, *arguments: Any) -> Any:
 
 
 def _prepare() -> None:
-    from ..hf.load import embedded_folder
+    from ..hf.model.load import embedded_folder
 
     embedded_folder()
 
 
 def _load() -> tuple[Any, Any, str]:
     """Model, tokenizer, and the chat up to the place where the question goes, and after it."""
-    from ..hf.load import EMBEDDED, load_model
+    from ..hf.model.load import EMBEDDED, load_model
 
     model, tokenizer = load_model(EMBEDDED)
     document = (files("qkvshare.cli") / "manual.txt").read_text(encoding="utf-8").strip()
@@ -94,7 +94,7 @@ def _load() -> tuple[Any, Any, str]:
 def _agent_a(raw: Path, card: Path) -> tuple[int, float]:
     """Write the state twice, small and exactly. Returns tokens, and seconds for the small one."""
     from ..codecs import Raw
-    from ..hf.capture import capture
+    from ..hf.capture.capture import capture
 
     model, tokenizer, chat = _load()
     before, _ = chat.split(MARK)
@@ -116,8 +116,8 @@ def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], int, str]:
 
     from ..card import CacheCard
     from ..card.errors import IdentityError
-    from ..hf.identity import identify
-    from ..hf.inject import inject
+    from ..hf.inject.inject import inject
+    from ..hf.model.identity import identify
 
     model, tokenizer, chat = _load()
     before, after = chat.split(MARK)

@@ -40,7 +40,7 @@ def fidelity(
     """KL, top-1 agreement and ΔNLL of the expected continuation, against no hand-off."""
     from ..evals.fidelity import measure_fidelity
     from ..evals.text import read_text, windows
-    from ..hf.load import load_model
+    from ..hf.model.load import load_model
 
     settings = make_settings(codec, scorer, allocator, budget, profile)
     content = read_text(text)

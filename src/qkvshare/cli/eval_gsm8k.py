@@ -53,8 +53,8 @@ def gsm8k(
     from ..evals.gsm8k import Sampling, measure_gsm8k
     from ..evals.problems import read_problems
     from ..evals.text import TextError
-    from ..hf.identity import identify
-    from ..hf.load import load_model
+    from ..hf.model.identity import identify
+    from ..hf.model.load import load_model
 
     ways = make_ways(make_settings(codec, scorer, allocator, budget, profile), policy)
     counts = sorted(set(hops or [3]))

@@ -57,8 +57,8 @@ def recall(
     from ..evals.recall import FACTS, measure_recall
     from ..evals.recall_hops import measure_recall_hops
     from ..evals.text import TextError, read_text
-    from ..hf.identity import identify
-    from ..hf.load import load_model
+    from ..hf.model.identity import identify
+    from ..hf.model.load import load_model
 
     if facts not in FACTS:
         raise TextError(f"no facts {facts!r}; expected one of {', '.join(FACTS)}.")

@@ -49,8 +49,8 @@ def relay(
     from ..evals.problems import read_problems
     from ..evals.relay import SHOTS, measure_relay
     from ..evals.text import TextError
-    from ..hf.identity import identify
-    from ..hf.load import load_model
+    from ..hf.model.identity import identify
+    from ..hf.model.load import load_model
 
     ways = make_ways(make_settings(codec, scorer, allocator, budget, profile), policy)
     counts = sorted(set(hops or [10]))

@@ -48,17 +48,17 @@ def mcp(
                 raise
             raise ServeError("this server needs its extra: pip install 'qkvshare[mcp]'") from error
         from ..hf.attention import NAME
-        from ..hf.load import load_model
-        from ..hf.resident import Resident
+        from ..hf.model.load import load_model
+        from ..hf.session.session import Session
 
         loaded, tokenizer = load_model(model)
         loaded.set_attn_implementation(NAME)  # sooner from a long context
-        resident = Resident(loaded, tokenizer)
+        session = Session(loaded, tokenizer)
     if place is None:
-        server(resident, store, link=link, big=most).run()
+        server(session, store, link=link, big=most).run()
         return
     host, port = place
-    served = server(resident, store, link=link or f"http://{http}{CARDS}", big=most)
+    served = server(session, store, link=link or f"http://{http}{CARDS}", big=most)
     progress.print(f"listening on http://{http}/mcp", markup=False)
     run(http_app(served, store), host, port, log_level="warning")
 

@@ -68,10 +68,10 @@ def resume(
     with progress.status("loading the model …") as status:
         import torch
 
-        from ..hf.costs import choose
-        from ..hf.inject import inject, prefill
-        from ..hf.load import load_model
-        from ..hf.tokens import following
+        from ..hf.inject.inject import inject, prefill
+        from ..hf.model.load import load_model
+        from ..hf.session.costs import choose
+        from ..hf.text.tokens import following
         from ..profile import Profile
 
         if profile is not None:
@@ -104,7 +104,7 @@ def _hand_on(model: Any, tokenizer: Any, result: Any, agent: str) -> CacheCard:
     """The parent's segments, and one more for what was read and said since."""
     import torch
 
-    from ..hf.capture import capture
+    from ..hf.capture.capture import capture
 
     cache, sequence = result.past_key_values, result.sequences
     with torch.no_grad():  # generate has not read its own last token yet

@@ -91,9 +91,9 @@ def serve(
     with progress.status("loading the model …"):
         from ..codecs import default_codec, make_codec
         from ..hf.attention import NAME
-        from ..hf.load import load_model
-        from ..hf.resident import Resident
-        from ..hf.warming import warm
+        from ..hf.model.load import load_model
+        from ..hf.session.session import Session
+        from ..hf.session.warmup import warm
         from ..profile import Profile
         from ..serve.app import create_app
         from ..serve.service import Service
@@ -102,13 +102,13 @@ def serve(
         chosen = None if codec is None else make_codec(codec, learned)
         loaded, tokenizer = load_model(model)
         loaded.set_attn_implementation(NAME)  # sooner from a long context
-        resident = Resident(loaded, tokenizer)
-        resident.codec = chosen or default_codec(resident.identity.weights, learned)
+        session = Session(loaded, tokenizer)
+        session.codec = chosen or default_codec(session.identity.weights, learned)
     with progress.status("compiling kernels, a minute at the first start …"):
-        warm(resident)
+        warm(session)
     called = name or (Path(model).name if Path(model).exists() else model)
-    progress.print(f"{called}, cards by {resident.codec.name!r} in {stores.root}", markup=False)
+    progress.print(f"{called}, cards by {session.codec.name!r} in {stores.root}", markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
-    app = create_app(Service(resident, called, stores, limits))
+    app = create_app(Service(session, called, stores, limits))
     run(app, host, port, log_level="info")

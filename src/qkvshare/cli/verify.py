@@ -29,10 +29,10 @@ def verify(
     if model is None:
         return
     with progress.status("loading the model …"):
-        from ..hf.identity import identify
-        from ..hf.layers import require_geometry
-        from ..hf.load import load_model
-        from ..hf.tokens import require_length, require_vocabulary
+        from ..hf.cache.layers import require_geometry
+        from ..hf.model.identity import identify
+        from ..hf.model.load import load_model
+        from ..hf.text.tokens import require_length, require_vocabulary
 
         loaded, tokenizer = load_model(model)
         known.manifest.identity.require(identify(loaded, tokenizer))

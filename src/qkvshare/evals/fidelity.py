@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hf.inject import inject
+from ..hf.inject.inject import inject
 from .handoff import Setting, hand_over, log_probabilities, read_context
 
 

@@ -14,10 +14,10 @@ from ..allocators import Allocator
 from ..card import CacheCard
 from ..card.digest import TokenIds
 from ..codecs import Codec
-from ..hf.capture import make_card
-from ..hf.identity import identify
-from ..hf.spend import Spending, look_back, spending
-from ..hf.state import State, read
+from ..hf.capture.allocate import Spending, look_back, spending
+from ..hf.capture.capture import make_card
+from ..hf.capture.state import State, read
+from ..hf.model.identity import identify
 from ..scorers import Scorer, parts_of
 
 

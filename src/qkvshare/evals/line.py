@@ -19,11 +19,11 @@ from transformers import DynamicCache
 
 from ..card import CacheCard
 from ..codecs import from_record
-from ..hf.capture import make_card
-from ..hf.identity import identify
-from ..hf.inject import inject
-from ..hf.live import pick_row
-from ..hf.state import State, read
+from ..hf.capture.capture import make_card
+from ..hf.capture.live import pick_row
+from ..hf.capture.state import State, read
+from ..hf.inject.inject import inject
+from ..hf.model.identity import identify
 from .handoff import Setting, log_probabilities
 
 POLICIES = ("append", "requantize")

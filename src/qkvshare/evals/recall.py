@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from ..hf.inject import inject
-from ..hf.tokens import as_ids
+from ..hf.inject.inject import inject
+from ..hf.text.tokens import as_ids
 from .facts import Fact, random_facts, random_records
 from .handoff import Setting, hand_over, log_probabilities, read_context
 from .text import TextError

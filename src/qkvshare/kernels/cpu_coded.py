@@ -12,16 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compiling import kernel, part
-from .cpu_flash import (
-    ORDER,
-    PART,
-    attend_block,
-    attend_numbers,
-    begin,
-    finish,
-    room_of,
-    spaces_of,
-)
+from .cpu_flash import ORDER, PART, attend_block, attend_numbers, begin, finish, room_of, spaces_of
 from .cpu_memory import array_at, borrowed, count_on
 from .cpu_merge import LINE, merge
 from .cpu_tiles import BLOCK

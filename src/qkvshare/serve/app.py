@@ -34,7 +34,7 @@ def create_app(service: Service) -> FastAPI:
     refusals.install(app, service.stores.root)
     app.include_router(completions.router(service))
     app.include_router(cards.router(service))
-    page = viewer.router(service.store, service.resident.tokenizer, service.resumes)
+    page = viewer.router(service.store, service.session.tokenizer, service.resumes)
     app.include_router(page)
 
     @app.get("/metrics", response_class=Response)

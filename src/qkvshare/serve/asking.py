@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from ..card.errors import CardError, CardNotFoundError, PromptError
-from ..hf.answers import Answer, Keep, Prompt, Sampling
-from ..hf.resident import Resident
-from ..hf.tokens import too_long
+from ..hf.session.answers import Answer, Keep, Prompt, Sampling
+from ..hf.session.session import Session
+from ..hf.text.tokens import too_long
 from ..store import Store
 from .limits import Limits
 from .schema import Ask, Transfer
@@ -19,16 +19,16 @@ Cancelled = Callable[[], bool]
 class Asked:
     """One request, checked as far as that is possible before its turn."""
 
-    def __init__(self, resident: Resident, limits: Limits, ask: Ask, store: Store) -> None:
+    def __init__(self, session: Session, limits: Limits, ask: Ask, store: Store) -> None:
         """``store``: the tenant's. Raises `PromptError`."""
-        self._resident, self._limits, self._ask = resident, limits, ask
+        self._resident, self._limits, self._ask = session, limits, ask
         self._transfer = ask.kv_transfer_params or Transfer()
         self._store = store if ask.cache_salt is None else store.under(ask.cache_salt)
         self._messages = [turn.plain() for turn in ask.messages]
         asked = ask.max_completion_tokens or ask.max_tokens
         if asked is not None and asked > limits.tokens:
             raise PromptError(f"{asked} tokens to say; at most {limits.tokens} are allowed here.")
-        temperature, top_p = resident.own_sampling
+        temperature, top_p = session.own_sampling
         self._sampling = Sampling(
             max_tokens=asked or limits.tokens,
             temperature=temperature if ask.temperature is None else ask.temperature,

@@ -104,7 +104,7 @@ def router(service: Service) -> APIRouter:
 def _store(service: Service, store: Store, upload: Upload, vouch: bool) -> tuple[str, CacheCard]:
     """Check the card that has arrived, and put it; its digest in the store, and the card."""
     card = upload.card()
-    service.resident.require(card)  # before its bytes are in memory
+    service.session.require(card)  # before its bytes are in memory
     # A thin card can be decoded only together with what the store has.
     checked = card.verified() if card.thin else card.verify()
     card = CacheCard(card.manifest, checked, card.signature)

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from ..card.errors import QKVShareError
-from ..hf.answers import Answer, Prompt
+from ..hf.session.answers import Answer, Prompt
 from . import refusals
 from .journal import log
 from .schema import Ask, CachedTokens, Choice, Completion, Kept, Refused, Said, Usage

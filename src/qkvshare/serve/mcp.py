@@ -1,4 +1,4 @@
-"""The resident model as an MCP server: agents capture, resume, list and inspect cards; docs/mcp.md.
+"""A session as an MCP server: agents capture, resume, list and inspect cards; docs/mcp.md.
 
 https://modelcontextprotocol.io, protocol versions 2026-07-28 and before.
 """
@@ -21,8 +21,8 @@ from ..card import CacheCard
 from ..card.digest import is_digest
 from ..card.errors import CardNotFoundError
 from ..card.passing import MEDIA_TYPE
-from ..hf.answers import Answer, Keep, Sampling
-from ..hf.resident import Resident
+from ..hf.session.answers import Answer, Keep, Sampling
+from ..hf.session.session import Session
 from ..store import Entry, Store
 from .mcp_calls import cancelled, reporting, told
 
@@ -83,12 +83,12 @@ class Inspected:
 
 
 def server(
-    resident: Resident, store: Store, *, link: str | None = None, big: int = BIG
+    session: Session, store: Store, *, link: str | None = None, big: int = BIG
 ) -> MCPServer[Any]:
     """An MCP server with the tools and the resource of docs/mcp.md, not yet running.
 
     Args:
-        resident: the model that reads and answers.
+        session: the model that reads and answers.
         store: where cards are kept and found.
         link: URL before a card's digest, where clients fetch cards too large for a message.
         big: bytes; a card with more is not sent as a resource.
@@ -121,7 +121,7 @@ def server(
         text: str, agent: Agent = "", budget: Budget = None
     ) -> Annotated[CallToolResult, Captured]:
         """Read a text once and keep what the model understood of it as a card."""
-        kept = resident.read(text, store, Keep(agent, budget))
+        kept = session.read(text, store, Keep(agent, budget))
         card = look(str(kept.card))
         took = kept.stages_ms["keep"]
         captured = Captured(card.digest, card.tokens, card.nbytes, card.bits_per_value, took)
@@ -141,8 +141,8 @@ def server(
 
         def speak(said: Callable[[str], None]) -> Answer:
             asked = [{"role": "user", "content": prompt}]
-            return resident.answer(
-                resident.prompt(store, asked, store.find(card)),
+            return session.answer(
+                session.prompt(store, asked, store.find(card)),
                 Sampling(max_tokens),
                 store=store,
                 keep=Keep(agent, budget) if keep else None,

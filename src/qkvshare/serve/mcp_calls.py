@@ -13,7 +13,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
 
 from ..card.errors import CardNotFoundError, QKVShareError
-from ..hf.answers import Answer
+from ..hf.session.answers import Answer
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ..hf.answers import Answer, Prompt
+from ..hf.session.answers import Answer, Prompt
 
 _MS = tuple(digit * 10.0**power for power in range(-1, 6) for digit in (1, 2, 5))
 

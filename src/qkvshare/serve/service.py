@@ -13,8 +13,8 @@ from typing import Any
 from fastapi import Request
 
 from ..card.errors import OverdueError
-from ..hf.answers import Answer, Prompt
-from ..hf.resident import Resident
+from ..hf.session.answers import Answer, Prompt
+from ..hf.session.session import Session
 from ..store import Store
 from .access import Access, Stores
 from .asking import Asked
@@ -33,9 +33,9 @@ class GoneError(Exception):
 class Service:
     """One model and the tenants' stores, for the routes of one server."""
 
-    def __init__(self, resident: Resident, name: str, stores: Stores, limits: Limits) -> None:
+    def __init__(self, session: Session, name: str, stores: Stores, limits: Limits) -> None:
         """``name``: what clients call the model."""
-        self.resident, self.name, self.stores, self.limits = resident, name, stores, limits
+        self.session, self.name, self.stores, self.limits = session, name, stores, limits
         self.turns = Turns(limits.waiting)
         self.metrics = Metrics(self._gauges)
         self.stopping = threading.Event()
@@ -69,10 +69,10 @@ class Service:
         """Wait for a turn and answer; ``said`` gets the text on the event loop, piece by piece.
 
         Stops when the client goes, when the time is over, and when the server stops. Raises
-        `BusyError`, `OverdueError`, `GoneError`, and what `Resident.prompt` and `answer` do.
+        `BusyError`, `OverdueError`, `GoneError`, and what `Session.prompt` and `answer` do.
         """
         tenant, loop = self.tenant(request), asyncio.get_running_loop()
-        work = Asked(self.resident, self.limits, ask, self.stores.of(tenant)).work(said, loop)
+        work = Asked(self.session, self.limits, ask, self.stores.of(tenant)).work(said, loop)
         begun, called_off = time.perf_counter(), threading.Event()
         gone = asyncio.ensure_future(_gone(request))
         try:

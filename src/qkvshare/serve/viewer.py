@@ -45,7 +45,7 @@ def router(
 
     Args:
         store_of: the store of who asks; raises the server's own 401 where nobody may.
-        tokenizer: of the resident model.
+        tokenizer: of the model in memory.
         resumes: the last of who asks, the newest first: each with ``time`` (seconds since 1970),
             ``card`` (digest), ``context_tokens``, ``new_tokens``, ``ttft_ms``, ``stages_ms`` in
             order; those up to the first token are shown, what they leave of it as "first token".

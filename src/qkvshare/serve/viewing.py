@@ -20,7 +20,7 @@ from ..card import CacheCard, Hop
 from ..card.digest import TokenIds
 from ..card.errors import CardError, CardNotFoundError, ServeError
 from ..codecs.spent import TokenBits, sizes, token_bits
-from ..hf.identity import tokenizer_digest
+from ..hf.model.identity import tokenizer_digest
 from ..store import Store
 from ..store.catalog import Entry
 from ..store.folder import Folder

@@ -12,22 +12,9 @@ from operator import eq
 from pathlib import Path
 
 from ..card import CacheCard, Key, Segment, container
-from ..card.container import (
-    Array,
-    FileTensors,
-    LazyTensors,
-    StoredTensors,
-    blob_name,
-    ids_name,
-)
+from ..card.container import Array, FileTensors, LazyTensors, StoredTensors, blob_name, ids_name
 from ..card.digest import digest_bytes
-from ..card.errors import (
-    CardError,
-    CardFormatError,
-    CardNotFoundError,
-    CardWriteError,
-    StoreError,
-)
+from ..card.errors import CardError, CardFormatError, CardNotFoundError, CardWriteError, StoreError
 from ..card.sealing import open_file, seal
 
 SEGMENT = container.MAGIC  # a segment file says its name where a card file has its manifest

@@ -24,8 +24,8 @@ from a2a.types.a2a_pb2 import Message, Part, Role, SendMessageRequest, Task
 from a2a.utils.constants import PROTOCOL_VERSION_CURRENT, VERSION_HEADER
 
 from qkvshare import Raw
-from qkvshare.hf.answers import Keep, Sampling
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.answers import Keep, Sampling
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.a2a import app
 from qkvshare.serve.listen import config
 from qkvshare.store import Store
@@ -36,25 +36,25 @@ SHORT = Sampling(max_tokens=8)
 HERE = "http://localhost:8000"
 
 
-def tiny_resident(seed: int = 0) -> Resident:
+def tiny_resident(seed: int = 0) -> Session:
     """One that says printable characters only: tokenized again they are the same ids."""
     model = tiny_model("llama", seed=seed)
     model.generation_config.suppress_tokens = [*range(4), *range(99, 128)]
-    return Resident(model, tiny_tokenizer(), codec=Raw())
+    return Session(model, tiny_tokenizer(), codec=Raw())
 
 
-def served(resident: Resident, store: Store, **options: Any) -> httpx.AsyncClient:
+def served(session: Session, store: Store, **options: Any) -> httpx.AsyncClient:
     """A client that reaches an agent of this process at `HERE`."""
-    application = app(resident, store, base_url=HERE, sampling=SHORT, **options)
+    application = app(session, store, base_url=HERE, sampling=SHORT, **options)
     return httpx.AsyncClient(transport=httpx.ASGITransport(application))
 
 
-def said(resident: Resident, *turns: str) -> str:
+def said(session: Session, *turns: str) -> str:
     """The reference: one model reads all turns, users' and its own, and answers."""
     roles = ["user", "assistant"] * len(turns)
     messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]
-    new = greedy_from_text(resident.model, resident.chat.whole(messages).tolist(), 8)
-    return str(resident.tokenizer.decode(new, skip_special_tokens=True))
+    new = greedy_from_text(session.model, session.chat.whole(messages).tolist(), 8)
+    return str(session.tokenizer.decode(new, skip_special_tokens=True))
 
 
 def user(*parts: Part | str, context_id: str = "") -> Message:

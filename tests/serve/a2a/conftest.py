@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.store import Store
 
 from .agents import tiny_resident
 
 
 @pytest.fixture(scope="module")
-def resident() -> Resident:
+def session() -> Session:
     return tiny_resident()
 
 

@@ -14,7 +14,7 @@ from starlette.routing import Mount
 
 from qkvshare import Raw
 from qkvshare.card.errors import ServeError
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.a2a import URI, app, callers
 from qkvshare.serve.access import Access, Stores
 from qkvshare.serve.limits import Limits
@@ -46,9 +46,9 @@ async def rpc(client: httpx.AsyncClient, method: str, headers: Any = None, **par
     return await client.post(f"{HERE}/", json=body, headers=versioned)
 
 
-def test_nobody_sees_what_others_asked(resident: Resident, stores: Stores) -> None:
+def test_nobody_sees_what_others_asked(session: Session, stores: Stores) -> None:
     async def work() -> None:
-        async with served(resident, stores, inline=0) as client:
+        async with served(session, stores, inline=0) as client:
             bearer(client, RED)
             task = await sdk(user(READ, context_id="talk"), client, HERE, URI)
             place = task.artifacts[0].parts[1].url
@@ -63,7 +63,7 @@ def test_nobody_sees_what_others_asked(resident: Resident, stores: Stores) -> No
                 assert "not found" in answer.json()["error"]["message"].lower()
             assert (await client.get(place)).status_code == 404
             other = await sdk(user("When?", context_id="talk"), client)
-            assert other.artifacts[0].parts[0].text == said(resident, "When?")
+            assert other.artifacts[0].parts[0].text == said(session, "When?")
 
             for token in (None, "wrong-token-0123456789"):
                 bearer(client, token)
@@ -77,9 +77,9 @@ def test_nobody_sees_what_others_asked(resident: Resident, stores: Stores) -> No
     assert stores.of("blue").ls() == []
 
 
-def test_an_agent_without_tokens_lists_no_tasks(resident: Resident, store: Store) -> None:
+def test_an_agent_without_tokens_lists_no_tasks(session: Session, store: Store) -> None:
     async def work() -> None:
-        async with served(resident, store) as client:
+        async with served(session, store) as client:
             task = await sdk(user(READ), client)
             refused = (await rpc(client, "ListTasks")).json()["error"]
             assert "by its id" in refused["message"]
@@ -89,16 +89,16 @@ def test_an_agent_without_tokens_lists_no_tasks(resident: Resident, store: Store
     run(work())
 
 
-def test_an_agent_without_tokens_is_this_machines(resident: Resident, stores: Stores) -> None:
+def test_an_agent_without_tokens_is_this_machines(session: Session, stores: Stores) -> None:
     for url in ("http://agent.test", "http://0.0.0.0:8000", "https://10.0.0.7/", "nowhere"):
         with pytest.raises(ServeError, match="tokens"):
-            app(resident, stores.of("red"), base_url=url)
-        app(resident, stores, base_url=url)
+            app(session, stores.of("red"), base_url=url)
+        app(session, stores, base_url=url)
 
 
-def test_foreign_pages_are_refused(resident: Resident, store: Store) -> None:
+def test_foreign_pages_are_refused(session: Session, store: Store) -> None:
     async def work() -> None:
-        async with served(resident, store) as client:
+        async with served(session, store) as client:
             for headers, status in (
                 ({"Host": "evil.example"}, 421),
                 ({"Origin": "https://evil.example"}, 403),
@@ -111,9 +111,9 @@ def test_foreign_pages_are_refused(resident: Resident, store: Store) -> None:
     run(work())
 
 
-def test_it_can_be_part_of_another_application(resident: Resident, stores: Stores) -> None:
+def test_it_can_be_part_of_another_application(session: Session, stores: Stores) -> None:
     """With the same paths free and guarded."""
-    agent = app(resident, stores, base_url=f"{HERE}/agent")
+    agent = app(session, stores, base_url=f"{HERE}/agent")
     whole = Starlette(routes=[Mount("/agent", agent)])
 
     async def work() -> None:
@@ -126,11 +126,11 @@ def test_it_can_be_part_of_another_application(resident: Resident, stores: Store
     run(work())
 
 
-def test_bodies_are_bounded(resident: Resident, store: Store) -> None:
+def test_bodies_are_bounded(session: Session, store: Store) -> None:
     """20 MB took a minute and 5.5 GB."""
 
     async def work() -> None:
-        async with served(resident, store) as client:
+        async with served(session, store) as client:
             long = b'{"a": "' + b"x" * Limits().body + b'"}'
             many = b'{"jsonrpc": "2.0", "params": [' + b"{}," * 1_000_000 + b"0]}"
             for content, status in ((long, 413), (many, 400)):
@@ -160,11 +160,11 @@ def test_old_tasks_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(work()) == ["2", "3", "4"]
 
 
-def test_a_client_of_protocol_0_3_gets_an_answer(resident: Resident, store: Store) -> None:
+def test_a_client_of_protocol_0_3_gets_an_answer(session: Session, store: Store) -> None:
     """As a2a-sdk 0.3 sends it: it looks for ``url`` in the agent card, and knows no version 1."""
 
     async def work() -> None:
-        async with served(resident, store) as client:
+        async with served(session, store) as client:
             card = (await client.get(f"{HERE}/.well-known/agent-card.json")).json()
             assert card["protocolVersion"].startswith("0.3")
             assert card["preferredTransport"] == "JSONRPC"
@@ -178,7 +178,7 @@ def test_a_client_of_protocol_0_3_gets_an_answer(resident: Resident, store: Stor
             asked = {**body, "params": {"message": message}}
             task = (await client.post(card["url"], json=asked)).json()["result"]
             assert task["status"]["state"] == "completed"
-            assert task["artifacts"][0]["parts"][0]["text"] == said(resident, READ)
+            assert task["artifacts"][0]["parts"][0]["text"] == said(session, READ)
 
     run(work())
-    assert isinstance(resident.codec, Raw)
+    assert isinstance(session.codec, Raw)

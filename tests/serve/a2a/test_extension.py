@@ -43,10 +43,10 @@ def test_an_agent_card_names_uri_model_codecs_and_media_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qkvshare.profile._known", {})  # what other tests have made known
-    resident = tiny_resident()
+    session = tiny_resident()
 
     async def card() -> dict[str, object]:
-        async with served(resident, Store(tmp_path)) as client:
+        async with served(session, Store(tmp_path)) as client:
             return dict((await client.get(f"{HERE}/.well-known/agent-card.json")).json())
 
     found = parse_agent_card(run(card()))
@@ -55,7 +55,7 @@ def test_an_agent_card_names_uri_model_codecs_and_media_type(
     assert not extension.required
     params = MessageToDict(extension.params)
     assert params["media_type"] == MEDIA_TYPE
-    assert params["identity"] == msgspec.to_builtins(resident.identity)
+    assert params["identity"] == msgspec.to_builtins(session.identity)
     plain = {f"{name}/{CODECS[name].version}" for name in ("raw", "uniform", "kivi", "packed")}
     assert plain <= set(params["codecs"])
     assert not [codec for codec in params["codecs"] if codec.startswith("transform/")]

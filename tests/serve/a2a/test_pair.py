@@ -33,16 +33,16 @@ def store(tmp_path: Path) -> Store:
 def test_an_agent_goes_on_from_anothers_answer_as_if_it_had_read_all(
     reader: str, store: Store
 ) -> None:
-    resident = tiny_resident()
-    taken = run(ask(reader, READ, resident=resident, store=store))
-    assert taken.text == said(resident, READ)
+    session = tiny_resident()
+    taken = run(ask(reader, READ, session=session, store=store))
+    assert taken.text == said(session, READ)
     assert taken.reason == ""
     assert [p.WhichOneof("content") for p in taken.task.artifacts[0].parts] == ["text", "url"]
     assert taken.task.artifacts[0].parts[1].url.startswith(f"{reader}/cards/")
     card = store.get(taken.card)
     assert [hop.agent for hop in card.manifest.lineage] == ["reader"]
-    answer = resident.answer(taken.prompt(resident, store, ASK), SHORT)
-    assert answer.text == said(resident, READ, taken.text, ASK)
+    answer = session.answer(taken.prompt(session, store, ASK), SHORT)
+    assert answer.text == said(session, READ, taken.text, ASK)
     assert answer.cached_tokens == card.tokens
 
 
@@ -70,7 +70,7 @@ def test_an_agent_with_other_weights_gets_the_text_and_the_reason(
     reader: str, store: Store
 ) -> None:
     other = tiny_resident(seed=1)
-    taken = run(ask(reader, READ, resident=other, store=store))
+    taken = run(ask(reader, READ, session=other, store=store))
     assert taken.card is None
     assert "weights" in taken.reason
     assert len(taken.task.artifacts[0].parts) == 1
@@ -82,27 +82,27 @@ def test_an_agent_with_other_weights_gets_the_text_and_the_reason(
 
 def test_a_card_goes_on_through_a_third_agent(reader: str, store: Store, tmp_path: Path) -> None:
     """The first answer's parts are sent on; the third agent fetches the card by itself."""
-    resident, third = tiny_resident(), Store(tmp_path / "third")
-    first = run(ask(reader, READ, resident=resident, store=store))
+    session, third = tiny_resident(), Store(tmp_path / "third")
+    first = run(ask(reader, READ, session=session, store=store))
 
     async def send_on(fetch: Fetch) -> object:
-        async with served(resident, third, fetch=fetch) as client:
+        async with served(session, third, fetch=fetch) as client:
             given = first.task.artifacts[0].parts
-            return await ask(HERE, ASK, resident=resident, store=store, given=given, client=client)
+            return await ask(HERE, ASK, session=session, store=store, given=given, client=client)
 
     second = run(send_on(Fetch(origins=(reader,))))
-    assert second.text == said(resident, READ, first.text, ASK)
+    assert second.text == said(session, READ, first.text, ASK)
     assert third.get(first.card).digest == first.card
-    answer = resident.answer(second.prompt(resident, store, MORE), SHORT)
-    assert answer.text == said(resident, READ, first.text, ASK, second.text, MORE)
+    answer = session.answer(second.prompt(session, store, MORE), SHORT)
+    assert answer.text == said(session, READ, first.text, ASK, second.text, MORE)
     refused = run(send_on(Fetch()))
     assert "origin" in refused.task.artifacts[0].metadata[URI]["reason"]
-    assert refused.text == said(resident, f"{first.text}\n{ASK}")
+    assert refused.text == said(session, f"{first.text}\n{ASK}")
 
 
 def test_only_cards_that_were_handed_on_are_served(reader: str, store: Store) -> None:
-    resident = tiny_resident()
-    taken = run(ask(reader, READ, resident=resident, store=store))
+    session = tiny_resident()
+    taken = run(ask(reader, READ, session=session, store=store))
     served = httpx.get(f"{reader}/cards/{taken.card}")
     assert served.status_code == 200
     assert served.headers["content-type"] == MEDIA_TYPE

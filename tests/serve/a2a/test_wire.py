@@ -14,8 +14,8 @@ import pytest
 from a2a.types.a2a_pb2 import Artifact, Task, TaskState
 
 from qkvshare.card.errors import AgentError
-from qkvshare.hf.answers import Keep
-from qkvshare.hf.resident import Resident
+from qkvshare.hf.session.answers import Keep
+from qkvshare.hf.session.session import Session
 from qkvshare.serve.a2a import Fetch, Taken, ask, take, wire
 from qkvshare.serve.a2a.parts import answer_parts
 from qkvshare.store import Store
@@ -76,10 +76,10 @@ class Net:
         )
 
 
-def asking(net: Net, resident: Resident, store: Store, fetch: Fetch | None = None) -> Taken:
+def asking(net: Net, session: Session, store: Store, fetch: Fetch | None = None) -> Taken:
     async def work() -> Taken:
         async with net.client(auth=("me", "word"), follow_redirects=True) as client:
-            return await ask(HOME, READ, resident=resident, store=store, fetch=fetch, client=client)
+            return await ask(HOME, READ, session=session, store=store, fetch=fetch, client=client)
 
     return run(work())
 
@@ -88,9 +88,9 @@ def secrets(request: httpx.Request) -> set[str]:
     return {"authorization", "x-api-key", "cookie"} & set(request.headers)
 
 
-def test_the_agent_itself_gets_the_credentials(resident: Resident, store: Store) -> None:
+def test_the_agent_itself_gets_the_credentials(session: Session, store: Store) -> None:
     net = Net(card_for(f"{HOME}/"))
-    assert asking(net, resident, store).text == "noon"
+    assert asking(net, session, store).text == "noon"
     assert len(net.sent["home.test"]) == 2
     for request in net.sent["home.test"]:
         assert secrets(request) == {"authorization", "x-api-key", "cookie"}
@@ -101,28 +101,28 @@ def test_the_agent_itself_gets_the_credentials(resident: Resident, store: Store)
     [f"{OTHER}/", "http://home.test:81/", "https://home.test/", "http://home.test@other.test/"],
 )
 def test_a_card_that_names_another_origin_is_not_followed(
-    resident: Resident, store: Store, url: str
+    session: Session, store: Store, url: str
 ) -> None:
     net = Net(card_for(url))
     with pytest.raises(AgentError, match="not its own origin"):
-        asking(net, resident, store)
+        asking(net, session, store)
     assert set(net.sent) == {"home.test"}
     assert len(net.sent["home.test"]) == 1
 
 
-def test_a_listed_origin_is_asked_without_the_credentials(resident: Resident, store: Store) -> None:
+def test_a_listed_origin_is_asked_without_the_credentials(session: Session, store: Store) -> None:
     net = Net(card_for(f"{OTHER}/a"))
-    assert asking(net, resident, store, Fetch(origins=(OTHER,))).text == "noon"
+    assert asking(net, session, store, Fetch(origins=(OTHER,))).text == "noon"
     (request,) = net.sent["other.test"]
     assert secrets(request) == set()
 
 
 @pytest.mark.parametrize("where", ["card", "answer"])
-def test_no_redirect_is_followed(resident: Resident, store: Store, where: str) -> None:
+def test_no_redirect_is_followed(session: Session, store: Store, where: str) -> None:
     away = httpx.Response(307, headers={"Location": f"{OTHER}/"})
     net = Net(away if where == "card" else card_for(f"{HOME}/"), lambda _: away)
     with pytest.raises(AgentError, match="cannot be asked"):
-        asking(net, resident, store, Fetch(origins=(OTHER,)))
+        asking(net, session, store, Fetch(origins=(OTHER,)))
     assert set(net.sent) == {"home.test"}
 
 
@@ -156,22 +156,22 @@ def hostile(kind: str) -> httpx.Response:
 @pytest.mark.parametrize("kind", ["bomb", "endless", "hanging", "many", "deep", "list"])
 @pytest.mark.parametrize("where", ["card", "answer"])
 def test_answers_are_bounded(
-    resident: Resident, store: Store, kind: str, where: str, monkeypatch: pytest.MonkeyPatch
+    session: Session, store: Store, kind: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "MOST", 4 << 20)
     card = hostile(kind) if where == "card" else card_for(f"{HOME}/")
     net = Net(card, lambda _: hostile(kind))
     fetch = Fetch(seconds=0.2 if kind == "hanging" else 60)
     with pytest.raises(AgentError):
-        asking(net, resident, store, fetch)
+        asking(net, session, store, fetch)
 
 
 def test_a_card_is_fetched_with_the_credentials_of_its_own_origin_only(
-    resident: Resident, store: Store, tmp_path: Path
+    session: Session, store: Store, tmp_path: Path
 ) -> None:
     theirs = Store(tmp_path / "theirs")
-    prompt = resident.prompt(theirs, [{"role": "user", "content": READ}])
-    kept = resident.answer(prompt, SHORT, store=theirs, keep=Keep("reader"))
+    prompt = session.prompt(theirs, [{"role": "user", "content": READ}])
+    kept = session.answer(prompt, SHORT, store=theirs, keep=Keep("reader"))
     card = theirs.get(str(kept.card))
     net = Net({}, lambda _: httpx.Response(200, content=card.to_bytes()))
 
@@ -187,7 +187,7 @@ def test_a_card_is_fetched_with_the_credentials_of_its_own_origin_only(
             for at in (HOME, OTHER):
                 async with net.client(base_url=base) as client:
                     fetch = Fetch(origins=(HOME, OTHER))
-                    taken = await take(task(at), resident, store, fetch=fetch, client=client)
+                    taken = await take(task(at), session, store, fetch=fetch, client=client)
                     assert taken.card == card.digest
         seen = [bool(secrets(each)) for each in net.sent["home.test"]]
         assert seen == [False, True]

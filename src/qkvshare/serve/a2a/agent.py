@@ -1,4 +1,4 @@
-"""The agent: answers with the resident model, and keeps the conversation as a card."""
+"""The agent: answers with the model in memory, and keeps the conversation as a card."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from a2a.server.tasks import TaskStore, TaskUpdater
 from a2a.types.a2a_pb2 import Part, Task, TaskState, TaskStatus
 
 from ...card.errors import OverdueError, PromptError, QKVShareError
-from ...hf.answers import Answer, Keep, Prompt, Sampling
-from ...hf.resident import Resident
-from ...hf.tokens import Message as Turn
+from ...hf.session.answers import Answer, Keep, Prompt, Sampling
+from ...hf.session.session import Session
+from ...hf.text.tokens import Message as Turn
 from ...store import Store
 from ..limits import Limits
 from ..turns import Turns
@@ -36,7 +36,7 @@ class Agent(AgentExecutor):
 
     def __init__(
         self,
-        resident: Resident,
+        session: Session,
         store_of: Callable[[str | None], Store],
         tasks: TaskStore,
         *,
@@ -50,7 +50,7 @@ class Agent(AgentExecutor):
 
         ``tasks``: where finished tasks are, for conversations of several turns.
         """
-        self.resident, self.store_of, self.tasks = resident, store_of, tasks
+        self.session, self.store_of, self.tasks = session, store_of, tasks
         self.base_url, self.sampling, self.keep = base_url, sampling, keep
         self.inline, self.fetch = inline, fetch
         self.handed_on = set[tuple[str | None, str]]()
@@ -135,7 +135,7 @@ class Agent(AgentExecutor):
             if (tenant, digest) in self.handed_on and await asyncio.to_thread(holds, store, digest):
                 card = digest
             else:
-                card, reason = await receive(sent, self.resident, store, self.fetch)
+                card, reason = await receive(sent, self.session, store, self.fetch)
             if card is not None:
                 text = text_of(sent, besides=digest)
         if not text.strip():
@@ -147,14 +147,14 @@ class Agent(AgentExecutor):
             tasks = await earlier(self.tasks, str(context.context_id), context.call_context)
             card, turns = await asyncio.to_thread(resume, tasks, store)
         turns = [*turns, {"role": "user", "content": text}]
-        return await asyncio.to_thread(self.resident.prompt, store, turns, card), reason
+        return await asyncio.to_thread(self.session.prompt, store, turns, card), reason
 
     def _say(
         self, prompt: Prompt, tenant: str | None, active: bool, called_off: Event
     ) -> tuple[Answer, list[Part]]:
         """In a thread: the answer, and the parts of its artifact."""
         store = self.store_of(tenant)
-        answer = self.resident.answer(
+        answer = self.session.answer(
             prompt,
             self.sampling,
             store=store,

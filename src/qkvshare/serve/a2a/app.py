@@ -27,8 +27,8 @@ from starlette.routing import Route
 
 from ...card.errors import CardNotFoundError
 from ...card.passing import MEDIA_TYPE, Passing
-from ...hf.answers import Keep, Sampling
-from ...hf.resident import Resident
+from ...hf.session.answers import Keep, Sampling
+from ...hf.session.session import Session
 from ...store import Store
 from ..access import Access, Stores, require_host
 from ..gate import Gate
@@ -44,7 +44,7 @@ _FREE = r"/\.well-known/agent(-card)?\.json"  # says who we are, to anybody
 
 
 def app(
-    resident: Resident,
+    session: Session,
     store: Store | Stores,
     *,
     base_url: str,
@@ -56,10 +56,10 @@ def app(
     fetch: Fetch | None = None,
     tasks: TaskStore | None = None,
 ) -> Starlette:
-    """An A2A agent that answers with ``resident``.
+    """An A2A agent that answers with ``session``.
 
     Args:
-        resident: the model.
+        session: the model.
         store: where it keeps cards, and puts those that others hand on. What is to be apart from
             other cards of yours goes into ``store.under(name)``. `Stores` with tokens has a store
             for each tenant; then every request needs a token, and sees its tenant's tasks only.
@@ -81,7 +81,7 @@ def app(
         return store.of(tenant) if isinstance(store, Stores) else store
 
     agent = Agent(
-        resident,
+        session,
         store_of,
         tasks,
         base_url=base_url,
@@ -101,7 +101,7 @@ def app(
         security_schemes={"bearer": _BEARER} if access.needed else {},
         security_requirements=[{"schemes": {"bearer": {}}}] if access.needed else [],
         capabilities=AgentCapabilities(
-            streaming=True, extensions=[Receiver.of(resident.identity).extension()]
+            streaming=True, extensions=[Receiver.of(session.identity).extension()]
         ),
         default_input_modes=[*_TEXT, MEDIA_TYPE],
         default_output_modes=["text/plain", MEDIA_TYPE],

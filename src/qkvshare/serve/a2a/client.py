@@ -26,9 +26,9 @@ from a2a.utils.constants import PROTOCOL_VERSION_CURRENT, VERSION_HEADER
 
 from ...card.errors import AgentError, QKVShareError
 from ...card.passing import MEDIA_TYPE
-from ...hf.answers import Prompt
-from ...hf.resident import Resident
-from ...hf.tokens import Message as Turn
+from ...hf.session.answers import Prompt
+from ...hf.session.session import Session
+from ...hf.text.tokens import Message as Turn
 from ...store import Store
 from .extension import URI, Receiver
 from .fetch import Fetch
@@ -57,19 +57,19 @@ class Taken:
     card: str | None
     reason: str
 
-    def prompt(self, resident: Resident, store: Store, text: str) -> Prompt:
-        """For ``resident.answer``: all of it, then ``text``. Raises as ``resident.prompt``."""
+    def prompt(self, session: Session, store: Store, text: str) -> Prompt:
+        """For ``session.answer``: all of it, then ``text``. Raises as ``session.prompt``."""
         after: list[Turn] = [{"role": "user", "content": text}]
         if self.card is None:
-            return resident.prompt(store, [*self.turns, *after])
-        return resident.prompt(store, after, self.card)
+            return session.prompt(store, [*self.turns, *after])
+        return session.prompt(store, after, self.card)
 
 
 async def ask(
     url: str,
     text: str,
     *,
-    resident: Resident,
+    session: Session,
     store: Store,
     given: Iterable[Part] = (),
     context_id: str = "",
@@ -81,7 +81,7 @@ async def ask(
     Args:
         url: where the agent's card is, below ``/.well-known``.
         text: the question.
-        resident: the model that is to go on.
+        session: the model that is to go on.
         store: where it has its cards.
         given: parts of an earlier answer, of this agent or another one, to go on from; its card
             is sent on only where the agent can use it.
@@ -102,7 +102,7 @@ async def ask(
                     agent = await A2ACardResolver(known, url).get_agent_card()
                 theirs = Receiver.declared(agent)
                 # Who could not use a card does not ask for one.
-                refused = _NOT_DECLARED if theirs is None else theirs.refuses(resident.identity, ())
+                refused = _NOT_DECLARED if theirs is None else theirs.refuses(session.identity, ())
                 message = Message(
                     message_id=str(uuid.uuid4()),
                     role=Role.ROLE_USER,
@@ -116,13 +116,13 @@ async def ask(
         except Exception as error:  # the SDK trusts the form of what it gets
             what = f"{type(error).__name__}: {error}"[:500]
             raise AgentError(f"the agent at {url} cannot be asked: {what}") from error
-        taken = await _take(task, resident, store, near, http, url)
+        taken = await _take(task, session, store, near, http, url)
     return replace(taken, reason=refused) if taken.card is None and refused else taken
 
 
 async def take(
     task: Task,
-    resident: Resident,
+    session: Session,
     store: Store,
     *,
     fetch: Fetch,
@@ -138,12 +138,12 @@ async def take(
     sent only to the origin of its ``base_url``.
     """
     home = "" if client is None else str(client.base_url)
-    return await _take(task, resident, store, fetch, client, home)
+    return await _take(task, session, store, fetch, client, home)
 
 
 async def _take(
     task: Task,
-    resident: Resident,
+    session: Session,
     store: Store,
     fetch: Fetch,
     client: httpx.AsyncClient | None,
@@ -159,7 +159,7 @@ async def _take(
     parts = [part for artifact in task.artifacts for part in artifact.parts]
     turns = [_turn(message) for message in task.history]
     answer = text_of(parts)
-    digest, reason = await receive(parts, resident, store, fetch, client, home)
+    digest, reason = await receive(parts, session, store, fetch, client, home)
     turns.append({"role": "assistant", "content": answer})
     return Taken(task, answer, turns, digest, reason)
 

@@ -7,7 +7,7 @@ from a2a.server.tasks import TaskStore
 from a2a.types.a2a_pb2 import ListTasksRequest, Task, TaskState
 
 from ...card.errors import CardNotFoundError
-from ...hf.tokens import Message as Turn
+from ...hf.text.tokens import Message as Turn
 from ...store import Store
 from .parts import Announced, card_part, text_of
 

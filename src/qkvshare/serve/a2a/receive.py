@@ -10,14 +10,9 @@ import httpx
 from a2a.types.a2a_pb2 import Part
 
 from ...card import CacheCard
-from ...card.errors import (
-    CardDigestError,
-    CardFormatError,
-    CardSignatureError,
-    CardThinError,
-)
+from ...card.errors import CardDigestError, CardFormatError, CardSignatureError, CardThinError
 from ...card.signing import require_signature
-from ...hf.resident import Resident
+from ...hf.session.session import Session
 from ...store import Store
 from ...store.upload import Upload
 from .extension import Receiver
@@ -28,7 +23,7 @@ from .wire import careful
 
 async def receive(
     parts: Iterable[Part],
-    resident: Resident,
+    session: Session,
     store: Store,
     fetch: Fetch,
     client: httpx.AsyncClient | None = None,
@@ -46,7 +41,7 @@ async def receive(
     if part is None:
         return None, "there is no card beside the text."
     announced = Announced.read(part)
-    here = await asyncio.to_thread(Receiver.of, resident.identity)
+    here = await asyncio.to_thread(Receiver.of, session.identity)
     reason = here.refuses(announced.identity, announced.codecs)
     reason = reason or fetch.refuses(part.url, announced.bytes)
     if reason:
@@ -65,12 +60,12 @@ async def receive(
             )
         else:
             await asyncio.to_thread(upload.write, part.raw)
-        digest = await asyncio.to_thread(_keep, upload, announced, resident, store, fetch)
+        digest = await asyncio.to_thread(_keep, upload, announced, session, store, fetch)
     return digest, ""
 
 
 def _keep(
-    upload: Upload, announced: Announced, resident: Resident, store: Store, fetch: Fetch
+    upload: Upload, announced: Announced, session: Session, store: Store, fetch: Fetch
 ) -> str:
     """Put the card that has arrived into the store; returns its digest there."""
     card = upload.card()
@@ -86,7 +81,7 @@ def _keep(
             f"the card lacks the bytes of its first {card.thin} segments; an agent hands on whole "
             "cards. Ask for one."
         )
-    resident.require(card)
+    session.require(card)
     card = CacheCard(card.manifest, card.verify(), card.signature)
     upload.close()
     if card.manifest.salt != store.salt:

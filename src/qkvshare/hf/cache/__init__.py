@@ -1,0 +1,1 @@
+"""Cache layers that a card is decoded into, and the cache that `inject` hands out."""

@@ -1,0 +1,138 @@
+"""A cache that knows which ids `inject` gave with it, and refuses a use that gives wrong text.
+
+``transformers`` takes any ids beside any cache. Three mistakes give other text and no error:
+
+- A plain forward of the whole ids reads the card's tokens a second time.
+- In ``generate``, penalties and n-gram bans do not see the card's tokens if they get new ids only.
+- ``generate`` moves the cache on, so a second call with the same arguments reads the wrong tokens.
+
+Assisted generation also reads the whole ids twice (``_assisted_decoding`` of transformers 5.23).
+`_read_once` mends that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+from weakref import ref
+
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ...card.errors import PromptError
+
+
+@dataclass
+class Use:
+    """How a cache may be read.
+
+    Attributes:
+        model: the model that the cache was made for.
+        kept: tokens in the cache at first.
+        given: tokens in the ``input_ids`` that `inject` gave with the cache.
+        new_only: ``input_ids`` has the new tokens only, for a plain forward.
+        bound: raises `IdentityError` if the model has changed since.
+        fresh: nothing was read after the card yet.
+        generating: ``generate`` was called, and has read nothing yet.
+        guesses: it reads guesses of its own behind the new tokens, as assisted generation does.
+        chunk: tokens that it reads at once of the new ones; 0 when all of them are read.
+    """
+
+    model: ref[nn.Module]
+    kept: int
+    given: int
+    new_only: bool
+    bound: Callable[[], None]
+    fresh: bool = True
+    generating: bool = False
+    guesses: bool = False
+    chunk: int = 0
+
+    def generate(self) -> None:
+        """``generate`` begins. Raises `PromptError`, `IdentityError`."""
+        if self.fresh and self.new_only:
+            raise PromptError(
+                "the cache was injected with new_only=True, which is for a plain forward; generate "
+                "needs the whole ids, since penalties and stop rules look at them. Inject without "
+                "new_only."
+            )
+        self.bound()
+        self.generating = True
+
+    def forward(self, count: int, seq_len: int) -> None:
+        """``count`` tokens are read behind ``seq_len``. Raises `PromptError`."""
+        left = self.given - seq_len
+        whole = self.fresh and not (self.new_only or self.guesses)
+        if whole and self.generating:
+            self.chunk = count
+        if left <= 0:
+            self.chunk = 0
+        if (whole and count > left) or (self.chunk and count != min(self.chunk, left)):
+            raise PromptError(
+                f"{count} tokens are read after the {seq_len} in the cache; expected the {left} "
+                "that are left of input_ids. Pass all that inject gives on to generate; for a "
+                "plain forward, inject with new_only=True."
+            )
+        # What transformers cuts out of ids that are shorter than the cache.
+        again = len(range(self.given)[-left:])
+        if self.generating and not self.fresh and left <= 0 and count == again:
+            raise PromptError(
+                f"these arguments were used before: the cache has {seq_len} tokens now, input_ids "
+                f"has {self.given}. Inject again for each call of generate."
+            )
+        self.fresh = self.generating = False
+
+
+class GuardedCache(DynamicCache):
+    """A ``DynamicCache`` with a `Use`, once `inject` hands it out."""
+
+    use: Use | None = None
+
+    @property
+    def _is_user_defined(self) -> bool:
+        return self.use is not None
+
+    @_is_user_defined.setter
+    def _is_user_defined(self, value: bool) -> None:
+        # generate says so of every cache that it was given, before anything is read.
+        if self.use is not None:
+            self.use.generate()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As ``DynamicCache.update``. Raises `PromptError`."""
+        if self.use is not None and layer_idx == 0:
+            self.use.forward(key_states.shape[-2], self.get_seq_length())
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        """Assisted generation begins."""
+        super().activate_past_recording()  # type: ignore[no-untyped-call]
+        if self.use is not None and self.use.generating:
+            model = self.use.model()
+            if model is not None:
+                self.use.guesses = True
+                _read_once(model, self)
+
+
+def _read_once(model: Any, cache: DynamicCache) -> None:
+    """Let the next call of ``model.prepare_inputs_for_generation`` leave out what ``cache`` has.
+
+    Assisted generation reads the whole ids in its first forward, whatever the cache has. All other
+    kinds of generation cut the ids there.
+    """
+    prepare, mine = model.prepare_inputs_for_generation, ref(cache)
+
+    @wraps(prepare)  # generate looks at its signature
+    def cut(input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
+        wanted = mine()
+        if wanted is None or kwargs.get("past_key_values") is wanted:
+            vars(model).pop("prepare_inputs_for_generation", None)
+            if wanted is not None:
+                next_sequence_length = input_ids.shape[1] - wanted.get_seq_length()
+        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+
+    model.prepare_inputs_for_generation = cut

@@ -1,0 +1,1 @@
+"""Learn a model's profile from texts that it reads."""

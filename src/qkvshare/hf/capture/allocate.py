@@ -1,0 +1,218 @@
+"""From a live cache and a budget to a bit map: score, then allocate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...allocators import SINKS, Allocator, Demand, Features, Lagrangian, Learned, Smooth
+from ...card import Identity
+from ...card.digest import TokenIds
+from ...card.errors import CodecError, UnsupportedModelError
+from ...codecs import Codec, Shape, Transform
+from ...codecs.bits import BitMap
+from ...scorers import Attention, Glance, Scorer, Sight, parts_of
+from .probe import Watch, choose_probes, watched
+from .sensitivity import sensitivity
+from .state import State
+
+# Fewer tokens than this per sink, and sinks would eat what the others need.
+_TOKENS_PER_SINK = 64
+
+
+@dataclass(frozen=True)
+class Spending:
+    """How capture spends bits: who scores, who allocates, and the receiver's question if known."""
+
+    scorer: Scorer | None
+    allocator: Allocator | Smooth
+    focus: TokenIds | None = None
+
+    @property
+    def scored_by(self) -> Scorer | None:
+        """The scorer that is really asked."""
+        return self.scorer if self.allocator.uses_salience else None
+
+
+def spending(
+    codec: Codec, scorer: Scorer | None, allocator: Allocator | None, focus: TokenIds | None
+) -> Spending | None:
+    """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
+    given = scorer is not None or focus is not None
+    spender: Allocator | Smooth
+    if isinstance(codec, Transform):
+        if allocator is not None:
+            raise CodecError(
+                f"'transform' has a step for every token and no tiers: the allocator "
+                f"{allocator.name!r} would change nothing. Leave it out."
+            )
+        spender = Smooth()
+    elif not codec.tiers:
+        if given or allocator is not None:
+            raise CodecError(
+                f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a "
+                "codec with tiers, such as 'packed'."
+            )
+        return None
+    else:
+        spender = allocator or Lagrangian()
+    if given and not spender.uses_salience:
+        raise CodecError(
+            f"the allocator {spender.name!r} asks no scorer: scorer= and focus= would change "
+            "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
+        )
+    scorer = scorer or Attention()
+    if focus is not None and not any(len(part.probes(1)) for part in parts_of(scorer)):
+        raise CodecError(
+            f"the scorer {scorer.name!r} looks at no query: focus= would change nothing. Leave it "
+            "out, or choose one that does, such as 'attention'."
+        )
+    return Spending(scorer, spender, focus)
+
+
+def shapes_of(state: State, start: int) -> list[Shape]:
+    """Geometry of what each layer holds from token ``start`` on."""
+    return [
+        Shape.of(layer, len(state.ids) - max(start, state.first(number)))
+        for number, layer in enumerate(state.layers)
+    ]
+
+
+def least_bits(state: State, start: int, codec: Codec) -> int:
+    """Bits of the codes that every bit map has: sinks at the widest tier, all else at the least."""
+    total, sinks = 0, _sinks(state, start)
+    for at in shapes_of(state, start):
+        for dim in (at.head_dim, at.v_head_dim):
+            wide = min(sinks, at.tokens) * codec.row_bits(dim, codec.tiers[-1])
+            narrow = max(0, at.tokens - sinks) * codec.row_bits(dim, codec.tiers[0])
+            total += at.kv_heads * (wide + narrow)
+    return total
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Bits for every row, and the slope at which they were given by a `Lagrangian`."""
+
+    bits: BitMap
+    slope: int | None
+
+
+def spend(
+    state: State,
+    start: int,
+    codec: Codec,
+    how: Spending,
+    identity: Identity,
+    budget: int,
+    slope: int | None = None,
+) -> Spent:
+    """Bits for every row from token ``start`` on, at most ``budget`` bits for their codes.
+
+    With ``slope``, as many as it gives, whatever the budget. ``identity`` is the model's. Raises
+    `BudgetError`, `CaptureError` or `UnsupportedModelError`.
+    """
+    assert isinstance(how.allocator, Allocator)
+    shapes = shapes_of(state, start)
+    scores = None if how.scored_by is None else _salience_from(state, start, how)
+    demand = Demand(
+        codec=codec,
+        shapes=shapes,
+        energy=codec.energies(state.for_codec(codec, start)),
+        salience=scores,
+        sinks=_sinks(state, start),
+        sensitivity=(
+            sensitivity(state.model, identity) if how.allocator.uses_sensitivity else None
+        ),
+        features=_features(state, start) if isinstance(how.allocator, Learned) else None,
+    )
+    if not isinstance(how.allocator, Lagrangian):
+        return Spent(how.allocator.allocate(demand, budget), None)
+    ladder = how.allocator.ladder(demand)
+    if slope is not None:
+        return Spent(ladder.at(slope), slope)
+    found = ladder.slope(budget)
+    return Spent(ladder.fill(budget, found), found)
+
+
+def spend_steps(state: State, start: int, how: Spending) -> list[npt.NDArray[np.int32]]:
+    """Exponents of the steps of the tokens from ``start`` on, for each layer."""
+    assert isinstance(how.allocator, Smooth)
+    sinks = _sinks(state, start)
+    return [how.allocator.exponents(at, sinks) for at in _salience_from(state, start, how)]
+
+
+def _salience_from(state: State, start: int, how: Spending) -> list[Tensor]:
+    assert how.scored_by is not None
+    scores = salience(state, how.scored_by, how.focus)
+    return [
+        score[:, score.shape[1] - at.tokens :]
+        for score, at in zip(scores, shapes_of(state, start), strict=True)
+    ]
+
+
+def salience(state: State, scorer: Scorer, focus: TokenIds | None = None) -> list[Tensor]:
+    """Salience of each layer's held tokens, ``[kv_heads, tokens]`` with mean 1, float32.
+
+    What ``scorer`` said while the context was read; where it was not asked, or a focus is given,
+    probes are read behind the context. Raises `UnsupportedModelError` for models whose attention
+    cannot be watched.
+    """
+    parts = [_salience_of_one(state, part, focus) for part in parts_of(scorer)]
+    return [torch.stack(layer).mean(0) for layer in zip(*parts, strict=True)]
+
+
+def _salience_of_one(state: State, scorer: Scorer, focus: TokenIds | None) -> list[Tensor]:
+    seen = state.scores.get(scorer) if focus is None else None
+    if seen is None and len(scorer.probes(len(state.ids))) == 0:
+        seen = [scorer.score(_unlooked(held.keys)) for held in state.held]
+    elif seen is None:
+        sample = state.ids if scorer.rereads else choose_probes(state.ids)
+        seen = look_back(state, scorer, sample if focus is None else focus)
+    out = []
+    for score, held in zip(seen, state.held, strict=True):
+        # A token that only a roll back can need has left the window: nobody looks at it.
+        missing = held.keys.shape[1] - score.shape[1]
+        fitting = torch.nn.functional.pad(score, (missing, 0))
+        out.append(fitting / fitting.mean().clamp(min=1e-30))
+    return out
+
+
+def _unlooked(keys: Tensor) -> Glance:
+    """A layer that no query looks at."""
+    kv_heads, tokens, dim = keys.shape
+    nobody = torch.zeros(0, tokens, dtype=torch.bool, device=keys.device)
+    return Glance(
+        keys.new_zeros(kv_heads, 1, 0, dim), keys, Sight(nobody), 1.0, tokens, lambda x, _: x
+    )
+
+
+def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
+    """What ``scorer`` says when ``probes`` are read behind the context, a score a layer."""
+    model = state.model
+    tokens = torch.from_numpy(probes).long()[None].to(model.device)
+    watch = Watch(model, [scorer], behind=len(probes))
+    with watched(model, watch), torch.no_grad():
+        decoder = cast(Any, model).get_decoder()
+        decoder(input_ids=tokens, past_key_values=state.cache(), use_cache=True)
+    found = watch.scores.get(scorer, {})
+    if len(found) != len(state.held):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} lets {len(found)} of its {len(state.held)} attention layers "
+            "be observed, so its tokens cannot be scored. Choose an allocator that needs no "
+            "scorer, such as 'uniform'."
+        )
+    return list(found.values())
+
+
+def _features(state: State, start: int) -> Features:
+    return Features(state.features.signals[start:], state.features.hidden[start:])
+
+
+def _sinks(state: State, start: int) -> int:
+    # A sliding layer that has forgotten the first tokens has its first held ones treated so.
+    return min(SINKS, len(state.ids) // _TOKENS_PER_SINK) if start == 0 else 0

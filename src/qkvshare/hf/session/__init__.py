@@ -1,0 +1,1 @@
+"""One model that stays in memory and answers from cards."""

@@ -1,0 +1,73 @@
+"""What a model in memory is asked, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...card import CacheCard
+from ...card.digest import TokenIds
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, and when to end; ``temperature`` 0 is greedy.
+
+    ``top_k``, ``min_p`` and ``repetition_penalty`` are the model's own where they are None.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How an answered conversation is kept; ``budget`` in bits per value, ``ttl`` in seconds."""
+
+    agent: str = ""
+    budget: float | None = None
+    ttl: float | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """All ``ids`` that the model is to go on from, and the card that has the first of them.
+
+    Attributes:
+        found: digest of the card in the store; ``card`` may be the beginning of it.
+        named: the card was asked for, so that reading its text instead would not do.
+        vouched: what grows from the card may be found by prompts, see `Store.put`.
+    """
+
+    ids: TokenIds
+    card: CacheCard | None = None
+    found: str | None = None
+    named: bool = False
+    vouched: bool = True
+
+
+@dataclass
+class Answer:
+    """What was said, and what it took.
+
+    Attributes:
+        finish: why it ended.
+        card, card_bytes: digest and size of the card that was kept, if one was.
+        prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from a card, said.
+        stages_ms: ``inject``, ``read``, ``first`` (both, and the first token), ``say``, ``keep``.
+    """
+
+    text: str
+    finish: Literal["stop", "length", "cancelled"]
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int = 0
+    card: str | None = None
+    card_bytes: int = 0
+    stages_ms: dict[str, float] = field(default_factory=dict)

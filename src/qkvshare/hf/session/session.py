@@ -1,0 +1,217 @@
+"""One model that stays in memory, and answers from cards, and from text where there is none."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from ...card import CacheCard
+from ...card.digest import TokenIds
+from ...card.errors import CancelledError, IdentityError, PromptError
+from ...codecs import Codec
+from ...store import Store
+from ..cache.growing import FullLayer
+from ..cache.layers import require_geometry
+from ..capture.capture import capture
+from ..model.config import text_config
+from ..model.identity import identify
+from ..text.chat import Chat
+from ..text.tokens import Message, require_length, require_vocabulary, tokenize, too_long
+from .answers import Answer, Keep, Prompt, Sampling
+from .generation import generate, left_out, own_sampling
+from .matching import cache_of, longest
+from .streaming import Saying, ends_of
+
+# Tokens read at once: between two of these a request can be called off.
+_PIECE = 512
+
+
+class Session:
+    """A model and its tokenizer, for agents that hand their state on through a store.
+
+    Serves one request at a time; any thread may ask.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        codec: Codec | None = None,
+    ) -> None:
+        """``codec``: how cards are encoded; by default as `capture` does."""
+        self.model, self.tokenizer, self.codec = model, tokenizer, codec
+        self.chat = Chat(tokenizer)
+        self.identity = identify(model, tokenizer)
+        self._ends, self._turn = ends_of(model), Lock()
+        if ignored := left_out(model):
+            warnings.warn(
+                f"the model's generation_config has {', '.join(ignored)}; answers are made without",
+                stacklevel=2,
+            )
+
+    @property
+    def context_tokens(self) -> int:
+        """What the model can read at most."""
+        return int(getattr(text_config(self.model), "max_position_embeddings", 2**31))
+
+    @property
+    def own_sampling(self) -> tuple[float, float]:
+        """Temperature and top-p of the model's generation config; greedy where it says nothing."""
+        return own_sampling(self.model)
+
+    def prompt(self, store: Store, messages: Sequence[Message], card: str | None = None) -> Prompt:
+        """Find out what has to be read for ``messages``.
+
+        With ``card``, a digest, they are what follows it, or the whole conversation, if the card's
+        tokens are how that begins. Without one the store's longest card of such a beginning is
+        taken. Raises `CardNotFoundError`, `CardError`, `IdentityError`, `PromptError`.
+        """
+        if card is None:
+            ids = self.chat.whole(messages)
+            return longest(store, ids, self.identity)
+        known = store.get(card)
+        if known.manifest.salt != store.salt:
+            raise IdentityError(
+                f"the card {card[:12]}… was kept under another salt. "
+                "Send the cache_salt that it was made with."
+            )
+        known.require_fresh()
+        known.manifest.identity.require(self.identity)
+        ids = self.chat.whole(messages)
+        if not np.array_equal(ids[: known.tokens], known.token_ids):
+            ids = np.concatenate([known.token_ids, self.chat.following(messages)])
+        return Prompt(ids, known, card, named=True, vouched=store.vouched(card))
+
+    def require(self, card: CacheCard) -> None:
+        """Look whether the model can go on from ``card``, by what its header and ids say.
+
+        Raises `IdentityError`, `PromptError`, `CardExpiredError`, `UnsupportedModelError`.
+        """
+        card.require_fresh()
+        card.manifest.identity.require(self.identity)
+        require_geometry(self.model, card.manifest.layers)
+        require_vocabulary(self.model, card.token_ids, "card")
+        require_length(self.model, card.tokens)
+
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        store: Store | None = None,
+        keep: Keep | None = None,
+        said: Callable[[str], None] = lambda piece: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Read what is new in ``prompt``, speak, and keep the state in ``store`` if asked.
+
+        ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each
+        layer and token. The answer is no longer than the model's context has room for. Raises what
+        `inject` and `capture` do, what ``store.put`` does, and `ContextLengthExceededError`.
+        """
+        if len(prompt.ids) == 0:
+            raise PromptError("the prompt is empty; a model goes on from one token at least.")
+        require_vocabulary(self.model, prompt.ids, "prompt")
+        closing = 0 if keep is None or store is None else len(self.chat.closing)
+        room = self.context_tokens - len(prompt.ids) - closing
+        if room < 1:
+            raise too_long(self.context_tokens, len(prompt.ids), closing)
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        answer = Answer("", "cancelled", len(prompt.ids), 0)
+        with self._turn, torch.no_grad():
+            begun = time.perf_counter()
+            with _timed(answer, "inject"):
+                try:
+                    cache = self._cache(prompt, store, cancelled)
+                except CancelledError:
+                    return answer
+                answer.cached_tokens = cache.get_seq_length()
+            with _timed(answer, "read"):
+                if not self._read(prompt.ids[answer.cached_tokens : -1], cache, cancelled):
+                    return answer
+            with _timed(answer, "say"):
+                saying = Saying(self.tokenizer, said, sampling.stop)
+                new = generate(self.model, prompt.ids, cache, sampling, saying, cancelled)
+            answer.stages_ms["first"] = 1e3 * (saying.first_at - begun)
+            answer.text, answer.new_tokens = saying.text, len(new)
+            if cancelled():
+                return answer
+            ended = int(new[-1]) in self._ends
+            answer.finish = "stop" if ended or saying.stopped else "length"
+            if keep is not None and store is not None:
+                with _timed(answer, "keep"):
+                    ids, cache = self._close(prompt, store, saying.ids_of_text(new), cache)
+                    self._keep(answer, store, keep, prompt.vouched, token_ids=ids, cache=cache)
+        return answer
+
+    def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
+        """Keep what reading a text, or messages, comes to; nothing is said. Raises as `answer`."""
+        if isinstance(source, str):
+            ids = self.chat.text(source)
+        else:
+            ids = tokenize(self.tokenizer, source)
+        require_length(self.model, len(ids) + 1)
+        answer = Answer("", "stop", len(ids), 0)
+        with self._turn, _timed(answer, "keep"):
+            self._keep(answer, store, keep, True, token_ids=ids)
+        return answer
+
+    def _cache(self, prompt: Prompt, store: Store | None, cancelled: Callable[[], bool]) -> Cache:
+        return cache_of(self.model, self.tokenizer, prompt, store, cancelled)
+
+    def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> bool:
+        """Read ``ids`` piece by piece; whether that was not called off."""
+        new = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
+        for piece in new.split(_PIECE, dim=1):  # type: ignore[no-untyped-call]
+            if cancelled():
+                return False
+            if piece.shape[1]:
+                self.model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return not cancelled()
+
+    def _close(
+        self, prompt: Prompt, store: Store, said: TokenIds, cache: Cache
+    ) -> tuple[TokenIds, Cache]:
+        """End the turn as the chat template does: all ids, and a cache that has read them."""
+        ids = np.concatenate([prompt.ids, said, self.chat.closing])
+        held = cache.get_seq_length()
+        surplus = held - len(prompt.ids) - len(said)
+        if surplus > 0 and all(type(layer) in (DynamicLayer, FullLayer) for layer in cache.layers):
+            cache.crop(-surplus)
+        elif surplus > 0:  # other layers have forgotten what came before it
+            cache = self._cache(prompt, store, lambda: False)
+        self._read(ids[cache.get_seq_length() :], cache, lambda: False)
+        return ids, cache
+
+    def _keep(self, answer: Answer, store: Store, keep: Keep, vouched: bool, **state: Any) -> None:
+        """Capture ``state`` and put it into the store."""
+        grown = getattr(state.get("cache"), "card", None) is not None
+        card = capture(
+            self.model,
+            self.tokenizer,
+            codec=None if grown else self.codec,
+            budget=keep.budget,
+            agent=keep.agent,
+            ttl=keep.ttl,
+            salt=store.salt,
+            **state,
+        )
+        answer.card, answer.card_bytes = store.put(card, vouched=vouched), card.nbytes
+
+
+@contextmanager
+def _timed(answer: Answer, stage: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    answer.stages_ms[stage] = 1e3 * (time.perf_counter() - begun)

@@ -1,0 +1,1 @@
+"""Text and chat messages as token ids, and token ids as text."""
