@@ -15,8 +15,10 @@ from . import eviction
 from .index import Index
 from .ttl import State, Ttl, Wait
 
-# Who has not come back by then is taken for one who never will.
+# An agent that has not come back by then is taken for one that never will.
 GONE_SECONDS = 24 * 3600.0
+# Waits kept for all tools together: clients name the tools, so there may be any number of them.
+MOST_WAITS = 4096
 
 
 def learnt(index: Index, limit: int | None) -> Ttl:
@@ -63,7 +65,7 @@ def give_up(index: Index) -> None:
 
 
 def _learn(index: Index, digest: str, seconds: float) -> None:
-    """Move a wait to those that are over, of which the last ones of each tool are kept."""
+    """Move a wait to those that are over, of which the last ones of each tool, and of all, stay."""
     index.run(
         "INSERT INTO waited SELECT tool, began, ?, saved_ms, bytes FROM waiting WHERE card = ?",
         *(max(seconds, 0.0), digest),
@@ -73,4 +75,5 @@ def _learn(index: Index, digest: str, seconds: float) -> None:
         "n.card = ? AND w.tool = n.tool ORDER BY w.began DESC LIMIT -1 OFFSET ?)",
         *(digest, Ttl().last),
     )
+    index.run("DELETE FROM waited WHERE rowid <= (SELECT max(rowid) FROM waited) - ?", MOST_WAITS)
     index.run("DELETE FROM waiting WHERE card = ?", digest)

@@ -28,11 +28,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Keep:
-    """How an answered conversation is kept; ``budget`` in bits per value, ``ttl`` in seconds."""
+    """How an answered conversation is kept as a card.
+
+    Attributes:
+        agent: a name for the card's lineage.
+        budget: bits per value of its file.
+        ttl: seconds after which it refuses to be used.
+        waits_on: the tool that the agent calls now, if it does. The store learns how long each tool
+            takes (`Store.hold`): while it is worth waiting the card is the last to be evicted, and
+            then the first. The wait ends when the card is asked for.
+    """
 
     agent: str = ""
     budget: float | None = None
     ttl: float | None = None
+    waits_on: str | None = None
 
 
 @dataclass(frozen=True)

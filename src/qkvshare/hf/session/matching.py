@@ -17,8 +17,8 @@ from ...card.digest import TokenIds
 from ...card.errors import CancelledError, CardError, StoreError
 from ...store import Store
 from ..cache.layers import empty_cache
-from ..inject.inject import inject
 from .answers import Prompt
+from .tiers import Name, Tiers
 
 
 def longest(store: Store, ids: TokenIds, identity: Identity) -> Prompt:
@@ -41,6 +41,7 @@ def cache_of(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     store: Store | None,
+    tiers: Tiers,
     cancelled: Callable[[], bool],
 ) -> Cache:
     """A cache with the first tokens of the prompt, always without the last one.
@@ -52,9 +53,8 @@ def cache_of(
     if prompt.card is None:
         return empty_cache(model)
     try:
-        given = inject(
-            model, prompt.card, prompt_ids=prompt.ids, tokenizer=tokenizer, cancelled=cancelled
-        )
+        name = Name(prompt.found or prompt.card.digest, prompt.card.tokens)
+        return tiers.resume(model, name, prompt.card, prompt.ids, tokenizer, cancelled)
     except (CancelledError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -62,8 +62,6 @@ def cache_of(
             raise
         _set_aside(store, prompt.found, error)
         return empty_cache(model)
-    cache: Cache = given["past_key_values"]
-    return cache
 
 
 def _set_aside(store: Store | None, digest: str | None, error: Exception) -> None:

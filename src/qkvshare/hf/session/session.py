@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ...card import CacheCard
 from ...card.digest import TokenIds
-from ...card.errors import CancelledError, IdentityError, PromptError
+from ...card.errors import CancelledError, CardNotFoundError, IdentityError, PromptError
 from ...codecs import Codec
 from ...store import Store
 from ..cache.growing import FullLayer
@@ -31,6 +31,7 @@ from .answers import Answer, Keep, Prompt, Sampling
 from .generation import generate, left_out, own_sampling
 from .matching import cache_of, longest
 from .streaming import Saying, ends_of
+from .tiers import Tiers
 
 # Tokens read at once: between two of these a request can be called off.
 _PIECE = 512
@@ -48,12 +49,23 @@ class Session:
         tokenizer: PreTrainedTokenizerBase,
         *,
         codec: Codec | None = None,
+        hot_bytes: int = 1 << 30,
+        warm_bytes: int = 1 << 28,
     ) -> None:
-        """``codec``: how cards are encoded; by default as `capture` does."""
+        """Take a model that is in memory.
+
+        Args:
+            model: a causal language model, as `capture` takes it.
+            tokenizer: the model's, with a chat template.
+            codec: how cards are encoded; by default as `capture` does.
+            hot_bytes: the most that decoded caches of cards used last may take; 0 keeps none.
+            warm_bytes: the same for the cards' own bytes.
+        """
         self.model, self.tokenizer, self.codec = model, tokenizer, codec
         self.chat = Chat(tokenizer)
         self.identity = identify(model, tokenizer)
         self._ends, self._turn = ends_of(model), Lock()
+        self.tiers = Tiers(hot_bytes, warm_bytes)
         if ignored := left_out(model):
             warnings.warn(
                 f"the model's generation_config has {', '.join(ignored)}; answers are made without",
@@ -168,7 +180,7 @@ class Session:
         return answer
 
     def _cache(self, prompt: Prompt, store: Store | None, cancelled: Callable[[], bool]) -> Cache:
-        return cache_of(self.model, self.tokenizer, prompt, store, cancelled)
+        return cache_of(self.model, self.tokenizer, prompt, store, self.tiers, cancelled)
 
     def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> bool:
         """Read ``ids`` piece by piece; whether that was not called off."""
@@ -195,7 +207,7 @@ class Session:
         return ids, cache
 
     def _keep(self, answer: Answer, store: Store, keep: Keep, vouched: bool, **state: Any) -> None:
-        """Capture ``state`` and put it into the store."""
+        """Capture ``state``, put it into the store, and hold it there while its agent waits."""
         grown = getattr(state.get("cache"), "card", None) is not None
         card = capture(
             self.model,
@@ -208,6 +220,10 @@ class Session:
             **state,
         )
         answer.card, answer.card_bytes = store.put(card, vouched=vouched), card.nbytes
+        self.tiers.keep(card)
+        if keep.waits_on is not None:
+            with suppress(CardNotFoundError):  # evicted or removed since
+                store.hold(answer.card, keep.waits_on)
 
 
 @contextmanager

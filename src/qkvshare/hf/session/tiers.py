@@ -1,29 +1,28 @@
-"""A store's cards near at hand: on disk (cold), as codes in memory (warm), decoded (hot)."""
+"""Cards near at hand: on disk (cold), as codes in memory (warm), or decoded (hot)."""
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
-from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
 from ...card import CacheCard
+from ...card.container import Array, LazyTensors, kind_of
+from ...card.digest import TokenIds
+from ..cache.growing import SPARE
 from ..inject.inject import inject
-from ..text.tokens import Ids
 
 T = TypeVar("T")
 Tier = Literal["hot", "warm", "cold"]
 
 
-class Source(Protocol):
-    """Where cards come from: a `Store`, or what has the same `get`."""
+class Name(NamedTuple):
+    """The first ``tokens`` tokens of the card with this digest, which no other content can have."""
 
-    def get(self, digest: str) -> CacheCard:
-        """The card of this digest."""
+    digest: str
+    tokens: int
 
 
 class Recent(Generic[T]):
@@ -32,86 +31,110 @@ class Recent(Generic[T]):
     def __init__(self, limit: int) -> None:
         """``limit`` in bytes; what is larger by itself is never kept."""
         self.limit, self.bytes = limit, 0
-        self._items: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+        self._items: OrderedDict[Name, tuple[T, int]] = OrderedDict()
 
-    def get(self, name: Hashable) -> T | None:
+    def get(self, name: Name) -> T | None:
         """What is kept under ``name``, which is the last used now."""
         if name not in self._items:
             return None
         self._items.move_to_end(name)
         return self._items[name][0]
 
-    def keep(self, name: Hashable, item: T, nbytes: int) -> None:
+    def keep(self, name: Name, item: T, nbytes: int) -> None:
         """Keep ``item``, and let go what was not used for longest."""
-        self.forget(name)
+        _, freed = self._items.pop(name, (None, 0))
+        self.bytes -= freed
         if nbytes > self.limit:
             return
         self._items[name] = item, nbytes
         self.bytes += nbytes
         while self.bytes > self.limit:
-            self.forget(next(iter(self._items)))
-
-    def forget(self, name: Hashable) -> None:
-        """Let go what is kept under ``name``, if anything is."""
-        _, nbytes = self._items.pop(name, (None, 0))
-        self.bytes -= nbytes
+            _, (_, freed) = self._items.popitem(last=False)
+            self.bytes -= freed
 
 
 class Tiers:
-    """Resume agents of one model, the ones resumed last sooner than others.
+    """Resumes the cards of one model; those that were resumed last take less time.
 
-    A card that is resumed becomes warm: its bytes are in memory, verified. Resumed again while it
-    is, it becomes hot: its decoded cache is kept, and copied for each receiver. A process that was
-    killed begins with all of them cold, at the time of ``card-file`` in docs/results/ttft.md.
+    A card becomes warm when it is resumed or kept: its bytes stay in memory, and each use verifies
+    them. A warm card that is resumed becomes hot: its decoded cache stays, too, and each receiver
+    gets a copy. A new process begins with all cards cold. One thread at a time.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, source: Source, *, hot_bytes: int, warm_bytes: int
-    ) -> None:
-        """``hot_bytes`` and ``warm_bytes``: room for decoded caches, and for codes."""
-        self._model, self._source, self._turn = model, source, threading.Lock()
+    def __init__(self, hot_bytes: int, warm_bytes: int) -> None:
+        """``hot_bytes`` and ``warm_bytes``: the most that decoded caches, and codes, may take."""
         self._hot: Recent[Cache] = Recent(hot_bytes)
         self._warm: Recent[CacheCard] = Recent(warm_bytes)
 
-    def tier(self, digest: str) -> Tier:
-        """Where the card would be resumed from now."""
-        with self._turn:
-            if self._warm.get(digest) is None:
-                return "cold"
-            return "warm" if self._hot.get(digest) is None else "hot"
+    def tier(self, name: Name) -> Tier:
+        """From where the card would be resumed now."""
+        if self._warm.get(name) is None:
+            return "cold"
+        return "warm" if self._hot.get(name) is None else "hot"
+
+    def keep(self, card: CacheCard) -> None:
+        """Make a card warm whose bytes are in memory."""
+        self._warm.keep(Name(card.digest, card.tokens), card, card.nbytes)
 
     def resume(
-        self, digest: str, new: str | Ids = (), *, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> dict[str, Any]:
-        """What `inject` gives for the card of this digest. Raises as `inject` and the store do."""
-        with self._turn:
-            card, held = self._warm.get(digest), self._hot.get(digest)
-        if card is None:
-            cold = self._source.get(digest)
-            card = CacheCard(cold.manifest, cold.verified(), cold.signature)
-            arguments = inject(self._model, card, new, tokenizer=tokenizer)
-        else:
-            if held is None:
-                # One that nobody goes on from, so that it stays as it is.
-                held = inject(self._model, card, card.token_ids[:1], new_only=True)[
-                    "past_key_values"
-                ]
-            arguments = inject(self._model, card, new, tokenizer=tokenizer, held=held)
-        with self._turn:
-            self._warm.keep(digest, card, card.nbytes)
-            if held is not None:
-                self._hot.keep(digest, held, _nbytes(held))
-        return arguments
-
-    def forget(self, digest: str) -> None:
-        """Let go of a card, as when it was removed from the store."""
-        with self._turn:
-            self._warm.forget(digest)
-            self._hot.forget(digest)
+        self,
+        model: PreTrainedModel,
+        name: Name,
+        card: CacheCard,
+        prompt_ids: TokenIds,
+        tokenizer: PreTrainedTokenizerBase,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Cache:
+        """The cache that `inject` makes of ``card`` for the whole prompt. Raises as `inject`."""
+        warm, hot = self._warm.get(name), self._hot.get(name)
+        more = prompt_ids[card.tokens :]
+        nbytes = _decoded_bytes(model, card)
+        if warm is not None and hot is None and len(more) and nbytes <= self._hot.limit:
+            # A cache of its own, which nobody goes on from, so that it stays as it is.
+            made = inject(model, warm, more[:1], new_only=True, cancelled=cancelled)
+            hot = cast(Cache, made["past_key_values"])
+            self._hot.keep(name, hot, nbytes)
+        if warm is None:
+            warm = CacheCard(card.manifest, Remembered(card.tensors), card.signature)
+        arguments = inject(
+            model, warm, prompt_ids=prompt_ids, tokenizer=tokenizer, held=hot, cancelled=cancelled
+        )
+        self._warm.keep(name, warm, warm.nbytes)
+        cache: Cache = arguments["past_key_values"]
+        return cache
 
 
-def _nbytes(cache: Cache) -> int:
-    # Rooms are larger than what is in them, so not their shapes but their storage counts.
-    layers = cast(list[DynamicLayer], cache.layers)
-    tensors = [cast(Tensor, part) for at in layers for part in (at.keys, at.values)]
-    return sum(part.untyped_storage().nbytes() for part in tensors)
+class Remembered(LazyTensors):
+    """Tensors that stay in memory once they were read."""
+
+    def __init__(self, source: Mapping[str, Array]) -> None:
+        """Read ``source``, each of its tensors once."""
+        self._source, self._read = source, dict[str, Array]()
+
+    def __getitem__(self, name: str) -> Array:
+        """One tensor."""
+        if name not in self._read:
+            self._read[name] = self._source[name]
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor; reads nothing."""
+        return name in self._source
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over tensor names."""
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self._source)
+
+    def kind(self, name: str) -> tuple[str, list[int]]:
+        """Element type and shape of a tensor; reads nothing."""
+        return kind_of(self._source, name)
+
+
+def _decoded_bytes(model: PreTrainedModel, card: CacheCard) -> int:
+    """Bytes of the cache that `inject` makes of a card, at most."""
+    values = card.values // card.tokens * (card.tokens + SPARE)
+    return int(values * model.dtype.itemsize)
