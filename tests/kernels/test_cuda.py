@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.evals.handoff import Setting, read_context
+from benchmarks.timing.staged import CardStaged
 from qkvshare import inject
-from qkvshare.bench.staged import CardStaged
 from qkvshare.codecs import LayerKV, Packed
-from qkvshare.evals.handoff import Setting, read_context
 from qkvshare.kernels import cuda, reference
 from qkvshare.kernels.reference import eights
 from qkvshare.kernels.rotation import power_of_two

@@ -21,7 +21,7 @@ from typing import Any
 
 from openai import OpenAI
 
-from qkvshare.evals.text import read_text
+from qkvshare.hf.calibrate.texts import read_text
 from qkvshare.hf.model.load import load_model
 
 from .load import wait_for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 from ..card.errors import QKVShareError
@@ -17,8 +18,13 @@ def plain(text: str) -> str:
 
 def main() -> None:
     """Entry point of ``qkvshare``."""
+    run(_load)
+
+
+def run(load: Callable[[], Callable[[], None]]) -> None:
+    """Run the application that ``load`` imports; each error is one line on stderr, and code 1."""
     try:
-        _run()
+        _run(load)
     except QKVShareError as error:
         _fail(f"{type(error).__name__}: {error}")
     except BrokenPipeError:
@@ -31,9 +37,15 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run() -> None:
+def _load() -> Callable[[], None]:
+    from .app import app
+
+    return app
+
+
+def _run(load: Callable[[], Callable[[], None]]) -> None:
     try:
-        from .app import app
+        app = load()
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

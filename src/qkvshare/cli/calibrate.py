@@ -60,10 +60,10 @@ def calibrate(
     ] = 1.0,
 ) -> None:
     """Fit the codec transform to a model, train the allocators controller and chunk-router."""
-    from ..evals.text import read_text, windows
     from ..hf.calibrate.calibrate import calibrate as learn
     from ..hf.calibrate.languages import languages
     from ..hf.calibrate.own_text import own_text
+    from ..hf.calibrate.texts import read_text, windows
     from ..hf.model.load import load_model
     from ..profile import profiles
 

@@ -1,0 +1,126 @@
+"""``python -m benchmarks relay``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qkvshare.cli.options import MOST, Json, Model, ProfileFile, bar, progress
+
+from .options import (
+    AllocatorNames,
+    Budgets,
+    CodecNames,
+    Hops,
+    Policies,
+    Problems,
+    Resume,
+    ScorerNames,
+    make_settings,
+    make_ways,
+    name_setting,
+    open_journal,
+    report,
+)
+
+if TYPE_CHECKING:
+    from ..evals.line import Way
+
+
+def relay(
+    data: Problems,
+    model: Model = "smollm2-135m",
+    problems: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Behind the first 4, the preamble.")
+    ] = 150,
+    hops: Hops = None,
+    policy: Policies = None,
+    codec: CodecNames = None,
+    scorer: ScorerNames = None,
+    allocator: AllocatorNames = None,
+    budget: Budgets = None,
+    profile: ProfileFile = None,
+    json: Json = None,
+    resume: Resume = False,
+) -> None:
+    """Agents in turn add a part of a reference solution, the last one states the result."""
+    from qkvshare.card.digest import digest_json
+    from qkvshare.hf.calibrate.texts import TextError
+    from qkvshare.hf.model.identity import identify
+    from qkvshare.hf.model.load import load_model
+
+    from ..evals.problems import read_problems
+    from ..evals.relay import SHOTS, measure_relay
+
+    ways = make_ways(make_settings(codec, scorer, allocator, budget, profile), policy)
+    counts = sorted(set(hops or [10]))
+    chosen = read_problems(data)[: SHOTS + problems]
+    if len(chosen) < SHOTS + problems:
+        raise TextError(
+            f"{data} has {len(chosen)} problems; {SHOTS} for the preamble and {problems} to be "
+            f"asked need {SHOTS + problems}. Ask for fewer."
+        )
+    with progress.status("loading the model …"):
+        loaded, tokenizer = load_model(model)
+    weights = identify(loaded).weights
+    journal = open_journal(
+        json,
+        resume,
+        verb="relay",
+        weights=weights,
+        problems=digest_json(chosen),
+        hops=counts,
+        ways=names(ways),
+    )
+    measured = measure_relay(loaded, tokenizer, chosen, counts, ways, journal)
+    rows = tabulate(model, counts, ways, track(measured, problems * len(counts)))
+    report(rows, {"accuracy": "{:.3f}".format, "delta_points": "{:+.2f}".format}, json)
+    journal.close()
+
+
+def names(ways: Sequence[Way]) -> list[Any]:
+    """What tells two runs apart."""
+    return [[repr(way.setting), way.policy] for way in ways]
+
+
+def track(measured: Iterator[tuple[int, list[Any]]], total: int) -> list[tuple[int, list[Any]]]:
+    """All of it, with progress and the time that is left."""
+    with bar() as shown:
+        return list(shown.track(measured, total=total, description="problems × hops"))
+
+
+def tabulate(
+    model: str,
+    counts: Sequence[int],
+    ways: Sequence[Way],
+    measured: Sequence[tuple[int, list[Any]]],
+) -> list[dict[str, Any]]:
+    """For each number of hops: no hand-off, then each way, against it."""
+    from ..evals.paired import mcnemar, points_lost
+    from ..evals.results import interval
+
+    rows = []
+    for count in counts:
+        columns = list(zip(*(found for at, found in measured if at == count), strict=True))
+        reference = [outcome.correct for outcome in columns[0]]
+        for way, column in zip([None, *ways], columns, strict=True):
+            correct = [outcome.correct for outcome in column]
+            rows.append(
+                {
+                    **name_setting(model, None if way is None else way.setting),
+                    "policy": None if way is None else way.policy,
+                    "hops": count,
+                    "bits_per_value": interval([at.bits_per_value for at in column])["mean"],
+                    "n": len(column),
+                    "accuracy": interval([float(at) for at in correct]),
+                    "delta_points": points_lost(reference, correct),
+                    "mcnemar_p": mcnemar(reference, correct),
+                    "kl_by_hop": [
+                        sum(at) / len(at)
+                        for at in zip(*(outcome.kl for outcome in column), strict=True)
+                    ],
+                }
+            )
+    return rows

@@ -1,0 +1,172 @@
+"""Agents in a line over one growing context, with a real hand-off between any two.
+
+Two policies: ``append`` keeps the bytes of what was handed over before and encodes only what is
+new, as finely; so the first card has the budget, and later ones somewhat more. ``requantize``
+decodes everything and encodes everything again at each hop, as systems do that keep no card; every
+card has the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from qkvshare.card import CacheCard
+from qkvshare.codecs import from_record
+from qkvshare.hf.capture.capture import make_card
+from qkvshare.hf.capture.live import pick_row
+from qkvshare.hf.capture.state import State, read
+from qkvshare.hf.inject.inject import inject
+from qkvshare.hf.model.identity import identify
+
+from .handoff import Setting, log_probabilities
+
+POLICIES = ("append", "requantize")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one line of agents hands over."""
+
+    setting: Setting
+    policy: str = "append"
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """What several lines begin with: read once, and encoded once for each way.
+
+    Attributes:
+        state: at full precision, as the first agent has it.
+        cards: of ways that append; and the caches that they are decoded to.
+    """
+
+    state: State
+    cards: dict[Way, tuple[CacheCard, DynamicCache]]
+
+    @classmethod
+    def of(cls, model: Any, ids: Sequence[int], ways: Sequence[Way]) -> Preamble:
+        """Read ``ids``."""
+        state, cards = read(model, ids), {}
+        for way in ways:
+            if way.policy == "append":
+                at = way.setting
+                card = make_card(state, identify(model), at.codec, at.spending(), at.budget)
+                # Any token will do: the cache is wanted, not what comes after it.
+                cache = inject(model, card, ids[:1], new_only=True)["past_key_values"]
+                cards[way] = card, cache
+        return cls(state, cards)
+
+
+@dataclass
+class Line:
+    """One line of agents; ``way`` None: all in one full-precision cache.
+
+    Attributes:
+        ids: what is in the cache.
+        cache: of the agent whose turn it is.
+        card: what this agent got, if anything.
+        held: a cache of the card's first segments, which the next agent has besides.
+        state: what the first agent read, with what scorers said of it, until it reads on.
+        unread: tokens that the agent before has said, but not read itself.
+    """
+
+    model: Any
+    way: Way | None
+    folder: Path
+    ids: list[int]
+    cache: DynamicCache
+    card: CacheCard | None = None
+    held: DynamicCache | None = None
+    state: State | None = None
+    unread: list[int] = field(default_factory=list)
+    handed_over: bool = False
+
+    @classmethod
+    def after(cls, state: State, way: Way | None, folder: Path) -> Line:
+        """A line whose first agent has read what ``state`` says."""
+        return cls(state.model, way, folder, state.ids.tolist(), state.cache(), state=state)
+
+    @classmethod
+    def behind(cls, preamble: Preamble, way: Way | None, folder: Path) -> Line:
+        """A line whose first agent has read the preamble, which is encoded already."""
+        line = cls.after(preamble.state, way, folder)
+        if way is not None and way in preamble.cards:
+            line.card, line.held = preamble.cards[way]
+        return line
+
+    def hand_over(self) -> None:
+        """To the next agent."""
+        if self.way is None:
+            return
+        at = self.way.setting
+        state = self.state or pick_row(self.model, self.cache, self.ids)
+        parent = self.card if self.way.policy == "append" else None
+        codec, budget = at.codec, at.budget
+        if parent is not None:
+            codec, budget = from_record(parent.manifest.segments[-1].codec), None
+        how = at.spending()
+        card = make_card(state, identify(self.model), codec, how, budget, parent=parent)
+        self.card = CacheCard.load(card.save(self.folder / "card"))
+        self.handed_over = True
+
+    @property
+    def bits_per_value(self) -> float:
+        """Of the last card; of the model's numbers where there was no hand-off."""
+        if self.way is None or self.card is None:
+            return float(8 * self.model.dtype.itemsize)
+        return self.card.bits_per_value
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Go on by ``ids``, behind those unread."""
+        arguments = self._arguments(ids)
+        with torch.no_grad():
+            self.model(**arguments, logits_to_keep=1)
+        self.ids += arguments["input_ids"][0].tolist()
+
+    def score(self, ids: Sequence[int]) -> Tensor:
+        """As `read`; log probabilities ``[tokens, vocabulary]`` after each token read."""
+        arguments = self._arguments(ids)
+        found = log_probabilities(self.model, **arguments)
+        self.ids += arguments["input_ids"][0].tolist()
+        return found
+
+    def write(self, prompt: Sequence[int], most: int, **sampling: Any) -> list[int]:
+        """Read ``prompt`` and say up to ``most`` tokens."""
+        arguments = self._arguments(prompt, new_only=False)
+        known = arguments["input_ids"].shape[1]
+        with torch.no_grad():
+            said = self.model.generate(**arguments, max_new_tokens=most, **sampling)[0]
+        # The last token said is in nobody's cache yet.
+        self.ids, self.unread = said[:-1].tolist(), said[-1:].tolist()
+        return said[known:].tolist()  # type: ignore[no-any-return]
+
+    def receive(self, ids: Sequence[int]) -> DynamicCache:
+        """The next agent's cache, before it reads ``ids``."""
+        cache: DynamicCache = self._arguments(ids)["past_key_values"]
+        return cache
+
+    def _arguments(self, ids: Sequence[int], new_only: bool = True) -> dict[str, Any]:
+        new, self.unread, self.state = [*self.unread, *ids], [], None
+        if self.handed_over:
+            assert self.card is not None
+            arguments = inject(self.model, self.card, new, held=self.held, new_only=new_only)
+            # What is decoded once stays decoded, whoever of the line reads on from it.
+            self.cache = self.held = arguments["past_key_values"]
+            self.handed_over = False
+            return arguments
+        device, given = self.model.device, new if new_only else [*self.ids, *new]
+        return {
+            "input_ids": torch.tensor([given], device=device),
+            "attention_mask": torch.ones(
+                1, len(self.ids) + len(new), dtype=torch.long, device=device
+            ),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }

@@ -1,0 +1,1 @@
+"""Scripts that print the tables and draw the plots of docs/results."""

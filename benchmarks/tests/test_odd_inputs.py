@@ -1,0 +1,48 @@
+"""Every verb, given what nobody should give it; see `tests.cli.odd`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from benchmarks.cli.app import app
+from tests.cli.odd import DATA, TEXT, commands, place, require_refusals, require_utf8
+
+__all__ = ["place"]
+
+VERBS: dict[str, dict[str, str]] = {
+    "fidelity": TEXT,
+    "recall": TEXT,
+    "relay": DATA,
+    "gsm8k": DATA,
+    "capture": TEXT,
+    "codecs": TEXT,
+    "kernels": {},
+    "store": {},
+    "ttft": TEXT,
+}
+
+COMMAND = get_command(app)
+COMMANDS = dict(commands(COMMAND))
+
+
+@pytest.fixture
+def command() -> Any:
+    return COMMAND
+
+
+def test_every_verb_is_here() -> None:
+    assert set(COMMANDS) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_odd_inputs(verb: str, run: Any, place: Path) -> None:
+    require_refusals(COMMANDS[verb], verb, VERBS[verb], run, place)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_text_that_is_not_utf8(verb: str, run: Any, place: Path) -> None:
+    require_utf8(verb, run)

@@ -1,0 +1,96 @@
+"""Routes for a GPU: a card whose codes wait in pinned memory, or on the GPU itself.
+
+On a processor they are the same routes without a copy, so that they can be tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from qkvshare.card import CacheCard
+from qkvshare.card.container import ids_name
+from qkvshare.card.errors import CodecError
+from qkvshare.codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
+from qkvshare.hf.cache.card_cache import CardCache, Place, rooms
+from qkvshare.hf.cache.growing import SPARE
+from qkvshare.hf.cache.layers import empty_cache
+from qkvshare.hf.capture.state import State
+from qkvshare.hf.model.rope import Rope
+from qkvshare.kernels.parts import Part
+
+from .cards import Card
+
+
+class CardPinned(Card):
+    """A card in memory that the GPU fetches by itself; checked, decoded, injected."""
+
+    name = "card-pinned"
+
+    def ready(self, state: State | None) -> None:
+        """Read it, and put it there."""
+        from qkvshare.kernels.cuda_copy import pinned
+
+        super().ready(state)
+        assert self.card is not None
+        ids = {ids_name(number) for number in range(len(self.card.manifest.segments))}
+        tensors = {
+            name: data if name in ids else pinned(data).numpy()
+            for name, data in self.card.tensors.items()
+        }
+        self.card = CacheCard(self.card.manifest, tensors)
+
+
+@dataclass
+class CardStaged(Card):
+    """A card whose codes are on the GPU, checked when they came there; decoded, injected.
+
+    For models with full attention, and cards of `Packed` in one segment.
+    """
+
+    name = "card-gpu"
+    _parts: list[Part] = field(default_factory=list, init=False)
+
+    def ready(self, state: State | None) -> None:
+        """Read it, check it, put it there. Raises `CodecError` for other cards."""
+        from qkvshare.codecs.packed_cuda import send
+        from qkvshare.kernels.cuda_copy import Copies
+
+        super().ready(state)
+        assert self.card is not None
+        (run,) = self.card.manifest.runs
+        if run.codec.name != Packed.name or any(at.window for at in self.card.manifest.layers):
+            raise CodecError(f"path {self.name!r} takes full attention and 'packed' only.")
+        way, codec, job = Copies(self.model.device), Packed(), []
+        for shape, blob in zip(shapes_of(self.card, run), self.card.blobs(0), strict=True):
+            keys, values = (torch.empty(at, device="meta") for at in (shape.keys, shape.values))
+            job.append((codec.open(blob, shape), blob, LayerKV(keys, values)))
+        self._parts = send(job, way)
+        way.arrived()
+
+    def arguments(self) -> dict[str, Any]:
+        """One launch for a kind of part, and two that find where rows lie."""
+        from qkvshare.kernels.cuda_decode import decode_parts
+
+        assert self.card is not None
+        tokens, dtype = self.card.tokens, dtype_of(self.card)
+        known = self.card.manifest.layers
+        cache = CardCache(self.card, tokens, empty_cache(self.model))
+        shapes = [Shape.of(at, tokens + SPARE) for at in known]
+        places = rooms(shapes, [self.model.device] * len(known), [dtype] * len(known))
+        rope, positions, parts, settled = Rope(self.model), range(tokens), [], []
+        for number, room in enumerate(places):
+            there = LayerKV(room.keys[:, :tokens], room.values[:, :tokens])
+            turn = rope.turn(number, positions, room.keys)
+            place = Place.of(there, there.shape, dtype, turn, Packed)
+            keys, values = self._parts[2 * number : 2 * number + 2]
+            parts.append(replace(keys, numbers=place.keys, angles=place.angles))
+            parts.append(replace(values, numbers=place.values))
+            settled.append(place)
+            cache.layers[number].take(room, slice(0, tokens), tokens)
+        decode_parts(parts)
+        for place in settled:
+            place.settle()
+        return self._with(cache, self.new)
