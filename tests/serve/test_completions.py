@@ -240,7 +240,7 @@ def test_an_answer_that_takes_too_long_is_called_off(tmp_path: Path) -> None:
         with pytest.raises(openai.InternalServerError, match="longer than 0.3") as caught:
             say(address, DOCUMENT, 20_000)
         assert caught.value.status_code == 504
-        assert not service.turns.busy
+        assert not service.queue.busy
 
 
 def test_contexts_are_limited_those_of_cards_too(tmp_path: Path, session: Session) -> None:

@@ -14,7 +14,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 
 from qkvshare.hf.session.session import Session
 from qkvshare.serve import fields
-from qkvshare.serve.schema import Ask, StreamOptions, TextPart, Turn
+from qkvshare.serve.schema import ChatMessage, ChatRequest, StreamOptions, TextPart
 
 from .server import NAME, make_service, serving_service, talker
 
@@ -74,8 +74,8 @@ def test_the_table_has_every_field_of_openais_client() -> None:
 @pytest.mark.parametrize(
     ("table", "model"),
     [
-        (fields.REQUEST, Ask),
-        (fields.MESSAGE, Turn),
+        (fields.REQUEST, ChatRequest),
+        (fields.MESSAGE, ChatMessage),
         (fields.PART, TextPart),
         (fields.STREAM_OPTIONS, StreamOptions),
     ],
@@ -99,13 +99,13 @@ def test_every_field_does_what_the_table_says(address: str, name: str) -> None:
         assert post(address, **plain | {name: DONE[name]}).status_code == 200
         return
     # What a request asks for is what the schema holds of it.
-    asked = Ask.model_validate(plain)
+    asked = ChatRequest.model_validate(plain)
     if known.status == "ignored":
         for value in (None, "x", 1, {"a": 1}, ["b"], True):
-            assert Ask.model_validate({**plain, name: value}) == asked
+            assert ChatRequest.model_validate({**plain, name: value}) == asked
         return
     for value in (None, *known.neutral):
-        assert Ask.model_validate({**plain, name: value}) == asked
+        assert ChatRequest.model_validate({**plain, name: value}) == asked
     for value in ("qkvshare", 17, {"a": 1}, ["b"]):
         refused = post(address, **{name: value})
         assert refused.status_code == 400

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from qkvshare.serve import refusals, viewer, viewing
+from qkvshare.serve import errors, viewer, viewing
 from qkvshare.store import Store
 
 from ..cards import make_card
@@ -28,7 +28,7 @@ def app_of(store: Store, tokenizer: Any) -> FastAPI:
 
     app = FastAPI()
     app.include_router(viewer.router(store_of, tokenizer, lambda _: []))
-    refusals.install(app, Path("/stores"))
+    errors.install(app, Path("/stores"))
     return app
 
 

@@ -22,7 +22,7 @@ from qkvshare.store import Store
 httpx = pytest.importorskip("httpx")
 fastapi = pytest.importorskip("fastapi", reason="the page needs 'qkvshare[serve]'")
 
-from qkvshare.serve import refusals  # noqa: E402
+from qkvshare.serve import errors  # noqa: E402
 from qkvshare.serve.viewer import router  # noqa: E402
 
 from ..cards import IDENTITY, card_of, every_width, make_card  # noqa: E402
@@ -51,7 +51,7 @@ def app_of(store_of: Any, tokenizer: Any, resumes: list[dict[str, Any]]) -> Any:
     """The page alone, with errors answered as the server does."""
     app = fastapi.FastAPI()
     app.include_router(router(store_of, tokenizer, lambda _: resumes))
-    refusals.install(app, Path("/stores"))
+    errors.install(app, Path("/stores"))
     return app
 
 

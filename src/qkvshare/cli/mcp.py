@@ -39,7 +39,7 @@ def mcp(
     # Over stdio, stdout is the protocol's.
     with redirect_stdout(sys.stderr), progress.status("loading the model …"):
         try:
-            from ..serve.gate import CARDS
+            from ..serve.limits import CARDS
             from ..serve.listen import run
             from ..serve.mcp import server
             from ..serve.mcp_http import http_app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,15 +14,15 @@ from starlette.requests import ClientDisconnect
 
 from ..card import CacheCard
 from ..card.errors import CardSignatureError, QKVShareError
-from ..card.passing import MEDIA_TYPE, Passing
+from ..card.passing import MEDIA_TYPE
 from ..store import Store
 from ..store.upload import Upload
-from .schema import PutCard, Refused, StoredCard, StoredCards
+from .download import card_response
+from .schema import ErrorBody, PutCard, StoredCard, StoredCards
 from .service import Service
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refused}
+    status: {"model": ErrorBody}
     for status in (400, 401, 403, 404, 408, 409, 413, 415, 416, 421, 422, 507)
 }
 _BYTES = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
@@ -39,13 +39,7 @@ def router(service: Service) -> APIRouter:
     async def list_cards(request: Request) -> StoredCards:
         """The tenant's cards, the last used first."""
         entries = await asyncio.to_thread(service.store(request).ls)
-        names = ("agent", "tokens", "bytes", "put_at", "used_at", "expires_at", "hits")
-        return StoredCards(
-            data=[
-                StoredCard(card=entry.digest, **{name: getattr(entry, name) for name in names})
-                for entry in entries
-            ]
-        )
+        return StoredCards(data=[StoredCard(**asdict(entry)) for entry in entries])
 
     @routes.post(
         "",
@@ -72,26 +66,15 @@ def router(service: Service) -> APIRouter:
     @routes.get("/{digest}", response_class=StreamingResponse, responses={200: _FILE, 206: _FILE})
     async def get(request: Request, digest: Digest) -> Response:
         """The card's file, or a range of its bytes."""
-        store = service.store(request)
-        passing = Passing(await asyncio.to_thread(store.get, digest))
-        part = _part(request.headers.get("range"), passing.nbytes)
-        headers = {**_headers(digest), "Content-Length": str(len(part))}
-        if len(part) < passing.nbytes:
-            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{passing.nbytes}"
-        service.metrics.bytes.labels("got").inc(len(part))
-        return StreamingResponse(
-            passing(part.start, part.stop),
-            206 if len(part) < passing.nbytes else 200,
-            headers,
-            MEDIA_TYPE,
-        )
+        card = await asyncio.to_thread(service.store(request).get, digest)
+        response = card_response(card, request)
+        service.metrics.bytes.labels("got").inc(int(response.headers["Content-Length"]))
+        return response
 
     @routes.head("/{digest}", responses={200: {"description": "The card is here."}})
     async def head(request: Request, digest: Digest) -> Response:
         """Whether the card is here, and its length."""
-        passing = Passing(await asyncio.to_thread(service.store(request).get, digest))
-        headers = {**_headers(digest), "Content-Length": str(passing.nbytes)}
-        return Response(None, 200, headers, MEDIA_TYPE)
+        return card_response(await asyncio.to_thread(service.store(request).get, digest), request)
 
     @routes.delete("/{digest}", status_code=204)
     async def delete(request: Request, digest: Digest) -> None:
@@ -126,35 +109,3 @@ def _store(service: Service, store: Store, upload: Upload, vouch: bool) -> tuple
             raise
         store.put(card, vouched=vouched)
     return digest, card
-
-
-def _headers(digest: str) -> dict[str, str]:
-    return {
-        "ETag": f'"{digest}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, immutable",
-        "Content-Disposition": f'attachment; filename="{digest}.card"',
-    }
-
-
-def _part(wanted: str | None, length: int) -> range:
-    """The bytes that a Range header asks for: one range, others are answered by all of it."""
-    found = _RANGE.fullmatch(wanted or "")
-    if found is None or found[1] == found[2] == "":
-        return range(length)
-    first, last = _number(found[1]), _number(found[2])
-    if found[1] == "":
-        start, stop = max(0, length - last), length
-    else:
-        start, stop = first, min(length, last + 1) if found[2] else length
-        if found[2] and last < first:
-            return range(length)
-    if start >= stop:
-        refused = {"Content-Range": f"bytes */{length}"}
-        raise HTTPException(416, f"the card has {length:,} bytes, none in that range.", refused)
-    return range(start, stop)
-
-
-def _number(digits: str) -> int:
-    """A number that a client wrote, as large as any file at most; "" is 0."""
-    return min(int(digits[-19:] or 0), 1 << 62) if len(digits.lstrip("0")) < 19 else 1 << 62

@@ -15,15 +15,24 @@ from starlette.exceptions import HTTPException
 
 from ..card.errors import QKVShareError
 from ..hf.session.answers import Answer, Prompt
-from . import refusals
-from .journal import log
-from .schema import Ask, CachedTokens, Choice, Completion, Kept, Refused, Said, Usage
+from . import errors
+from .metrics import log
+from .schema import (
+    AnswerMessage,
+    CachedTokens,
+    ChatRequest,
+    Completion,
+    CompletionChoice,
+    ErrorBody,
+    KeptCard,
+    Usage,
+)
 from .service import GoneError, Service
 
 # Clients that drop fields which OpenAI does not have can read the kept card's digest here.
 CARD_HEADER = "QKVShare-Card"
 _REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refused}
+    status: {"model": ErrorBody}
     for status in (400, 401, 403, 404, 408, 409, 410, 413, 415, 421, 422, 429, 504, 507)
 }
 
@@ -37,14 +46,14 @@ def router(service: Service) -> APIRouter:
         """The one model."""
         return {"object": "list", "data": [_model(service.name)]}
 
-    @routes.get("/v1/models/{model:path}", responses={404: {"model": Refused}})
+    @routes.get("/v1/models/{model:path}", responses={404: {"model": ErrorBody}})
     async def model(model: str) -> dict[str, Any]:
         """The model, if it is the one."""
         _require_model(service, model)
         return _model(service.name)
 
     @routes.post("/v1/chat/completions", response_model=Completion, responses=_REFUSED)
-    async def complete(request: Request, response: Response, ask: Ask) -> Any:
+    async def complete(request: Request, response: Response, ask: ChatRequest) -> Any:
         """Answer the messages, from a card if one is named or matches, and keep one if asked."""
         _require_model(service, ask.model)
         reply = _Reply(service, ask)
@@ -58,12 +67,12 @@ def router(service: Service) -> APIRouter:
                 if whole.kv_transfer_params is not None:
                     response.headers[CARD_HEADER] = whole.kv_transfer_params.card
                 return whole
-            # An error before the first word is still told by a status.
+            # An error before the first word still has a status.
             first = await reply.pieces.get()
             if first is None:
                 task.result()
         except GoneError:
-            return Response(status_code=499)  # which nobody gets
+            return Response(status_code=499)  # nobody receives it
         events = reply.events(task, first, request)
         return StreamingResponse(events, media_type="text/event-stream")
 
@@ -82,29 +91,31 @@ def _require_model(service: Service, name: str) -> None:
 class _Reply:
     """One answer in the forms of the protocol."""
 
-    def __init__(self, service: Service, ask: Ask) -> None:
+    def __init__(self, service: Service, ask: ChatRequest) -> None:
         self._model, self._id = service.name, f"chatcmpl-{uuid.uuid4().hex}"
         self._usage = bool(ask.stream_options and ask.stream_options.include_usage)
         self._created, self._root = int(time.time()), service.stores.root
         self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
     def end(self, task: asyncio.Task[Any]) -> None:
-        """No more pieces come; an error is told to whoever still listens."""
+        """Mark the end of the pieces."""
         self.pieces.put_nowait(None)
         if not task.cancelled():
-            task.exception()  # nobody may ask for it any more
+            task.exception()  # asyncio warns of an error that nobody fetches
 
     def whole(self, prompt: Prompt, answer: Answer) -> Completion:
         """The body, all at once."""
         assert answer.finish != "cancelled"
-        choice = Choice(message=Said(content=answer.text), finish_reason=answer.finish)
+        choice = CompletionChoice(
+            message=AnswerMessage(content=answer.text), finish_reason=answer.finish
+        )
         return Completion(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=[choice],
             usage=_usage(answer),
-            kv_transfer_params=None if answer.card is None else Kept(card=answer.card),
+            kv_transfer_params=None if answer.card is None else KeptCard(card=answer.card),
         )
 
     async def events(
@@ -121,14 +132,11 @@ class _Reply:
         except GoneError:
             return
         except QKVShareError as error:
-            request.state.refused = code = refusals.code_of(error)
-            said = refusals.message_of(error, self._root)
-            yield _event(refusals.content(said, code, refusals.param_of(error)))
+            yield _error(request, errors.body_of(error, self._root))
             return
         except Exception:
             log.exception("an answer failed")
-            request.state.refused = code = "internal_error"
-            yield _event(refusals.content(refusals.UNEXPECTED, code))
+            yield _error(request, errors.body(errors.UNEXPECTED, "internal_error"))
             return
         kept = {} if answer.card is None else {"kv_transfer_params": {"card": answer.card}}
         yield self._chunk({}, answer.finish, **kept)
@@ -147,6 +155,11 @@ class _Reply:
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
+
+
+def _error(request: Request, content: dict[str, Any]) -> str:
+    request.state.refused = content["error"]["code"]  # for the request log
+    return _event(content)
 
 
 def _usage(answer: Answer) -> Usage:

@@ -9,10 +9,11 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from .gate import CARDS, Receive, Scope, Send, path_of, refuse
+from .errors import Receive, Scope, Send, refuse
 
-# Enough for 4,096 messages of several parts. Every value costs much more memory than it has bytes,
-# and a wrong one its error, too.
+CARDS = "/v1/cards"
+# Enough for 4,096 messages of several parts. A value costs much more memory than its bytes, and an
+# invalid one costs its error as well.
 VALUES = 50_000
 JSON_SECONDS = 60.0  # for a body of JSON to arrive
 STALL_SECONDS = 30.0  # between two pieces of a body
@@ -21,10 +22,15 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of a body and of a card, tokens to say, requests that wait, seconds for each part.
+    """What one request may use.
 
-    ``context``: tokens that an answer may go on from, those of a card included; None for what the
-    model reads. ``seconds`` holds for the body to arrive, and again for an answer from its turn on.
+    Attributes:
+        body: bytes of a body of JSON.
+        card: bytes of a card.
+        tokens: tokens of an answer.
+        waiting: requests of one tenant that may wait.
+        seconds: for the body to arrive, and again for the answer once the model is free.
+        context: tokens before the answer, those of a card included; None for the model's own limit.
     """
 
     body: int = 4 << 20
@@ -36,10 +42,10 @@ class Limits:
 
 
 class BodyLimit:
-    """Refuse a body that is too long as soon as that is known, and one that takes too long.
+    """Refuse a body that is too long as soon as that is known, and one that arrives too slowly.
 
-    A card passes as it arrives. Any other body is JSON: it is read whole and its values are counted
-    before anything is made of them, so that what it costs is bounded by its bytes.
+    A card passes through as it arrives. Any other body is JSON: it is read whole, and its values
+    are counted before any object is made of them, so that its bytes bound its cost.
     """
 
     def __init__(self, app: Any, limits: Limits) -> None:
@@ -92,7 +98,7 @@ def _arriving(receive: Receive, most: int, seconds: float) -> Receive:
 
     async def arriving() -> dict[str, Any]:
         nonlocal got, whole
-        if whole:  # what comes now is that the client has gone
+        if whole:  # the next message says that the client has gone
             return await receive()
         try:
             async with asyncio.timeout_at(min(ends, loop.time() + STALL_SECONDS)):
@@ -108,8 +114,14 @@ def _arriving(receive: Receive, most: int, seconds: float) -> Receive:
     return arriving
 
 
+def path_of(scope: Scope) -> str:
+    """The path within our application, which may be mounted in another one."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def values(body: bytes | bytearray) -> int:
-    """At least as many as the values in a body of JSON, without making any of them."""
+    """An upper bound of the number of values in a body of JSON, without parsing it."""
     if len(body) <= VALUES:
         return len(body)
     bare = _STRING.sub(b"", body)

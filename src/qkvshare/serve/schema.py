@@ -1,4 +1,4 @@
-"""What requests and answers look like: OpenAI's chat completions, and the fields of a hand-off."""
+"""The JSON of requests and answers: OpenAI's chat completions, and the fields of a hand-off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.dataclasses import dataclass
 
+from ..store import Entry
 from .fields import MESSAGE, PART, REQUEST, STREAM_OPTIONS, admitted
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -28,8 +30,8 @@ class TextPart(BaseModel):
         return admitted(data, PART, "messages.content")
 
 
-class Turn(BaseModel):
-    """A message."""
+class ChatMessage(BaseModel):
+    """A message of the request."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)] | None = None
@@ -41,7 +43,7 @@ class Turn(BaseModel):
         return admitted(data, MESSAGE, "messages")
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_content(self) -> Self:
         if self.content is None and self.role != "assistant":
             raise ValueError(f"the {self.role}'s message has no content")
         return self
@@ -56,7 +58,7 @@ class Turn(BaseModel):
 
 
 class Transfer(BaseModel):
-    """``kv_transfer_params`` of a request. An unknown field is an error: it asks for something.
+    """``kv_transfer_params`` of a request. An unknown field is an error.
 
     ``card``: go on from this card. ``from_agent``: go on from the card that this agent kept last.
     ``keep``: keep the conversation, answer included, as a card; ``budget`` (bits per value of its
@@ -89,12 +91,12 @@ class StreamOptions(BaseModel):
         return admitted(data, STREAM_OPTIONS, "stream_options")
 
 
-class Ask(BaseModel):
+class ChatRequest(BaseModel):
     """The body of ``POST /v1/chat/completions``: the fields that are done; see `fields`."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=4096, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -138,7 +140,7 @@ class CachedTokens(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of the prompt (with those of the card), and said."""
+    """Tokens of the prompt, those of the card included, and of the answer."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -146,24 +148,24 @@ class Usage(BaseModel):
     prompt_tokens_details: CachedTokens
 
 
-class Kept(BaseModel):
+class KeptCard(BaseModel):
     """``kv_transfer_params`` of an answer: the card that was kept."""
 
     card: str
 
 
-class Said(BaseModel):
+class AnswerMessage(BaseModel):
     """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
 
 
-class Choice(BaseModel):
-    """The only one."""
+class CompletionChoice(BaseModel):
+    """The only choice."""
 
     index: Literal[0] = 0
-    message: Said
+    message: AnswerMessage
     finish_reason: Literal["stop", "length"]
     logprobs: None = None
 
@@ -175,22 +177,16 @@ class Completion(BaseModel):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: Usage
-    kv_transfer_params: Kept | None = None
+    kv_transfer_params: KeptCard | None = None
 
 
-class StoredCard(BaseModel):
+@dataclass(frozen=True)
+class StoredCard(Entry):
     """A card as it is listed; times in seconds since 1970."""
 
-    card: str
-    agent: str
-    tokens: int
-    bytes: int
-    put_at: float
-    used_at: float
-    expires_at: float | None
-    hits: int
+    digest: Annotated[str, Field(serialization_alias="card")]
 
 
 class StoredCards(BaseModel):
@@ -201,14 +197,14 @@ class StoredCards(BaseModel):
 
 
 class PutCard(BaseModel):
-    """The body of an answer to ``POST /v1/cards``: under which digest the card is here."""
+    """The answer to ``POST /v1/cards``; ``card`` is the digest that the card has here."""
 
     card: str
     tokens: int
     bytes: int
 
 
-class Refusal(BaseModel):
+class ErrorDetail(BaseModel):
     """What was wrong."""
 
     message: str
@@ -217,7 +213,7 @@ class Refusal(BaseModel):
     param: str | None = None
 
 
-class Refused(BaseModel):
-    """The body of every answer that is not one."""
+class ErrorBody(BaseModel):
+    """The body of every error."""
 
-    error: Refusal
+    error: ErrorDetail

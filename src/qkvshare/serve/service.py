@@ -1,4 +1,4 @@
-"""What all routes share: the model, whose turn it is, and whose cards these are."""
+"""What all HTTP routes share: the model, the queue for it, and the tenants' stores."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..hf.session.answers import Answer, Prompt
 from ..hf.session.session import Session
 from ..store import Store
 from .access import Access, Stores
-from .asking import Asked
 from .limits import Limits
 from .metrics import Metrics
-from .schema import Ask
-from .turns import Turns
+from .queue import FairQueue
+from .schema import ChatRequest
+from .work import work_of
 
 _RESUMES = 50  # of each tenant, for the viewer
 
 
 class GoneError(Exception):
-    """The client has disconnected; nobody waits for an answer."""
+    """The client has disconnected: nobody waits for an answer."""
 
 
 class Service:
@@ -36,7 +36,7 @@ class Service:
     def __init__(self, session: Session, name: str, stores: Stores, limits: Limits) -> None:
         """``name``: what clients call the model."""
         self.session, self.name, self.stores, self.limits = session, name, stores, limits
-        self.turns = Turns(limits.waiting)
+        self.queue = FairQueue(limits.waiting)
         self.metrics = Metrics(self._gauges)
         self.stopping = threading.Event()
         # One thread, so that torch has one set of workers.
@@ -52,11 +52,11 @@ class Service:
         return self.stores.access
 
     def tenant(self, request: Request) -> str | None:
-        """Who asks, as the gate found; None where nobody needs a token."""
+        """The tenant that the gate found; None where no token is needed."""
         return getattr(request.state, "tenant", None)
 
     def store(self, request: Request) -> Store:
-        """The store of who asks."""
+        """The store of the request's tenant."""
         return self.stores.of(self.tenant(request))
 
     def resumes(self, request: Request) -> list[dict[str, Any]]:
@@ -64,30 +64,30 @@ class Service:
         return list(self._resumes[self.tenant(request)])
 
     async def answer(
-        self, request: Request, ask: Ask, said: Callable[[str], None]
+        self, request: Request, ask: ChatRequest, streaming: Callable[[str], None]
     ) -> tuple[Prompt, Answer]:
-        """Wait for a turn and answer; ``said`` gets the text on the event loop, piece by piece.
+        """Wait for the model and answer; ``streaming`` gets the text piece by piece.
 
         Stops when the client goes, when the time is over, and when the server stops. Raises
         `BusyError`, `OverdueError`, `GoneError`, and what `Session.prompt` and `answer` do.
         """
         tenant, loop = self.tenant(request), asyncio.get_running_loop()
-        work = Asked(self.session, self.limits, ask, self.stores.of(tenant)).work(said, loop)
+        work = work_of(ask, self.session, self.limits, self.stores.of(tenant), streaming)
         begun, called_off = time.perf_counter(), threading.Event()
         gone = asyncio.ensure_future(_gone(request))
         try:
-            await self._turn(tenant, gone)
+            await self._acquire(tenant, gone)
             waited = time.perf_counter() - begun
             answering = loop.run_in_executor(
                 self.model_thread, work, lambda: called_off.is_set() or self.stopping.is_set()
             )
-            # However this request ends: the model is free when its thread is.
-            answering.add_done_callback(lambda _: self.turns.give_back())
+            # However this request ends, the model is free when its thread is.
+            answering.add_done_callback(lambda _: self.queue.release())
             await _first(answering, gone, self.limits.seconds)
             called_off.set()
             prompt, answer = await answering
             if answer.finish == "cancelled":
-                raise self._called_off(gone)
+                raise self._why_cancelled(gone)
         except GoneError:
             self.metrics.refusals.labels("client_gone").inc()
             raise
@@ -97,8 +97,7 @@ class Service:
         self._count(tenant, prompt, answer, waited, time.perf_counter() - begun)
         return prompt, answer
 
-    def _called_off(self, gone: asyncio.Future[None]) -> Exception:
-        """Why."""
+    def _why_cancelled(self, gone: asyncio.Future[None]) -> Exception:
         if gone.done():
             return GoneError()
         if self.stopping.is_set():
@@ -106,22 +105,23 @@ class Service:
         limit = f"{self.limits.seconds:g} seconds, which is the limit here"
         return OverdueError(f"the answer took longer than {limit}.")
 
-    async def _turn(self, tenant: str | None, gone: asyncio.Future[None]) -> None:
+    async def _acquire(self, tenant: str | None, gone: asyncio.Future[None]) -> None:
         """Wait for the model. Raises `BusyError`, and `GoneError` if the client goes first."""
-        turn = asyncio.ensure_future(self.turns.take(tenant))
-        try:
-            await _first(turn, gone)
-            if not turn.done():
-                raise GoneError
-            turn.result()
-        except BaseException:
-            turn.cancel()
-            turn.add_done_callback(self._pass_on)
-            raise
+        slot = asyncio.ensure_future(self.queue.acquire(tenant))
 
-    def _pass_on(self, turn: asyncio.Future[None]) -> None:
-        if not turn.cancelled() and turn.exception() is None:
-            self.turns.give_back()
+        def release(slot: asyncio.Future[None]) -> None:
+            if not slot.cancelled() and slot.exception() is None:
+                self.queue.release()
+
+        try:
+            await _first(slot, gone)
+            if not slot.done():
+                raise GoneError
+            slot.result()
+        except BaseException:
+            slot.cancel()
+            slot.add_done_callback(release)
+            raise
 
     def _count(
         self, tenant: str | None, prompt: Prompt, answer: Answer, waited: float, took: float
@@ -145,8 +145,8 @@ class Service:
     def _gauges(self) -> dict[str, float]:
         stats = [store.stats() for store in self.stores.all()]
         return {
-            "waiting": self.turns.length,
-            "busy": float(self.turns.busy),
+            "waiting": self.queue.length,
+            "busy": float(self.queue.busy),
             "stored_cards": sum(each["cards"] for each in stats),
             "stored_bytes": sum(each["bytes"] for each in stats),
         }

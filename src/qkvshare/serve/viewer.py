@@ -16,7 +16,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from transformers import PreTrainedTokenizerBase
 
 from ..store import Store
-from .turns import Turns
+from .queue import FairQueue
 from .viewing import card_view, overview
 
 MOST_WAITING = 8  # looks of one tenant
@@ -54,17 +54,14 @@ def router(
     `BusyError` where too many looks of theirs wait, and what `card_view` raises.
     """
     made = APIRouter(include_in_schema=False)
-    turns = Turns(MOST_WAITING)
+    queue = FairQueue(MOST_WAITING)
 
     async def in_turn(request: Request, look: Callable[[], dict[str, Any]]) -> Response:
         """One look at a time, tenant by tenant: it takes a processor, which answers need, too."""
-        await turns.take(getattr(request.state, "tenant", None))
-        try:
+        async with queue.slot(getattr(request.state, "tenant", None)):
             if await request.is_disconnected():
-                return Response(status_code=499)  # which nobody gets
+                return Response(status_code=499)  # nobody receives it
             return await asyncio.to_thread(lambda: _json(look()))
-        finally:
-            turns.give_back()
 
     folder = files("qkvshare.serve") / "page"
     parts = {part.name: part.read_bytes() for part in folder.iterdir() if part.is_file()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from a2a.client import ClientConfig, create_client
@@ -170,9 +171,9 @@ def test_a_damaged_card_fails_the_task_with_the_reason(
         run(work())
 
 
-def asked(session: Session, store: Store, *parts: Part) -> Task:
+def asked(session: Session, store: Store, *parts: Part, **options: Any) -> Task:
     async def work() -> Task:
-        async with served(session, store) as client:
+        async with served(session, store, **options) as client:
             return await sdk(user(*parts), client)
 
     return run(work())
@@ -213,12 +214,9 @@ def test_a_message_with_a_part_that_is_not_read_fails(
     assert words in task.status.message.parts[0].text
 
 
-def test_an_answer_has_an_end(
-    session: Session, theirs: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Others wait for the model meanwhile."""
-    monkeypatch.setattr("qkvshare.serve.a2a.agent.Limits", lambda: Limits(seconds=0.001))
-    task = asked(session, theirs, Part(text=READ))
+def test_an_answer_has_an_end(session: Session, theirs: Store) -> None:
+    """Others wait for the model."""
+    task = asked(session, theirs, Part(text=READ), limits=Limits(seconds=0.001))
     assert task.status.state == TaskState.TASK_STATE_FAILED
     assert "longer than 0.001 seconds" in task.status.message.parts[0].text
 

@@ -18,7 +18,7 @@ from ...hf.session.session import Session
 from ...hf.text.tokens import Message as Turn
 from ...store import Store
 from ..limits import Limits
-from ..turns import Turns
+from ..queue import FairQueue
 from .callers import tenant_of
 from .conversation import earlier, holds, resume
 from .extension import URI
@@ -45,6 +45,7 @@ class Agent(AgentExecutor):
         keep: Keep,
         inline: int,
         fetch: Fetch,
+        limits: Limits,
     ) -> None:
         """See `app`; ``store_of``: a tenant's store, of None where nobody has a token.
 
@@ -55,8 +56,7 @@ class Agent(AgentExecutor):
         self.inline, self.fetch = inline, fetch
         self.handed_on = set[tuple[str | None, str]]()
         self._running = dict[str, Event]()
-        self._limits = Limits()
-        self._turns = Turns(self._limits.waiting)
+        self._seconds, self._queue = limits.seconds, FairQueue(limits.waiting)
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Answer a message; a task that cannot be answered fails with the reason."""
@@ -91,24 +91,21 @@ class Agent(AgentExecutor):
         tenant = tenant_of(context.call_context)
         prompt, reason = await self._prompt(context, tenant)
         active = URI in context.requested_extensions
-        await self._turns.take(tenant)
-        try:
+        async with self._queue.slot(tenant):
             if called_off.is_set():
                 return
-            loop, seconds = asyncio.get_running_loop(), self._limits.seconds
-            end = loop.call_later(seconds, called_off.set)  # others wait for the model
+            loop = asyncio.get_running_loop()
+            end = loop.call_later(self._seconds, called_off.set)  # others wait for the model
             try:
                 answer, parts = await asyncio.to_thread(
                     self._say, prompt, tenant, active, called_off
                 )
             finally:
                 end.cancel()
-        finally:
-            self._turns.give_back()
         if answer.finish == "cancelled":
             if end.when() <= loop.time():
                 raise OverdueError(
-                    f"the answer took longer than {seconds:g} seconds. Ask for less."
+                    f"the answer took longer than {self._seconds:g} seconds. Ask for less."
                 )
             return
         metadata: dict[str, Any] = {}

@@ -22,17 +22,18 @@ from a2a.utils.constants import PROTOCOL_VERSION_0_3, PROTOCOL_VERSION_CURRENT
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from ...card.errors import CardNotFoundError
-from ...card.passing import MEDIA_TYPE, Passing
+from ...card.passing import MEDIA_TYPE
 from ...hf.session.answers import Keep, Sampling
 from ...hf.session.session import Session
 from ...store import Store
+from .. import errors
 from ..access import Access, Stores, require_host
-from ..gate import Gate
-from ..limits import BodyLimit, Limits
+from ..download import card_response
+from ..gate import guard
+from ..limits import Limits
 from .agent import Agent
 from .callers import Contexts, Handler, Tasks
 from .extension import Receiver
@@ -40,7 +41,7 @@ from .fetch import Fetch
 
 _TEXT = ["text/plain", "application/json"]
 _BEARER = SecurityScheme(http_auth_security_scheme=HTTPAuthSecurityScheme(scheme="Bearer"))
-_FREE = r"/\.well-known/agent(-card)?\.json"  # says who we are, to anybody
+_FREE = r"/\.well-known/agent(-card)?\.json"  # describes the agent to anybody
 
 
 def app(
@@ -55,6 +56,7 @@ def app(
     inline: int = 256 << 10,
     fetch: Fetch | None = None,
     tasks: TaskStore | None = None,
+    limits: Limits | None = None,
 ) -> Starlette:
     """An A2A agent that answers with ``session``.
 
@@ -70,12 +72,13 @@ def app(
         inline: bytes up to which a card is put into the answer itself; others are served.
         fetch: where cards that come with messages may be fetched from; by default nowhere.
         tasks: where tasks are kept; by default the last ones of each caller, in memory.
+        limits: what one message may use.
 
     Raises `ServeError` where others can reach it while nobody needs a token.
     """
     access = store.access if isinstance(store, Stores) else Access({})
     require_host(urlsplit(base_url).hostname or "", access)
-    base_url, tasks = base_url.rstrip("/"), tasks or Tasks()
+    base_url, tasks, limits = base_url.rstrip("/"), tasks or Tasks(), limits or Limits()
 
     def store_of(tenant: str | None) -> Store:
         return store.of(tenant) if isinstance(store, Stores) else store
@@ -89,6 +92,7 @@ def app(
         keep=keep or Keep(agent=name),
         inline=inline,
         fetch=fetch or Fetch(),
+        limits=limits,
     )
     card = AgentCard(
         name=name,
@@ -114,12 +118,7 @@ def app(
         # Not all of the store: digests of others stand in cards, as parents.
         if (tenant, digest) not in agent.handed_on:
             raise HTTPException(404, "no such card was handed on")
-        try:
-            passing = Passing(await asyncio.to_thread(store_of(tenant).get, digest))
-        except CardNotFoundError as error:
-            raise HTTPException(404, "the card is gone") from error
-        headers = {"Content-Length": str(passing.nbytes)}
-        return StreamingResponse(passing(), 200, headers, MEDIA_TYPE)
+        return card_response(await asyncio.to_thread(store_of(tenant).get, digest), request)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -132,6 +131,6 @@ def app(
         *create_jsonrpc_routes(handler, "/", Contexts(), enable_v0_3_compat=True),
     ]
     made = Starlette(routes=routes, lifespan=lifespan)
-    made.add_middleware(BodyLimit, limits=Limits())
-    made.add_middleware(Gate, access=access, free=_FREE)
+    errors.install(made, store.root)
+    guard(made, access, limits, _FREE)
     return made
