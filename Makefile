@@ -1,16 +1,30 @@
-# `make demo` and `make test` need nothing but Python 3.11+ and a package index.
+# Each target needs nothing but Python 3.11+ and a package index.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Small models are fastest on one thread each; two workers use two cores.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: venv demo test lint types clean
+.PHONY: venv demo quick test test-all coverage lint types docs clean
 
 demo: $(VENV)/demo
 	$(BIN)/qkvshare demo
 
+# No model, no browser, no servers: under 2 minutes.
+quick: venv
+	$(PARALLEL) -m "not model and not server and not browser and not slow"
+
+# What a newcomer runs: under 6 minutes on two cores.
 test: venv
-	$(BIN)/pytest
+	$(PARALLEL) -m "not browser and not slow"
+
+# Everything, as CI runs it.
+test-all: venv
+	$(PARALLEL) -m "not nightly"
+
+coverage: venv
+	$(PARALLEL) -m "not browser and not slow" --cov=qkvshare --cov-report=term-missing:skip-covered
 
 lint: venv
 	$(BIN)/ruff check .
@@ -18,6 +32,9 @@ lint: venv
 
 types: venv
 	$(BIN)/mypy
+
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
 
 venv: $(VENV)/dev
 
@@ -34,5 +51,9 @@ $(VENV)/dev: $(VENV)/demo benchmarks/pyproject.toml
 	$(PIP) --editable '.[dev]' --editable ./benchmarks
 	touch $@
 
+$(VENV)/docs: $(VENV)/demo
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -145,7 +145,7 @@ def test_chat_messages(smollm2: Any) -> None:
     assert arguments["attention_mask"].shape[1] == len(prompt)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_transform_against_kivi(smollm2: Any) -> None:
     """The quality of 4.5 bits in 1.2, with a profile of a quarter of the usual contexts."""
     if not GSM8K.exists():

@@ -73,7 +73,7 @@ def test_one_bit_of_every_byte(tmp_path: Path, name: str) -> None:
     flip(tmp_path / "card", EACH_CODEC[name], lambda: [1 << draw.randrange(8)])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [*EACH_CODEC, *EACH_SHAPE])
 def test_every_bit_and_every_byte_as_a_whole(tmp_path: Path, name: str) -> None:
     card = (EACH_CODEC | EACH_SHAPE)[name]

@@ -211,7 +211,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is watched on Linux")
 @pytest.mark.parametrize(
     "edit",
@@ -223,7 +223,7 @@ def test_session_memory_for_headers_near_the_limit(
 ) -> None:
     """Lists that JSON writes in two bytes an entry; the parsers alone take several times that.
 
-    ``pytest -m slow -s`` prints how many times.
+    ``pytest -m nightly -s`` prints how many times.
     """
     forged = make_card(Uniform(4)).save(tmp_path / "forged")
     if edit in (many_tensors, many_dimensions):

@@ -37,7 +37,9 @@ compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles noth
 
 
 @compiled
-@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "chosen", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)]
+)
 def test_the_kernels_in_tritons_interpreter(chosen: str) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-m", chosen, "-p", "no:cacheprovider", "-v"]
@@ -68,7 +70,7 @@ SLOW: list[Any] = [
     (96, 6, 1, 40, DTYPES),
     (8, None, 2, 600, [torch.float32]),  # more than a chunk of rows
 ]
-CASES = FAST + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+CASES = FAST + [pytest.param(*case, marks=pytest.mark.nightly) for case in SLOW]
 
 
 @interpreted
@@ -181,7 +183,7 @@ def test_a_card_whose_codes_are_on_the_gpu(tmp_path: Path, llama: Any) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("dim", [64, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dim", [64, pytest.param(128, marks=pytest.mark.nightly)])
 def test_codes_that_begin_anywhere(dim: int) -> None:
     """Words are read of full blocks that lie at a multiple of 16 bytes; else bytes. One width, of
     two planes, so that there are full blocks."""
@@ -241,7 +243,7 @@ def test_decoding_compiles_without_a_gpu(dim: int, arch: int) -> None:
 
 
 @compiled
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 def test_all_kernels_compile_without_a_gpu(dim: int) -> None:
     import triton.language as tl

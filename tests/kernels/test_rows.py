@@ -276,7 +276,7 @@ def test_no_two_parts_have_one_name() -> None:
     assert len(set(parts.values())) == len(parts)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
     """Each begins with another kernel, so that what one has compiled the other finds on disk."""
     script = (
@@ -305,7 +305,7 @@ OLDER = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("processor", OLDER)
 def test_older_processors_give_the_same(tmp_path: Path, processor: str) -> None:
     """What this one can, with code for one that can less."""

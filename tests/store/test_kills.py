@@ -18,7 +18,7 @@ def test_some_kills(tmp_path: Path) -> None:
     assert report.acknowledged > 10
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_thousand_kills(tmp_path: Path) -> None:
     report = soak(tmp_path, kills=2000, seed=1)
     assert report.ok, f"{report} {report.missing[:3]} {report.failures[:3]}"

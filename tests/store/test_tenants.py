@@ -115,7 +115,7 @@ class TestSealed:
         assert [*bob.audit().damaged] == [mine.digest]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_time_does_not_tell_what_another_tenant_has(tmp_path: Path) -> None:
     """Bob puts and looks up 400 prompts, every other of which Alice has, in random order."""
     chance = random.Random(0)
