@@ -24,7 +24,7 @@ def take_turn(
     model: Any, tokenizer: Any, card: qkvshare.CacheCard, agent: str, task: str
 ) -> tuple[str, qkvshare.CacheCard]:
     """What ``agent`` says after ``task``, and the card it hands on."""
-    arguments = qkvshare.inject(model, card, task, tokenizer=tokenizer)
+    arguments = card.inputs(model, tokenizer, task)
     out = model.generate(
         **arguments, max_new_tokens=40, do_sample=False, return_dict_in_generate=True
     )

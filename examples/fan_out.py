@@ -28,7 +28,7 @@ def ask(
 ) -> tuple[str, Any]:
     """The answer, and the cache that it was given from."""
     text = f"\n\nQuestion: {question}\nAnswer:"
-    inputs = qkvshare.inject(model, card, text, tokenizer=tokenizer, held=held)
+    inputs = card.inputs(model, tokenizer, text, cached=held)
     output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
     answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answer.strip().splitlines()[0], inputs["past_key_values"]

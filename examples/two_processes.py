@@ -32,7 +32,7 @@ def answer(path: Path) -> None:
     model, tokenizer = load_model("smollm2-135m")
     card = qkvshare.CacheCard.load(path)
     question = "\n\nQuestion: What is the ink made from?\nAnswer:"
-    inputs = qkvshare.inject(model, card, question, tokenizer=tokenizer)
+    inputs = card.inputs(model, tokenizer, question)
     output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
     said = output[0, inputs["input_ids"].shape[1] :]
     print("answerer:", tokenizer.decode(said).strip(), flush=True)

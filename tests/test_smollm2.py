@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.evals.fidelity import measure_fidelity
 from benchmarks.evals.handoff import Setting
-from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture, inject
+from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture
 from qkvshare.codecs import Kivi
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.hf.calibrate.texts import read_text, windows
@@ -44,7 +44,7 @@ def test_same_64_tokens_from_a_card(smollm2: Any, number: int, tmp_path: Path) -
     new = tokenizer(question)["input_ids"]
     expected = greedy_from_text(model, context + new, 64)
     path = capture(model, tokenizer, text, codec=Raw()).save(tmp_path / "card")
-    assert greedy(model, 64, **inject(model, CacheCard.load(path), new)) == expected
+    assert greedy(model, 64, **CacheCard.load(path).inputs(model, new=new)) == expected
     assert in_second_process(embedded_folder(), path, new, 64) == expected
 
 
@@ -74,7 +74,7 @@ def test_the_tenth_hop_costs_what_the_first_does(smollm2: Any, codec: Any) -> No
     seconds: list[float] = []
     size = 0
     for end in range(576, 1153, 64):
-        arguments = inject(model, card, ids[end - 64 : end], new_only=True)
+        arguments = card.inputs(model, new=ids[end - 64 : end], new_only=True)
         with torch.no_grad():
             model(**arguments, logits_to_keep=1)
         cache, tries = arguments["past_key_values"], []
@@ -102,7 +102,7 @@ def test_no_network_is_touched(smollm2: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     model, tokenizer = load_model(EMBEDDED)
     card = capture(model, tokenizer, "Nothing leaves this machine.")
-    greedy(model, 2, **inject(model, card, tokenizer=tokenizer))
+    greedy(model, 2, **card.inputs(model, tokenizer))
 
 
 def test_uniform_on_gsm8k(smollm2: Any) -> None:
@@ -141,7 +141,7 @@ def test_chat_messages(smollm2: Any) -> None:
     card = capture(model, tokenizer, messages)
     following = [*messages, {"role": "assistant", "content": "Yes."}]
     prompt = tokenizer.apply_chat_template(following, tokenize=True, return_dict=True)["input_ids"]
-    arguments = inject(model, card, prompt_ids=prompt, tokenizer=tokenizer)
+    arguments = card.inputs(model, tokenizer, prompt_ids=prompt)
     assert arguments["attention_mask"].shape[1] == len(prompt)
 
 

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkvshare.hf.inject.inject import inject
-
 from .handoff import Setting, hand_over, log_probabilities, read_context
 
 
@@ -47,7 +45,7 @@ def measure_fidelity(
             reference = log_probabilities(model, input_ids=after, past_key_values=state.cache())
             results = []
             for card in hand_over(state, settings, Path(folder)):
-                found = log_probabilities(model, **inject(model, card, rest, new_only=True))
+                found = log_probabilities(model, **card.inputs(model, new=rest, new_only=True))
                 results.append(_compare(reference, found, rest, card.bits_per_value))
             yield results
 

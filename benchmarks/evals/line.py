@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from qkvshare.card import CacheCard
+from qkvshare.card.engine import Inputs
 from qkvshare.codecs import from_record
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.state import State, read
-from qkvshare.hf.inject.inject import inject
 from qkvshare.hf.model.identity import identify
 
 from .handoff import Setting, log_probabilities
@@ -59,7 +59,7 @@ class Preamble:
                 at = way.setting
                 card = make_card(state, identify(model), at.codec, at.spending(), at.budget)
                 # Any token will do: the cache is wanted, not what comes after it.
-                cache = inject(model, card, ids[:1], new_only=True)["past_key_values"]
+                cache = card.inputs(model, new=ids[:1], new_only=True)["past_key_values"]
                 cards[way] = card, cache
         return cls(state, cards)
 
@@ -152,11 +152,11 @@ class Line:
         cache: DynamicCache = self._arguments(ids)["past_key_values"]
         return cache
 
-    def _arguments(self, ids: Sequence[int], new_only: bool = True) -> dict[str, Any]:
+    def _arguments(self, ids: Sequence[int], new_only: bool = True) -> Inputs:
         new, self.unread, self.state = [*self.unread, *ids], [], None
         if self.handed_over:
             assert self.card is not None
-            arguments = inject(self.model, self.card, new, held=self.held, new_only=new_only)
+            arguments = self.card.inputs(self.model, new=new, cached=self.held, new_only=new_only)
             # What is decoded once stays decoded, whoever of the line reads on from it.
             self.cache = self.held = arguments["past_key_values"]
             self.handed_over = False

@@ -20,7 +20,6 @@ import torch
 from transformers import DynamicCache
 
 from qkvshare.hf.calibrate.texts import TextError
-from qkvshare.hf.inject.inject import inject
 from qkvshare.hf.text.tokens import as_ids
 
 from .facts import Fact, random_facts, random_records
@@ -126,7 +125,7 @@ def measure_recall(
                 known = as_ids(first) if focus else None
                 cards = hand_over(state, settings, Path(folder), known)
                 for part, card in zip(parts, cards, strict=True):
-                    injected = inject(model, card, first, new_only=True)["past_key_values"]
+                    injected = card.inputs(model, new=first, new_only=True)["past_key_values"]
                     part.append(ask(model, group, injected, card.bits_per_value))
             yield results + [_mean(part) for part in parts]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkvshare import capture, inject
+from qkvshare import capture
 from qkvshare.hf.calibrate.texts import read_text, windows
 from qkvshare.hf.model.load import load_model
 
@@ -43,7 +43,9 @@ def main() -> None:
         context, new = run[:CONTEXT], run[CONTEXT:]
         card = capture(model, token_ids=context)
         whole = said(model, {"input_ids": torch.tensor([list(run)])})[CONTEXT:]
-        ways = [inject(model, card, new, new_only=True, half=at) for at in (False, True)]
+        ways = [
+            card.inputs(model, new=new, new_only=True, kv_format=at) for at in ("model", "bfloat16")
+        ]
         full, half = (said(model, way) for way in ways)
         for number, pair in enumerate(((whole, full), (whole, half), (full, half))):
             sums[number] += divergence(*pair) / asked.contexts

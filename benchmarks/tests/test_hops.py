@@ -29,7 +29,6 @@ from benchmarks.evals.recall_hops import measure_recall_hops
 from benchmarks.evals.relay import measure_relay
 from qkvshare import Packed, Raw, Uniform
 from qkvshare.hf.calibrate.texts import TextError
-from qkvshare.hf.inject.inject import inject
 from tests.conftest import some_ids, tiny_model, tiny_tokenizer
 
 NOTHING = Journal(None, {}, False)
@@ -78,7 +77,7 @@ def test_a_line_hands_over_what_a_fresh_receiver_would_get(
     card = line.card
     assert card is not None
     assert [segment.end for segment in card.manifest.segments] == [90, 110, 130, 150]
-    fresh = inject(long_llama, card, [5])["past_key_values"]
+    fresh = card.inputs(long_llama, new=[5])["past_key_values"]
     for one, two in zip(line.receive([5]).layers, fresh.layers, strict=True):
         assert torch.equal(one.keys, two.keys)
         assert torch.equal(one.values, two.values)

@@ -17,7 +17,6 @@ from qkvshare.hf.cache.card_cache import rooms
 from qkvshare.hf.cache.coded import CodedLayer
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.state import State
-from qkvshare.hf.inject.inject import inject
 from qkvshare.hf.model.identity import identify
 from qkvshare.registry import label
 
@@ -45,7 +44,7 @@ class CardFile(Route):
     def arguments(self) -> dict[str, Any]:
         """By `inject`."""
         assert self.card is not None
-        return inject(self.model, self.card, self.new, new_only=True)
+        return dict(self.card.inputs(self.model, new=self.new, new_only=True))
 
     def alone(self) -> dict[str, Callable[[], object]]:
         """Reading, checking, decoding."""
@@ -119,7 +118,7 @@ class CardHalf(Card):
     def arguments(self) -> dict[str, Any]:
         """By `inject`."""
         assert self.card is not None
-        return inject(self.model, self.card, self.new, new_only=True, half=True)
+        return dict(self.card.inputs(self.model, new=self.new, new_only=True, kv_format="bfloat16"))
 
     def alone(self) -> dict[str, Callable[[], object]]:
         """As for the others, but for the number format."""
@@ -139,7 +138,7 @@ class CardCodes(Card):
     def arguments(self) -> dict[str, Any]:
         """By `inject`."""
         assert self.card is not None
-        return inject(self.model, self.card, self.new, new_only=True, codes=True)
+        return dict(self.card.inputs(self.model, new=self.new, new_only=True, kv_format="codes"))
 
     @classmethod
     def takes(cls, model: Any, codec: Codec) -> bool:

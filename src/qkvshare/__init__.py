@@ -3,54 +3,127 @@
 >>> card = qkvshare.capture(model, tokenizer, "a long document …")
 >>> card.save("document.card")
 >>> card = qkvshare.CacheCard.load("document.card")
->>> model.generate(**qkvshare.inject(model, card, "a question", tokenizer=tokenizer))
+>>> model.generate(**card.inputs(model, tokenizer, "a question"))
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .card import CacheCard
-from .card.errors import QKVShareError
+from .card import CacheCard, Key, Signer
+from .card.errors import (
+    AgentError,
+    BudgetError,
+    BusyError,
+    CancelledError,
+    CaptureError,
+    CardDigestError,
+    CardError,
+    CardExpiredError,
+    CardFetchError,
+    CardFormatError,
+    CardKeyError,
+    CardNotFoundError,
+    CardSealedError,
+    CardSignatureError,
+    CardTagError,
+    CardThinError,
+    CardVersionError,
+    CardWriteError,
+    CodecError,
+    ContextLengthExceededError,
+    IdentityError,
+    ModelNotFoundError,
+    OutputError,
+    OverdueError,
+    ProfileError,
+    PromptError,
+    QKVShareError,
+    SecretError,
+    ServeError,
+    StoreError,
+    StoreFullError,
+    UnsupportedModelError,
+    UnsupportedParameterError,
+)
 
 if TYPE_CHECKING:
     from .codecs import Packed, Raw, Transform, Uniform, trim
+    from .hf.attention import attention
     from .hf.capture.capture import capture
-    from .hf.inject.inject import inject
     from .hf.model.identity import identify
+    from .hf.session.session import Session
+    from .store import Store
 
 __all__ = [
+    "AgentError",
+    "BudgetError",
+    "BusyError",
     "CacheCard",
+    "CancelledError",
+    "CaptureError",
+    "CardDigestError",
+    "CardError",
+    "CardExpiredError",
+    "CardFetchError",
+    "CardFormatError",
+    "CardKeyError",
+    "CardNotFoundError",
+    "CardSealedError",
+    "CardSignatureError",
+    "CardTagError",
+    "CardThinError",
+    "CardVersionError",
+    "CardWriteError",
+    "CodecError",
+    "ContextLengthExceededError",
+    "IdentityError",
+    "Key",
+    "ModelNotFoundError",
+    "OutputError",
+    "OverdueError",
     "Packed",
+    "ProfileError",
+    "PromptError",
     "QKVShareError",
     "Raw",
+    "SecretError",
+    "ServeError",
+    "Session",
+    "Signer",
+    "Store",
+    "StoreError",
+    "StoreFullError",
     "Transform",
     "Uniform",
+    "UnsupportedModelError",
+    "UnsupportedParameterError",
+    "attention",
     "capture",
     "identify",
-    "inject",
     "trim",
 ]
 
 __version__ = "0.1.0"
 
-# Looking at a card needs neither torch nor transformers; importing them takes seconds.
+# Looking at a card needs neither torch nor transformers, which take seconds to import.
 _LAZY = {
     "Packed": "codecs",
     "Raw": "codecs",
+    "Session": "hf.session.session",
+    "Store": "store",
     "Transform": "codecs",
     "Uniform": "codecs",
+    "attention": "hf.attention",
     "capture": "hf.capture.capture",
     "identify": "hf.model.identity",
-    "inject": "hf.inject.inject",
     "trim": "codecs",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need a model only when they are asked for (PEP 562)."""
+    """Import what needs a model only when it is asked for (PEP 562)."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qkvshare import Raw, capture, identify, inject
+from qkvshare import Raw, capture, identify
 from qkvshare.card.errors import UnsupportedModelError
-from qkvshare.hf.attention import NAME, attention
+from qkvshare.hf.attention import NAME, attention, attention_forward
 
 from ..conftest import COMMON, FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
 
@@ -68,7 +68,7 @@ def test_parity_with_sdpa(
     given: torch.Tensor = mask
     if added:
         given = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-    found, _ = attention(Module(groups), query, key, value, given, scaling=0.3)
+    found, _ = attention_forward(Module(groups), query, key, value, given, scaling=0.3)
     exact = sdpa_attention_forward(
         Module(groups), query.float(), key.float(), value.float(), mask, scaling=0.3
     )[0]
@@ -80,14 +80,16 @@ def test_parity_with_sdpa(
 
 def test_no_mask_means_one_query_that_sees_everything() -> None:
     query, key, value = tensors(1, 3, 1, 50, torch.float32)
-    found, _ = attention(Module(3), query, key, value, None)
+    found, _ = attention_forward(Module(3), query, key, value, None)
     expected, _ = sdpa_attention_forward(Module(3), query, key, value, None)
     torch.testing.assert_close(found, expected)
 
 
 def test_a_query_that_sees_nothing_is_not_nan() -> None:
     query, key, value = tensors(1, 1, 2, 9, torch.float32)
-    found, _ = attention(Module(1), query, key, value, torch.zeros(1, 1, 2, 9, dtype=torch.bool))
+    found, _ = attention_forward(
+        Module(1), query, key, value, torch.zeros(1, 1, 2, 9, dtype=torch.bool)
+    )
     assert found.isfinite().all()
 
 
@@ -104,7 +106,7 @@ def test_what_it_cannot_do_it_says(arguments: dict[str, Any], named: str) -> Non
     whole = {"attention_mask": causal(1, 2, 9, None)} | arguments
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match=named):
-        found, _ = attention(Module(1), query, key, value, **whole)
+        found, _ = attention_forward(Module(1), query, key, value, **whole)
     torch.manual_seed(0)
     expected, _ = sdpa_attention_forward(Module(1), query, key, value, **whole)
     torch.testing.assert_close(found, expected)
@@ -118,8 +120,8 @@ def test_an_unknown_argument_is_never_ignored(name: str) -> None:
         pytest.warns(UserWarning, match=name),
         pytest.raises(UnsupportedModelError, match=f"passes '{name}' to its attention"),
     ):
-        attention(Module(1), query, key, value, causal(1, 2, 9, None), **unknown)
-    attention(Module(1), query, key, value, causal(1, 2, 9, None), **{name: None})
+        attention_forward(Module(1), query, key, value, causal(1, 2, 9, None), **unknown)
+    attention_forward(Module(1), query, key, value, causal(1, 2, 9, None), **{name: None})
 
 
 # Models whose attention does more than keys, values and a mask: sinks, or a cap on scores.
@@ -156,9 +158,9 @@ def test_sinks_and_caps_are_not_dropped(family: str) -> None:
     with pytest.warns(UserWarning, match="'qkvshare' leaves 's(_aux|oftcap)' to transformers"):
         card = capture(model, token_ids=CONTEXT, codec=Raw())
     with pytest.warns(UserWarning, match="to transformers"):
-        assert greedy(model, **inject(model, card, NEW)) == expected
+        assert greedy(model, **card.inputs(model, new=NEW)) == expected
     model.set_attn_implementation("eager")
-    assert greedy(model, **inject(model, card, NEW)) == expected
+    assert greedy(model, **card.inputs(model, new=NEW)) == expected
     capture(model, token_ids=CONTEXT, budget=9)  # looks on while the model reads
 
 
@@ -176,7 +178,23 @@ def test_same_text(family: str, mode: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         card = capture(model, token_ids=CONTEXT, codec=Raw())
-        assert greedy(model, **inject(model, card, NEW), **mode) == expected
+        assert greedy(model, **card.inputs(model, new=NEW), **mode) == expected
+
+
+def test_a_block_switches_the_attention_and_back(llama: Any) -> None:
+    before = llama.config._attn_implementation
+    with attention(llama):
+        assert llama.config._attn_implementation == NAME
+    assert llama.config._attn_implementation == before
+    with pytest.raises(KeyError), attention(llama):
+        raise KeyError
+    assert llama.config._attn_implementation == before
+
+
+def test_a_model_that_cannot_be_switched(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(llama.model), "_can_set_attn_implementation", lambda *_: False)
+    with pytest.raises(UnsupportedModelError, match="cannot be switched"), attention(llama):
+        pass
 
 
 def test_probes_see_the_same(llama: Any) -> None:
@@ -193,10 +211,10 @@ def test_a_mask_that_was_written_to_is_read_again() -> None:
     query, key, value = tensors(1, 3, 5, 40, torch.bfloat16)
     mask = causal(1, 5, 40, None)
     for _ in range(2):
-        found, _ = attention(Module(3), query, key, value, mask)
+        found, _ = attention_forward(Module(3), query, key, value, mask)
         expected, _ = sdpa_attention_forward(Module(3), query, key, value, mask)
         torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
         mask[..., 20:30] = False
     with torch.inference_mode():
-        again, _ = attention(Module(3), query, key, value, mask.clone())
-    torch.testing.assert_close(again, attention(Module(3), query, key, value, mask)[0])
+        again, _ = attention_forward(Module(3), query, key, value, mask.clone())
+    torch.testing.assert_close(again, attention_forward(Module(3), query, key, value, mask)[0])

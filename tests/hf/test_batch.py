@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qkvshare import Raw, capture, inject
+from qkvshare import Raw, capture
 from qkvshare.card.errors import CaptureError, PromptError
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
@@ -43,14 +43,14 @@ def test_left_padded_row(family: str, row: int) -> None:
     card = capture(model, **read_batch(model, "left"), row=row)
     assert card.token_ids.tolist() == ROWS[row]
     expected = greedy_from_text(model, ROWS[row] + NEW)
-    assert greedy(model, **inject(model, card, NEW)) == expected
+    assert greedy(model, **card.inputs(model, new=NEW)) == expected
 
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_right_padded_row(llama: Any, row: int) -> None:
     card = capture(llama, **read_batch(llama, "right"), row=row)
     expected = greedy_from_text(llama, ROWS[row] + NEW)
-    assert greedy(llama, **inject(llama, card, NEW)) == expected
+    assert greedy(llama, **card.inputs(llama, new=NEW)) == expected
 
 
 def test_right_padding_that_pushed_tokens_out_of_a_window() -> None:
@@ -91,4 +91,4 @@ def test_after_generate(llama: Any) -> None:
         capture(llama, token_ids=done.sequences, cache=done.past_key_values)
     card = capture(llama, token_ids=done.sequences[:, :-1], cache=done.past_key_values, codec=Raw())
     expected = greedy_from_text(llama, done.sequences[0].tolist())
-    assert greedy(llama, **inject(llama, card, done.sequences[0, -1:])) == expected
+    assert greedy(llama, **card.inputs(llama, new=done.sequences[0, -1:])) == expected

@@ -17,7 +17,7 @@ from peft import (
 )
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from qkvshare import Raw, capture, inject
+from qkvshare import Raw, capture
 from qkvshare.card.errors import CaptureError, PromptError, UnsupportedModelError
 
 from ..conftest import COMMON, greedy, greedy_from_text, some_ids, tiny_model
@@ -49,7 +49,7 @@ def test_prompt_learning_is_refused(llama: Any, config: Any) -> None:
     with refused:
         capture(model, token_ids=CONTEXT)
     with refused:
-        inject(model, card, NEW)
+        card.inputs(model, new=NEW)
 
 
 def with_alora(invocation: list[int]) -> Any:
@@ -74,14 +74,14 @@ def test_tokens_that_switch_an_adapter_on_are_not_in_a_card(invocation: list[int
     # The same weights, so the same identity, and nothing of that kind in these ids.
     card = capture(with_alora([127]), token_ids=CONTEXT)
     with pytest.raises(PromptError, match=f"token {at} begins the tokens that switch"):
-        inject(with_alora(invocation), card, NEW)
+        card.inputs(with_alora(invocation), new=NEW)
 
 
 def test_tokens_that_switch_an_adapter_on_after_a_card() -> None:
     model = with_alora(NEW[2:4])
     card = capture(model, token_ids=CONTEXT, codec=Raw())
     expected = greedy_from_text(model, CONTEXT + NEW)
-    assert greedy(model, **inject(model, card, NEW)) == expected
+    assert greedy(model, **card.inputs(model, new=NEW)) == expected
     assert expected != greedy_from_text(tiny_model(), CONTEXT + NEW)
 
 
@@ -97,11 +97,11 @@ def test_training_mode_is_refused(llama: Any) -> None:
         with refused:
             capture(model, token_ids=CONTEXT, cache=live)
         with refused:
-            inject(model, card, NEW)
+            card.inputs(model, new=NEW)
         model.train()
         model.gradient_checkpointing_enable()
     model.eval()
-    inject(tiny_model(), card, NEW)
+    card.inputs(tiny_model(), new=NEW)
 
 
 def qwen2_vl() -> Any:
@@ -143,9 +143,9 @@ def test_an_earlier_picture_does_not_shift_a_text() -> None:
     look_at_a_picture(model)
     card = capture(model, token_ids=CONTEXT, codec=Raw())
     look_at_a_picture(model)
-    assert greedy(model, **inject(model, card, NEW)) == text
+    assert greedy(model, **card.inputs(model, new=NEW)) == text
     look_at_a_picture(model)
-    given = inject(model, card, NEW, new_only=True)
+    given = card.inputs(model, new=NEW, new_only=True)
     with torch.no_grad():
         torch.testing.assert_close(model(**given).logits[0, -1], expected)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from qkvshare import CacheCard, Packed, Raw, Uniform, capture, identify, inject
+from qkvshare import CacheCard, Packed, Raw, Uniform, capture, identify
 from qkvshare.card.errors import CancelledError, IdentityError, PromptError
 from qkvshare.codecs import Codec, Kivi, Shape
 from qkvshare.hf.session.answers import Prompt, Sampling
@@ -33,21 +33,21 @@ def forged(model: Any, tokens: int, **geometry: int) -> CacheCard:
 @pytest.mark.parametrize(
     "geometry", [{"v_head_dim": 4096}, {"v_head_dim": 4}, {"head_dim": 4096}, {"kv_heads": 1}]
 )
-@pytest.mark.parametrize("how", [{}, {"codes": True}])
+@pytest.mark.parametrize("how", [{}, {"kv_format": "codes"}])
 def test_card_of_another_geometry(
-    llama: Any, geometry: dict[str, int], how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+    llama: Any, geometry: dict[str, int], how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = forged(llama, 200, **geometry)
     monkeypatch.setattr(Packed, "decode", None)  # nothing is decoded
     with pytest.raises(IdentityError, match="KV heads, head dims of keys and values"):
-        inject(llama, card, [5], **how)
+        card.inputs(llama, new=[5], **how)
 
 
 def test_sparse_card_that_is_longer_than_the_context(llama: Any) -> None:
     card = forged(llama, 100_000)
     assert card.nbytes < 5_000_000
     with pytest.raises(PromptError):
-        inject(llama, card, [5])
+        card.inputs(llama, new=[5])
 
 
 CODECS: list[Codec] = [Raw(), Uniform(4), Kivi(4), Packed()]
@@ -75,17 +75,17 @@ def test_inject_stops_between_layers(
 
     monkeypatch.setattr(CacheCard, "_blob", blob)
     with pytest.raises(CancelledError, match="called it off"):
-        inject(model, card, [5], cancelled=cancelled)
+        card.inputs(model, new=[5], cancelled=cancelled)
     assert read == [0, 1]
     assert asked >= 3
     if family == "llama" and codec.independent:
         read.clear()
         with pytest.raises(CancelledError):
-            inject(model, card, [5], codes=True, cancelled=cancelled)
+            card.inputs(model, new=[5], kv_format="codes", cancelled=cancelled)
         assert read == [0, 1]
     monkeypatch.undo()
     # Threads that decode meanwhile are back, and the model is as it was.
-    assert greedy(model, 4, **inject(model, card, [5]))
+    assert greedy(model, 4, **card.inputs(model, new=[5]))
 
 
 def test_answer_that_is_called_off_while_its_card_is_injected() -> None:

@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 import torch
 
-from qkvshare import capture, inject
+from qkvshare import capture
 from qkvshare.allocators import ChunkRouter, Controller
 from qkvshare.allocators.learned import Learned
 from qkvshare.card.errors import ProfileError
@@ -36,7 +36,7 @@ def test_from_calibration_to_card(family: str, kind: type[Learned]) -> None:
     card = capture(model, token_ids=CONTEXT, allocator=allocator, budget=9.5)
     assert card.manifest.segments[0].allocation.allocator == allocator.name
     assert card.bits_per_value <= 9.5
-    model(**inject(model, card, NEW, new_only=True))
+    model(**card.inputs(model, new=NEW, new_only=True))
 
 
 def test_own_text_is_that_of_its_seed() -> None:

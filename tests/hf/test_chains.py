@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture, inject
+from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture
 from qkvshare.card.errors import BudgetError, CaptureError, CardThinError
 from qkvshare.codecs import Codec
 
@@ -26,7 +26,7 @@ def codec_of(family: str, codec: Codec | str) -> Codec:
 
 def step(model: Any, card: CacheCard, new: list[int], held: Any = None) -> tuple[CacheCard, Any]:
     """Read ``new`` behind ``card``; the card of both, and the cache they are in."""
-    arguments = inject(model, card, new, held=held, new_only=True)
+    arguments = card.inputs(model, new=new, cached=held, new_only=True)
     with torch.no_grad():
         model(**arguments)
     cache = arguments["past_key_values"]
@@ -62,34 +62,37 @@ def test_a_held_parent_gives_the_same_cache(family: str, codec: Codec | str) -> 
     """Whatever the receiver holds; where its windows have forgotten it, by decoding."""
     model = tiny_model(family)
     first = capture(model, token_ids=CONTEXT, codec=codec_of(family, codec))
-    received = inject(model, first, NEW, new_only=True)["past_key_values"]
+    received = first.inputs(model, new=NEW, new_only=True)["past_key_values"]
     for more in (1, WINDOW - 2, WINDOW + 3):
         second, grown = step(model, first, some_ids(more, seed=2))
         for held in (received, grown):
             for new in (NEW, []):
                 if not new and family in ("mistral", "gemma3"):
                     continue  # an exact hit needs a token that the window has lost
-                whole = inject(model, second, new, new_only=True)["past_key_values"]
+                whole = second.inputs(model, new=new, new_only=True)["past_key_values"]
                 assert same(
-                    inject(model, second, new, held=held, new_only=True)["past_key_values"], whole
+                    second.inputs(model, new=new, cached=held, new_only=True)["past_key_values"],
+                    whole,
                 )
 
 
 def test_a_thin_card_goes_to_a_receiver_who_holds_the_parent(llama: Any, tmp_path: Path) -> None:
     first = capture(llama, token_ids=CONTEXT, codec=Uniform(3))
-    received = inject(llama, first, NEW, new_only=True)["past_key_values"]
+    received = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     second, _ = step(llama, first, NEW)
     thin = CacheCard.load(second.without(first).save(tmp_path / "thin"))
-    whole = inject(llama, second, NEW, new_only=True)["past_key_values"]
-    assert same(inject(llama, thin, NEW, held=received, new_only=True)["past_key_values"], whole)
+    whole = second.inputs(llama, new=NEW, new_only=True)["past_key_values"]
+    assert same(
+        thin.inputs(llama, new=NEW, cached=received, new_only=True)["past_key_values"], whole
+    )
     for useless in (
         None,
         live(llama),
-        inject(llama, second.fork(), [], new_only=True)["past_key_values"],
+        second.fork().inputs(llama, new=[], new_only=True)["past_key_values"],
     ):
         with pytest.raises(CardThinError, match="Put it together"):
-            inject(llama, thin, NEW, held=useless, new_only=True)
-    assert same(inject(llama, thin.whole(first), NEW, new_only=True)["past_key_values"], whole)
+            thin.inputs(llama, new=NEW, cached=useless, new_only=True)
+    assert same(thin.whole(first).inputs(llama, new=NEW, new_only=True)["past_key_values"], whole)
 
 
 def live(model: Any) -> Any:
@@ -100,8 +103,8 @@ def live(model: Any) -> Any:
 def test_a_cropped_or_batched_cache_is_not_taken_for_the_parent(llama: Any) -> None:
     first = capture(llama, token_ids=CONTEXT, codec=Uniform(2))
     second, _ = step(llama, first, NEW)
-    whole = inject(llama, second, NEW, new_only=True)["past_key_values"]
-    held = inject(llama, first, NEW, new_only=True)["past_key_values"]
+    whole = second.inputs(llama, new=NEW, new_only=True)["past_key_values"]
+    held = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     batched = copy.deepcopy(held)
     batched.batch_repeat_interleave(2)
     held.crop(-3)
@@ -111,18 +114,20 @@ def test_a_cropped_or_batched_cache_is_not_taken_for_the_parent(llama: Any) -> N
             attention_mask=torch.ones(1, len(CONTEXT)),
             past_key_values=held,
         )
-    emptied = inject(llama, first, NEW, new_only=True)["past_key_values"]
+    emptied = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     emptied.reset()
     for other in (held, batched, emptied):
-        assert same(inject(llama, second, NEW, held=other, new_only=True)["past_key_values"], whole)
+        assert same(
+            second.inputs(llama, new=NEW, cached=other, new_only=True)["past_key_values"], whole
+        )
 
 
 def test_the_chain_of_a_thin_parent_stays_thin(llama: Any) -> None:
     first = capture(llama, token_ids=CONTEXT, codec=Packed(), budget=8)
-    received = inject(llama, first, NEW, new_only=True)["past_key_values"]
+    received = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     second, _ = step(llama, first, NEW)
     thin = second.without(first)
-    arguments = inject(llama, thin, NEW, held=received, new_only=True)
+    arguments = thin.inputs(llama, new=NEW, cached=received, new_only=True)
     with torch.no_grad():
         llama(**arguments)
     ids, cache = [*CONTEXT, *NEW, *NEW], arguments["past_key_values"]
@@ -141,14 +146,14 @@ def test_a_compacted_chain_is_injected_alike_and_goes_on(family: str, tmp_path: 
         card, _ = step(model, card, some_ids(4, seed=hop))
     small = CacheCard.load(card.compact().save(tmp_path / "small"))
     whole, again = (
-        inject(model, at, NEW, new_only=True)["past_key_values"] for at in (card, small)
+        at.inputs(model, new=NEW, new_only=True)["past_key_values"] for at in (card, small)
     )
     assert same(whole, again)
     longer, _ = step(model, small, NEW)
     assert longer.manifest.segments[0] == small.manifest.segments[0]
     assert same(
-        inject(model, longer, NEW, new_only=True)["past_key_values"],
-        inject(model, step(model, card, NEW)[0], NEW, new_only=True)["past_key_values"],
+        longer.inputs(model, new=NEW, new_only=True)["past_key_values"],
+        step(model, card, NEW)[0].inputs(model, new=NEW, new_only=True)["past_key_values"],
     )
     assert longer.compact().token_ids.tolist() == longer.token_ids.tolist()
 
@@ -170,7 +175,7 @@ def test_salt_is_handed_on(llama: Any) -> None:
     mine = capture(llama, token_ids=ids, cache=cache, parent=None, salt=other)
     turned = capture(llama, token_ids=ids, parent=card.salted(other), salt=other)
     assert mine.manifest.salt == turned.manifest.salt == other
-    said = [greedy(llama, **inject(llama, at, NEW)) for at in (card, card.salted(other))]
+    said = [greedy(llama, **at.inputs(llama, new=NEW)) for at in (card, card.salted(other))]
     assert said[0] == said[1]
 
 

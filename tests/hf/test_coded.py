@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, capture, inject
+from qkvshare import CacheCard, capture
 from qkvshare.card.errors import (
     CaptureError,
     CardDigestError,
@@ -40,8 +40,8 @@ def test_same_numbers(family: str, codec: Any) -> None:
     model = tiny_model(family)
     card = capture(model, token_ids=CONTEXT, codec=codec)
     numbers, codes = (
-        inject(model, card, NEW, new_only=True),
-        inject(model, card, NEW, codes=True, new_only=True),
+        card.inputs(model, new=NEW, new_only=True),
+        card.inputs(model, new=NEW, kv_format="codes", new_only=True),
     )
     for one, two in zip(
         *(attention_layers(model, at["past_key_values"]) for at in (numbers, codes)), strict=True
@@ -54,19 +54,19 @@ def test_same_numbers(family: str, codec: Any) -> None:
 def test_chains_and_exact_hits(llama: Any) -> None:
     """Several segments, a compacted one, and a last token that is read again."""
     card = capture(llama, token_ids=CONTEXT)
-    given = inject(llama, card, NEW, codes=True, new_only=True)
+    given = card.inputs(llama, new=NEW, kv_format="codes", new_only=True)
     logits(llama, given)
     longer = capture(llama, token_ids=CONTEXT + NEW, cache=given["past_key_values"])
     assert len(longer.manifest.segments) == 2
-    plain = inject(llama, card, NEW, new_only=True)
+    plain = card.inputs(llama, new=NEW, new_only=True)
     logits(llama, plain)
     same = capture(llama, token_ids=CONTEXT + NEW, cache=plain["past_key_values"])
     assert same.manifest.segments == longer.manifest.segments
     for made in (longer, longer.compact()):
         for new in (NEW, []):
             one, two = (
-                inject(llama, made, new, new_only=True),
-                inject(llama, made, new, codes=True, new_only=True),
+                made.inputs(llama, new=new, new_only=True),
+                made.inputs(llama, new=new, kv_format="codes", new_only=True),
             )
             assert torch.equal(logits(llama, one), logits(llama, two))
 
@@ -74,9 +74,9 @@ def test_chains_and_exact_hits(llama: Any) -> None:
 def test_it_holds_no_numbers_of_the_card() -> None:
     """Beside the bytes of the card two layers, however many there are."""
     model = tiny_model(num_hidden_layers=6)
-    cache = inject(model, capture(model, token_ids=CONTEXT), NEW, codes=True, new_only=True)[
-        "past_key_values"
-    ]
+    cache = capture(model, token_ids=CONTEXT).inputs(
+        model, new=NEW, kv_format="codes", new_only=True
+    )["past_key_values"]
     assert all(isinstance(layer, CodedLayer) for layer in cache.layers)
     assert all(layer.keys.numel() == 0 for layer in cache.layers)
     logits(model, {"input_ids": torch.tensor([NEW]), "past_key_values": cache})
@@ -92,26 +92,28 @@ def test_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong[-1] ^= 1
     damaged = CacheCard(card.manifest, {**card.tensors, name: wrong})
     with pytest.raises(CardDigestError):
-        inject(llama, damaged, NEW, codes=True, new_only=True)
+        damaged.inputs(llama, new=NEW, kv_format="codes", new_only=True)
     monkeypatch.setattr(Packed, "independent", Transform.independent)
     with pytest.raises(CodecError, match=f"codes of '{segment.codec.name}' cannot stay codes"):
-        inject(llama, card, NEW, codes=True, new_only=True)
+        card.inputs(llama, new=NEW, kv_format="codes", new_only=True)
 
 
 def test_as_a_held_cache_it_is_decoded_again(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT)
-    held = inject(llama, card, NEW, codes=True, new_only=True)
+    held = card.inputs(llama, new=NEW, kv_format="codes", new_only=True)
     logits(llama, held)
     longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
-    one = inject(llama, longer, NEW, held=held["past_key_values"], new_only=True)
-    assert torch.equal(logits(llama, one), logits(llama, inject(llama, longer, NEW, new_only=True)))
+    one = longer.inputs(llama, new=NEW, cached=held["past_key_values"], new_only=True)
+    assert torch.equal(
+        logits(llama, one), logits(llama, longer.inputs(llama, new=NEW, new_only=True))
+    )
 
 
 def test_what_was_decoded_ahead_for_less_room_is_decoded_again(llama: Any) -> None:
     """Layer 1 comes ahead with layer 0, and then is asked for with more tokens than fit."""
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    cache = inject(llama, card, NEW, codes=True, new_only=True)["past_key_values"]
-    plain = inject(llama, card, NEW, new_only=True)["past_key_values"]
+    cache = card.inputs(llama, new=NEW, kv_format="codes", new_only=True)["past_key_values"]
+    plain = card.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -137,9 +139,9 @@ def test_layers_of_different_heads_have_rooms_of_their_own() -> None:
 
 
 def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
-    cache = inject(llama, capture(llama, token_ids=CONTEXT), NEW, codes=True, new_only=True)[
-        "past_key_values"
-    ]
+    cache = capture(llama, token_ids=CONTEXT).inputs(
+        llama, new=NEW, kv_format="codes", new_only=True
+    )["past_key_values"]
     cache.reset()
     cache.crop(-3)
     assert cache.get_seq_length() == 0
@@ -160,10 +162,10 @@ def test_attention_reads_codes_as_they_are(family: str, monkeypatch: pytest.Monk
     model.set_attn_implementation(NAME)
     card = capture(model, token_ids=CONTEXT)
     expected = [
-        logits(model, inject(model, card, new, new_only=True))
+        logits(model, card.inputs(model, new=new, new_only=True))
         for new in (NEW, NEW[:1], [], some_ids(64, seed=2))
     ]
-    beams = greedy(model, **inject(model, card, NEW), num_beams=3)
+    beams = greedy(model, **card.inputs(model, new=NEW), num_beams=3)
     decoded = []
 
     def numbers(layer: CodedLayer) -> Any:
@@ -173,17 +175,17 @@ def test_attention_reads_codes_as_they_are(family: str, monkeypatch: pytest.Monk
     original = CodedLayer.numbers
     monkeypatch.setattr(CodedLayer, "numbers", numbers)
     for new, right in zip((NEW, NEW[:1], []), expected, strict=False):
-        found = logits(model, inject(model, card, new, codes=True, new_only=True))
+        found = logits(model, card.inputs(model, new=new, kv_format="codes", new_only=True))
         torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
-    assert greedy(model, **inject(model, card, NEW, codes=True), num_beams=3) == beams
+    assert greedy(model, **card.inputs(model, new=NEW, kv_format="codes"), num_beams=3) == beams
     assert not decoded
-    given = inject(model, card, some_ids(64, seed=2), codes=True, new_only=True)
+    given = card.inputs(model, new=some_ids(64, seed=2), kv_format="codes", new_only=True)
     torch.testing.assert_close(logits(model, given), expected[3], atol=1e-4, rtol=1e-4)
     assert decoded
     model.set_attn_implementation("sdpa")
     before = len(decoded)
     torch.testing.assert_close(
-        logits(model, inject(model, card, NEW, codes=True, new_only=True)),
+        logits(model, card.inputs(model, new=NEW, kv_format="codes", new_only=True)),
         expected[0],
         atol=1e-4,
         rtol=1e-4,
@@ -196,14 +198,14 @@ def test_codes_that_nobody_reads_are_not_silently_lost() -> None:
     model = tiny_model(head_dim=64)
     model.set_attn_implementation(NAME)
     card = capture(model, token_ids=CONTEXT)
-    cache = inject(model, card, NEW, codes=True, new_only=True)["past_key_values"]
+    cache = card.inputs(model, new=NEW, kv_format="codes", new_only=True)["past_key_values"]
     heads, dim = cache.layers[0].keys.shape[1], 64
     more = torch.randn(2, 1, heads, 1, dim)
     cache.update(*more, 0)
     with pytest.raises(UnsupportedModelError, match="did not read the codes"):
         cache.update(*more, 1)
-    logits(model, inject(model, card, NEW, codes=True, new_only=True))
+    logits(model, card.inputs(model, new=NEW, kv_format="codes", new_only=True))
     # A forward pass that was broken off is none of that.
-    given = inject(model, card, NEW, codes=True, new_only=True)
+    given = card.inputs(model, new=NEW, kv_format="codes", new_only=True)
     given["past_key_values"].layers[1].scratch.handed = 1
     logits(model, given)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from qkvshare import Raw, capture, inject
+from qkvshare import Raw, capture
 from qkvshare.card.errors import IdentityError, PromptError
 from qkvshare.hf.inject.inject import prefill
 from qkvshare.hf.session import costs
@@ -90,9 +90,9 @@ def test_measured_once(llama: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_prefill_gives_what_inject_gives(family: str, new: list[int]) -> None:
     model = tiny_model(family)
     card = capture(model, token_ids=CONTEXT, codec=Raw())
-    read = prefill(model, card, new)
-    assert torch.equal(read["input_ids"], inject(model, card, new)["input_ids"])
-    assert greedy(model, **read) == greedy(model, **inject(model, card, new))
+    read = prefill(card, model, new=new)
+    assert torch.equal(read["input_ids"], card.inputs(model, new=new)["input_ids"])
+    assert greedy(model, **read) == greedy(model, **card.inputs(model, new=new))
 
 
 def test_prefill_refuses_what_inject_refuses(llama: Any) -> None:

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
-from qkvshare import Raw, capture, identify, inject
+from qkvshare import Raw, capture, identify
 from qkvshare.card.errors import IdentityError, UnsupportedModelError
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model, tiny_tokenizer
@@ -71,7 +71,7 @@ def test_what_is_computed_besides_counts(llama: Any, change: str) -> None:
     assert identify(model) != first
     for receiver in (model, _with(change)):  # known before, and never seen
         with pytest.raises(IdentityError, match="(config|weights): card has"):
-            inject(receiver, card, NEW)
+            card.inputs(receiver, new=NEW)
     assert identify(model) == identify(_with(change))
     assert identify(llama) == first
 
@@ -135,9 +135,9 @@ def test_a_compiled_model_takes_cards(llama: Any) -> None:
     compiled = torch.compile(tiny_model(), backend="eager")
     expected = greedy_from_text(llama, CONTEXT + NEW)
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    assert greedy(compiled, **inject(compiled, card, NEW)) == expected
+    assert greedy(compiled, **card.inputs(compiled, new=NEW)) == expected
     card = capture(compiled, token_ids=CONTEXT, codec=Raw())
-    assert greedy(llama, **inject(llama, card, NEW)) == expected
+    assert greedy(llama, **card.inputs(llama, new=NEW)) == expected
 
 
 def test_names_of_adapters_and_wrappers_do_not_count(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_names_of_adapters_and_wrappers_do_not_count(tmp_path: Path) -> None:
     card = capture(one, token_ids=CONTEXT, codec=Raw())
     expected = greedy_from_text(one, CONTEXT + NEW)
     inner = one.base_model.model
-    assert greedy(inner, **inject(inner, card, NEW)) == expected
+    assert greedy(inner, **card.inputs(inner, new=NEW)) == expected
 
     one.save_pretrained(tmp_path)
     named = PeftModel.from_pretrained(tiny_model(), tmp_path, adapter_name="another")
@@ -153,7 +153,7 @@ def test_names_of_adapters_and_wrappers_do_not_count(tmp_path: Path) -> None:
     loaded.load_adapter(str(tmp_path))
     for other in (named, loaded.eval()):
         assert identify(other) == identify(one)
-        assert greedy(other, **inject(other, card, NEW)) == expected
+        assert greedy(other, **card.inputs(other, new=NEW)) == expected
     # Which module has an adapter's tensors still counts.
     with torch.no_grad():
         attention = loaded.model.layers[0].self_attn
@@ -188,22 +188,22 @@ def test_weights_without_bytes_are_refused(llama: Any, how: str) -> None:
         model.eval()
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match="no bytes to take a digest of.*Load the"):
-            inject(model, card, NEW)
+            card.inputs(model, new=NEW)
 
 
 def test_steps_of_a_tokenizer_count(llama: Any) -> None:
     """A change that leaves the size of the vocabulary as it is."""
     tokenizer = tiny_tokenizer()
     card = capture(llama, tokenizer, "a context of some length")
-    inject(llama, card, NEW, tokenizer=tokenizer)
+    card.inputs(llama, tokenizer, NEW)
     own = tokenizer.backend_tokenizer.pre_tokenizer
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(IdentityError, match="tokenizer: card has"):
-        inject(llama, card, NEW, tokenizer=tokenizer)
+        card.inputs(llama, tokenizer, NEW)
     tokenizer.backend_tokenizer.normalizer = None
-    inject(llama, card, NEW, tokenizer=tokenizer)
+    card.inputs(llama, tokenizer, NEW)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(IdentityError, match="tokenizer: card has"):
-        inject(llama, card, NEW, tokenizer=tokenizer)
+        card.inputs(llama, tokenizer, NEW)
     tokenizer.backend_tokenizer.pre_tokenizer = own
-    inject(llama, card, NEW, tokenizer=tokenizer)
+    card.inputs(llama, tokenizer, NEW)

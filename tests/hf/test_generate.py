@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qkvshare import Raw, capture, inject
+from qkvshare import Raw, capture
 from qkvshare.hf.cache import growing as room
 from qkvshare.hf.cache.growing import FullLayer, SlidingLayer
 from qkvshare.hf.cache.layers import attention_layers
@@ -37,8 +37,8 @@ def spare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return int(request.param)
 
 
-@pytest.fixture(params=[False, True], ids=["numbers", "codes"])
-def codes(request: pytest.FixtureRequest) -> bool:
+@pytest.fixture(params=["model", "codes"])
+def kv_format(request: pytest.FixtureRequest) -> Any:
     """Whether the card's codes are kept, and decoded for each token."""
     return bool(request.param)
 
@@ -56,27 +56,31 @@ def from_text(model: Any, mode: dict[str, Any]) -> list[list[int]]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_same_sequences(family: str, mode: str, spare: int, codes: bool) -> None:
+def test_same_sequences(family: str, mode: str, spare: int, kv_format: Any) -> None:
     model = tiny_model(family)
-    arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW, codes=codes)
+    arguments = capture(model, token_ids=CONTEXT, codec=Raw()).inputs(
+        model, new=NEW, kv_format=kv_format
+    )
     found = generated(model, IDS.shape[1], MODES[mode], **arguments)
     assert found == from_text(model, MODES[mode])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_assisted_generation(family: str, spare: int, codes: bool) -> None:
+def test_assisted_generation(family: str, spare: int, kv_format: Any) -> None:
     """Guesses of another model are cropped away again."""
     model, assistant = tiny_model(family), tiny_model("llama", seed=1, num_hidden_layers=1)
-    arguments = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW, codes=codes)
+    arguments = capture(model, token_ids=CONTEXT, codec=Raw()).inputs(
+        model, new=NEW, kv_format=kv_format
+    )
     greedy = {"do_sample": False}
     found = generated(model, IDS.shape[1], greedy | {"assistant_model": assistant}, **arguments)
     assert found == from_text(model, greedy)
 
 
-def test_several_sequences_from_one_card(llama: Any, spare: int, codes: bool) -> None:
+def test_several_sequences_from_one_card(llama: Any, spare: int, kv_format: Any) -> None:
     """A batch of different continuations, padded on the left."""
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    arguments = inject(llama, card, NEW, codes=codes)
+    arguments = card.inputs(llama, new=NEW, kv_format=kv_format)
     short = NEW[:4]
     arguments["input_ids"] = torch.tensor([CONTEXT + NEW, [*CONTEXT, 0, 0, 0, *short]])
     mask = torch.ones(2, len(CONTEXT) + len(NEW), dtype=torch.long)
@@ -105,20 +109,24 @@ def step(model: Any, cache: Any, tokens: list[int], rows: int = 1) -> torch.Tens
         ).logits
 
 
-def both(family: str, codes: bool = False) -> tuple[Any, Any, Any]:
+def both(family: str, kv_format: Any = "model") -> tuple[Any, Any, Any]:
     """A model, transformers' cache of the context, and the card's."""
     model = tiny_model(family)
     plain = DynamicCache(config=model.config)
     step(model, plain, CONTEXT)
     card = capture(model, token_ids=CONTEXT, codec=Raw())
-    return model, plain, inject(model, card, NEW, codes=codes)["past_key_values"]
+    return (
+        model,
+        plain,
+        card.inputs(model, new=NEW, kv_format=kv_format)["past_key_values"],
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_under_any_treatment_is_transformers_own(
-    family: str, spare: int, codes: bool
+    family: str, spare: int, kv_format: Any
 ) -> None:
-    model, plain, ours = both(family, codes)
+    model, plain, ours = both(family, kv_format)
     sliding = any(isinstance(layer, SlidingLayer) for layer in ours.layers)
     treatments = [
         lambda cache: step(model, cache, NEW),
@@ -154,7 +162,7 @@ def test_a_recorded_window_can_be_rolled_back(family: str, spare: int) -> None:
 
 
 def test_a_token_does_not_copy_the_context(llama: Any) -> None:
-    arguments = inject(llama, capture(llama, token_ids=CONTEXT, codec=Raw()), NEW)
+    arguments = capture(llama, token_ids=CONTEXT, codec=Raw()).inputs(llama, new=NEW)
     cache = arguments["past_key_values"]
     layer = cache.layers[0]
     assert isinstance(layer, FullLayer)
@@ -179,8 +187,8 @@ def test_a_window_moves_through_its_room() -> None:
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_copies_do_not_write_over_each_other(family: str, way: Any, codes: bool) -> None:
-    model, plain, ours = both(family, codes)
+def test_copies_do_not_write_over_each_other(family: str, way: Any, kv_format: Any) -> None:
+    model, plain, ours = both(family, kv_format)
     step(model, ours, NEW)
     step(model, plain, NEW)
     copies = [copy.copy(ours), copy.copy(ours)]

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from qkvshare import Raw, capture, inject
+from qkvshare import Raw, capture
 from qkvshare.card.errors import PromptError, QKVShareError
 
 from ..conftest import some_ids, tiny_model, tiny_tokenizer
@@ -172,7 +172,7 @@ def test_the_text_without_a_hand_off_or_a_refusal(family: str, option: str) -> N
     model, card, said = hand_off(family)
     case = CASES[option]
     options = options_of(case, said)
-    given = inject(model, card, NEW)
+    given = card.inputs(model, new=NEW)
     if case.refused:
         with pytest.raises((QKVShareError, ValueError, TypeError, AttributeError)):
             sequences(model, given, options)
@@ -193,7 +193,7 @@ def test_options_that_a_model_comes_with(option: str) -> None:
     limits = {"max_new_tokens": shipped.get("max_new_tokens", 6)}
     limits |= {"do_sample": bool(shipped.get("do_sample"))}
     try:
-        found = sequences(model, inject(model, card, NEW), limits | given)
+        found = sequences(model, card.inputs(model, new=NEW), limits | given)
         assert found == sequences(model, from_text(), limits | given)
     finally:
         model.generation_config = own
@@ -205,7 +205,7 @@ def test_a_cache_is_used_whatever_the_model_says(shipped: dict[str, Any]) -> Non
     own = model.generation_config
     model.generation_config = GenerationConfig(**shipped)
     try:
-        assert sequences(model, inject(model, card, NEW), {})[0][LENGTH:] == said
+        assert sequences(model, card.inputs(model, new=NEW), {})[0][LENGTH:] == said
     finally:
         model.generation_config = own
 
@@ -213,7 +213,7 @@ def test_a_cache_is_used_whatever_the_model_says(shipped: dict[str, Any]) -> Non
 def test_a_config_object_that_forbids_the_cache() -> None:
     model, card, said = hand_off("llama")
     config = GenerationConfig(use_cache=False, max_new_tokens=6, do_sample=False)
-    found = model.generate(**inject(model, card, NEW), generation_config=config)
+    found = model.generate(**card.inputs(model, new=NEW), generation_config=config)
     assert found[0, LENGTH:].tolist() == said
 
 
@@ -223,9 +223,9 @@ def test_a_model_config_that_forbids_the_cache() -> None:
     assert model.config.use_cache is False
     card = capture(model, token_ids=CONTEXT, codec=Raw())
     expected = sequences(model, from_text(), {})
-    assert sequences(model, inject(model, card, NEW), {}) == expected
+    assert sequences(model, card.inputs(model, new=NEW), {}) == expected
     with torch.no_grad():
-        logits = model(**inject(model, card, NEW, new_only=True)).logits
+        logits = model(**card.inputs(model, new=NEW, new_only=True)).logits
         torch.testing.assert_close(logits, model(IDS).logits[:, len(CONTEXT) :])
 
 
@@ -259,7 +259,7 @@ def test_processors_and_streamers_see_the_same(options: dict[str, Any]) -> None:
     if "assistant_model" in options:
         options = {"assistant_model": assistant()}
     seen = []
-    for given in (from_text(), inject(model, card, NEW)):
+    for given in (from_text(), card.inputs(model, new=NEW)):
         processor, streamer = Seen(), Streamed()
         more = {"logits_processor": LogitsProcessorList([processor]), "streamer": streamer}
         sequences(model, given, {**options, **more, "repetition_penalty": 1.3})
@@ -281,19 +281,19 @@ def test_models_in_wrappers(wrap: Callable[[Any], Any]) -> None:
     card = capture(model, token_ids=CONTEXT, codec=Raw())
     for options in ({}, LOOKUP | {"repetition_penalty": 1.4}):
         expected = sequences(model, from_text(), options)
-        assert sequences(model, inject(model, card, NEW), options) == expected
+        assert sequences(model, card.inputs(model, new=NEW), options) == expected
 
 
 def test_whole_ids_in_a_plain_forward() -> None:
     model, card, _ = hand_off("llama")
     with pytest.raises(PromptError, match="29 tokens are read after the 24 in the cache.*new_only"):
-        model(**inject(model, card, NEW))
+        model(**card.inputs(model, new=NEW))
 
 
 def test_new_ids_in_generate() -> None:
     model, card, _ = hand_off("llama")
     with pytest.raises(PromptError, match="new_only=True, which is for a plain forward"):
-        sequences(model, inject(model, card, NEW, new_only=True), {})
+        sequences(model, card.inputs(model, new=NEW, new_only=True), {})
 
 
 @pytest.mark.parametrize("count", range(1, 60, 7))
@@ -301,7 +301,7 @@ def test_new_ids_beside_the_cache_alone(count: int) -> None:
     """Without the mask that inject gives, transformers reads some of them, or crashes."""
     model, card, _ = hand_off("llama")
     new = some_ids(count, seed=2)
-    cache = inject(model, card, new)["past_key_values"]
+    cache = card.inputs(model, new=new)["past_key_values"]
     with pytest.raises((PromptError, IndexError, RuntimeError, ValueError)):
         sequences(model, {"input_ids": torch.tensor([new]), "past_key_values": cache}, {})
 
@@ -309,7 +309,7 @@ def test_new_ids_beside_the_cache_alone(count: int) -> None:
 @pytest.mark.parametrize("count", [1, 6, 20, 28, 40])
 def test_the_same_arguments_twice(count: int) -> None:
     model, card, _ = hand_off("llama")
-    given = inject(model, card, NEW)
+    given = card.inputs(model, new=NEW)
     sequences(model, given, {"max_new_tokens": count})
     with pytest.raises((PromptError, IndexError, RuntimeError, ValueError)):
         sequences(model, given, {})
@@ -318,7 +318,7 @@ def test_the_same_arguments_twice(count: int) -> None:
 def test_a_cache_goes_on_from_its_own_text() -> None:
     """As `transformers` has it: all ids so far, and the cache of the call before."""
     model, card, _ = hand_off("llama")
-    given = inject(model, card, NEW)
+    given = card.inputs(model, new=NEW)
     first = model.generate(**given, max_new_tokens=4, do_sample=False)
     whole = torch.cat([first, torch.tensor([NEW])], dim=1)
     cache = given["past_key_values"]
@@ -329,16 +329,16 @@ def test_a_cache_goes_on_from_its_own_text() -> None:
     assert found.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("more", [{}, {"half": True}, {"codes": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"kv_format": "bfloat16"}, {"kv_format": "codes"}], ids=str)
 @pytest.mark.parametrize("inside", [(True, False), (False, True), (True, True)], ids=str)
 def test_inference_mode_inside_and_outside(inside: tuple[bool, bool], more: dict[str, Any]) -> None:
     """Injected in inference mode or not, read on in it and out of it."""
     model, _, _ = hand_off("mistral")
     card = capture(model, token_ids=CONTEXT)
     torch.manual_seed(0)
-    expected = sequences(model, inject(model, card, NEW, **more), {"max_new_tokens": 12})
+    expected = sequences(model, card.inputs(model, new=NEW, **more), {"max_new_tokens": 12})
     with torch.inference_mode(inside[0]):
-        given = inject(model, card, NEW, **more)
+        given = card.inputs(model, new=NEW, **more)
     with torch.inference_mode(inside[1]):
         found = model.generate(**given, max_new_tokens=6, do_sample=False)
     with torch.no_grad():
@@ -353,7 +353,7 @@ def test_inference_mode_inside_and_outside(inside: tuple[bool, bool], more: dict
 
 def test_a_model_that_changes_before_it_generates() -> None:
     model = tiny_model(seed=3)
-    given = inject(model, capture(model, token_ids=CONTEXT, codec=Raw()), NEW)
+    given = capture(model, token_ids=CONTEXT, codec=Raw()).inputs(model, new=NEW)
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1.0
     with pytest.raises(QKVShareError, match="belongs to another model: weights"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import capture, inject
+from qkvshare import capture
 from qkvshare.card.errors import CodecError, PromptError, UnsupportedModelError
 from qkvshare.codecs import Kivi, Packed, Raw, Uniform
 from qkvshare.hf.attention import NAME
@@ -50,7 +50,8 @@ def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
     model = tiny_model(family)
     card = capture(model, token_ids=CONTEXT, codec=codec)
     caches = [
-        inject(model, card, NEW, half=at, new_only=True)["past_key_values"] for at in (False, True)
+        card.inputs(model, new=NEW, kv_format=at, new_only=True)["past_key_values"]
+        for at in ("model", "bfloat16")
     ]
     for one, two in zip(*(attention_layers(model, cache) for cache in caches), strict=True):
         if isinstance(two, HalfLayer):
@@ -71,7 +72,10 @@ def test_every_way_to_generate(family: str, mode: str, monkeypatch: pytest.Monke
     card = capture(model, token_ids=CONTEXT)
     found, expected = (
         generated(model, len(CONTEXT + NEW), MODES[mode], **given)
-        for given in (inject(model, card, NEW, half=True), rounded(inject(model, card, NEW)))
+        for given in (
+            card.inputs(model, new=NEW, kv_format="bfloat16"),
+            rounded(card.inputs(model, new=NEW)),
+        )
     )
     assert found == expected
 
@@ -94,10 +98,10 @@ def test_attention_reads_them_as_they_are(
 
     monkeypatch.setattr("qkvshare.hf.attention.attend", attend)
     with torch.no_grad():
-        found = model(**inject(model, card, new, half=True, new_only=True)).logits
+        found = model(**card.inputs(model, new=new, kv_format="bfloat16", new_only=True)).logits
         halves = seen.count(HALF)
         model.set_attn_implementation("sdpa")
-        expected = model(**rounded(inject(model, card, new, new_only=True))).logits
+        expected = model(**rounded(card.inputs(model, new=new, new_only=True))).logits
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
     assert (halves > 0) == (len(new) < 64)
 
@@ -105,7 +109,7 @@ def test_attention_reads_them_as_they_are(
 def test_the_attention_function_may_change(llama: Any) -> None:
     """In a copy of a cache too, and for what comes after."""
     card = capture(llama, token_ids=CONTEXT)
-    cache = inject(llama, card, NEW, half=True, new_only=True)["past_key_values"]
+    cache = card.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)["past_key_values"]
     other = copy.deepcopy(cache)
     one = [step(llama, cache, NEW[:2]), step(llama, cache, NEW[2:4])]
     before = llama.config._attn_implementation
@@ -123,12 +127,12 @@ def test_the_attention_function_may_change(llama: Any) -> None:
 def test_it_is_handed_on(llama: Any) -> None:
     """The card's bytes stay, and what came since is captured as it was kept."""
     card = capture(llama, token_ids=CONTEXT)
-    given = inject(llama, card, NEW, half=True, new_only=True)
+    given = card.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)
     with torch.no_grad():
         llama(**given)
     longer = capture(llama, token_ids=CONTEXT + NEW, cache=given["past_key_values"], codec=Raw())
     assert longer.manifest.segments[0] == card.manifest.segments[0]
-    found = inject(llama, longer, NEW, new_only=True)["past_key_values"]
+    found = longer.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     for one, two in zip(found.layers, given["past_key_values"].layers, strict=True):
         assert one.keys.dtype == torch.float32
         kept = slice(len(CONTEXT), len(CONTEXT) + len(NEW))
@@ -136,16 +140,22 @@ def test_it_is_handed_on(llama: Any) -> None:
         assert torch.equal(one.values[:, :, kept], two.values[:, :, kept].float())
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_a_held_cache_of_another_format_is_not_copied(llama: Any, half: bool) -> None:
+@pytest.mark.parametrize("one_format", ["model", "bfloat16"])
+def test_a_held_cache_of_another_format_is_not_copied(llama: Any, one_format: Any) -> None:
     card = capture(llama, token_ids=CONTEXT)
-    held = inject(llama, card, NEW, half=half, new_only=True)
+    held = card.inputs(llama, new=NEW, kv_format=one_format, new_only=True)
     with torch.no_grad():
         llama(**held)
     longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
-    for other in (False, True):
-        alone = inject(llama, longer, NEW, half=other, new_only=True)["past_key_values"]
-        given = inject(llama, longer, NEW, half=other, held=held["past_key_values"], new_only=True)
+    for other in ("model", "bfloat16"):
+        alone = longer.inputs(llama, new=NEW, kv_format=other, new_only=True)["past_key_values"]
+        given = longer.inputs(
+            llama,
+            new=NEW,
+            kv_format=other,
+            cached=held["past_key_values"],
+            new_only=True,
+        )
         for one, two in zip(alone.layers, given["past_key_values"].layers, strict=True):
             assert torch.equal(one.keys, two.keys)
             assert torch.equal(one.values, two.values)
@@ -153,7 +163,7 @@ def test_a_held_cache_of_another_format_is_not_copied(llama: Any, half: bool) ->
 
 def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT)
-    cache = inject(llama, card, NEW, half=True, new_only=True)["past_key_values"]
+    cache = card.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)["past_key_values"]
     cache.reset()
     assert cache.get_seq_length() == 0
     step(llama, cache, CONTEXT)
@@ -164,9 +174,11 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
 def test_refused(llama: Any) -> None:
     card, exact = (capture(llama, token_ids=CONTEXT, codec=at) for at in (Packed(), Raw()))
     with pytest.raises(CodecError, match="'raw' keeps every bit"):
-        inject(llama, exact, NEW, half=True, new_only=True)
-    with pytest.raises(PromptError, match="not both"):
-        inject(llama, card, NEW, half=True, codes=True, new_only=True)
+        exact.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)
+    with pytest.raises(PromptError, match="kv_format is 'int4'; expected one of model, bfloat16"):
+        card.inputs(llama, new=NEW, kv_format="int4", new_only=True)
     small = tiny_model(dtype=torch.bfloat16)
-    with pytest.raises(UnsupportedModelError, match="half= is for models in torch.float32"):
-        inject(small, capture(small, token_ids=CONTEXT), NEW, half=True, new_only=True)
+    with pytest.raises(UnsupportedModelError, match="is for models in torch.float32"):
+        capture(small, token_ids=CONTEXT).inputs(
+            small, new=NEW, kv_format="bfloat16", new_only=True
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, Raw, Uniform, capture, inject
+from qkvshare import CacheCard, Raw, Uniform, capture
 from qkvshare.card.errors import CaptureError
 from qkvshare.codecs import Codec
 
@@ -22,9 +22,10 @@ CONTEXT, NEW = some_ids(40), some_ids(7, seed=1)
 _SECOND_PROCESS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-from qkvshare import CacheCard, inject
+from qkvshare import CacheCard
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-arguments = inject(model, CacheCard.load(sys.argv[2]), [int(i) for i in sys.argv[3].split()])
+new = [int(i) for i in sys.argv[3].split()]
+arguments = CacheCard.load(sys.argv[2]).inputs(model, new=new)
 count = int(sys.argv[4])
 output = model.generate(**arguments, max_new_tokens=count, min_new_tokens=count, do_sample=False)
 print(*output[0, arguments["input_ids"].shape[1]:].tolist())
@@ -48,7 +49,7 @@ def test_same_text_from_card(family: str, length: int, new: int, tmp_path: Path)
     model = tiny_model(family)
     context, more = CONTEXT[:length], NEW[:new]
     card = CacheCard.load(capture(model, token_ids=context, codec=Raw()).save(tmp_path / "card"))
-    assert greedy(model, **inject(model, card, more)) == greedy_from_text(model, context + more)
+    assert greedy(model, **card.inputs(model, new=more)) == greedy_from_text(model, context + more)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,7 +67,7 @@ def test_raw_is_bit_for_bit(family: str, dtype: torch.dtype) -> None:
     model = tiny_model(family, dtype=dtype)
     cache = live_cache(model, CONTEXT)
     card = capture(model, token_ids=CONTEXT, cache=cache, codec=Raw())
-    back = inject(model, card, NEW)["past_key_values"]
+    back = card.inputs(model, new=NEW)["past_key_values"]
     for ours, theirs in zip(cache.layers, back.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)
         assert torch.equal(ours.values, theirs.values)
@@ -78,7 +79,7 @@ def test_raw_is_bit_for_bit(family: str, dtype: torch.dtype) -> None:
 def test_grouped_and_multi_head(heads: int) -> None:
     model = tiny_model("llama", num_key_value_heads=heads)
     card = capture(model, token_ids=CONTEXT, codec=Raw())
-    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, CONTEXT + NEW)
+    assert greedy(model, **card.inputs(model, new=NEW)) == greedy_from_text(model, CONTEXT + NEW)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,22 +87,22 @@ def test_plain_forward_takes_the_same_arguments(family: str) -> None:
     model = tiny_model(family)
     card = capture(model, token_ids=CONTEXT, codec=Raw())
     with torch.no_grad():
-        found = model(**inject(model, card, NEW, new_only=True)).logits
+        found = model(**card.inputs(model, new=NEW, new_only=True)).logits
         expected = model(input_ids=torch.tensor([CONTEXT + NEW])).logits[:, len(CONTEXT) :]
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-4)
 
 
 def test_each_injection_is_a_copy(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    first = greedy(llama, **inject(llama, card, NEW))
-    assert greedy(llama, **inject(llama, card, NEW)) == first
+    first = greedy(llama, **card.inputs(llama, new=NEW))
+    assert greedy(llama, **card.inputs(llama, new=NEW)) == first
 
 
 def test_beam_search_from_one_card(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
     ids = torch.tensor([CONTEXT + NEW])
     beams = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
-    arguments = inject(llama, card, NEW)
+    arguments = card.inputs(llama, new=NEW)
     # generate expands the prompt for its beams, but never a cache that it is given
     arguments["past_key_values"].batch_repeat_interleave(3)
     found = llama.generate(**arguments, **beams)[0, ids.shape[1] :]
@@ -117,7 +118,7 @@ def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
     card = capture(model, token_ids=ids, codec=codec, agent="first")
     for hop in range(1, 4):
         new = some_ids(5, seed=hop)
-        arguments = inject(model, card, new, new_only=True)
+        arguments = card.inputs(model, new=new, new_only=True)
         with torch.no_grad():
             model(**arguments)
         ids, before = ids + new, card
@@ -129,12 +130,12 @@ def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
         assert all((card.tensors[name] == before.tensors[name]).all() for name in before.tensors)
         assert (card.token_ids == ids).all()
     if codec == Raw():
-        assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, ids + NEW)
+        assert greedy(model, **card.inputs(model, new=NEW)) == greedy_from_text(model, ids + NEW)
 
 
 def test_capture_of_an_injected_cache(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, codec=Uniform(3))
-    arguments = inject(llama, card, NEW, new_only=True)
+    arguments = card.inputs(llama, new=NEW, new_only=True)
     with torch.no_grad():
         llama(**arguments)
     cache = copy.deepcopy(arguments["past_key_values"])  # as people fork caches

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from qkvshare import Raw, capture, identify, inject
+from qkvshare import Raw, capture, identify
 from qkvshare.card import Identity
 from qkvshare.card.errors import IdentityError
 
@@ -118,15 +118,15 @@ def test_adapters() -> None:
     assert identify(with_lora()) == identities[1]
 
     card = capture(one, token_ids=CONTEXT, codec=Raw())
-    assert greedy(one, **inject(one, card, NEW)) == greedy_from_text(one, CONTEXT + NEW)
+    assert greedy(one, **card.inputs(one, new=NEW)) == greedy_from_text(one, CONTEXT + NEW)
     for other in (plain, two):
         with pytest.raises(IdentityError, match="adapter: card has"):
-            inject(other, card, NEW)
+            card.inputs(other, new=NEW)
     with one.disable_adapter(), pytest.raises(IdentityError, match="receiver has none"):
-        inject(one, card, NEW)
+        card.inputs(one, new=NEW)
     one.merge_adapter()
     with pytest.raises(IdentityError, match="weights: card has"):
-        inject(one, card, NEW)
+        card.inputs(one, new=NEW)
 
 
 def test_weights_behind_a_replaced_module_count() -> None:

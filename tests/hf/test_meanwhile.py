@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qkvshare import CacheCard, Packed, capture, inject
+from qkvshare import CacheCard, Packed, capture
 from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
 from qkvshare.hf.inject import fill
@@ -71,7 +71,7 @@ def test_another_model_is_refused_while_its_card_is_decoded(
     model = other_model()
     before = greedy_from_text(model, CONTEXT + NEW)
     with pytest.raises(IdentityError, match="weights: card has"):
-        inject(model, card, NEW)
+        card.inputs(model, new=NEW)
     assert threads
     assert all(name.startswith("qkvshare") for name in threads)
     count = len(threads)
@@ -81,7 +81,7 @@ def test_another_model_is_refused_while_its_card_is_decoded(
     assert beside(lambda: len(threads)).result() == count  # nothing is left to do
     assert greedy_from_text(model, CONTEXT + NEW) == before
     mine = tiny_model()
-    assert greedy(mine, **inject(mine, card, NEW))
+    assert greedy(mine, **card.inputs(mine, new=NEW))
 
 
 def test_of_another_models_card_nothing_else_is_said(card: CacheCard) -> None:
@@ -91,14 +91,14 @@ def test_of_another_models_card_nothing_else_is_said(card: CacheCard) -> None:
     bytes_[-1] ^= 1
     damaged = CacheCard(card.manifest, {**card.tensors, name: bytes_})
     with pytest.raises(CardDigestError, match="layer 1"):
-        inject(tiny_model(), damaged, NEW)
+        damaged.inputs(tiny_model(), new=NEW)
     for given in (damaged, card):
         with pytest.raises(IdentityError, match="weights: card has"):
-            inject(other_model(), given, NEW)
+            given.inputs(other_model(), new=NEW)
     with pytest.raises(PromptError):
-        inject(tiny_model(), card, prompt_ids=NEW)
+        card.inputs(tiny_model(), prompt_ids=NEW)
     with pytest.raises(IdentityError, match="weights: card has"):
-        inject(other_model(), card, prompt_ids=NEW)
+        card.inputs(other_model(), prompt_ids=NEW)
 
 
 @pytest.mark.parametrize("beforehand", [1, 1 << 23])
@@ -109,12 +109,12 @@ def test_threads_that_share_a_card_give_the_same_numbers(
     model = tiny_model()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 1)
-        expected = inject(model, card, NEW)["past_key_values"].layers
+        expected = card.inputs(model, new=NEW)["past_key_values"].layers
     monkeypatch.setattr(packed_cpu, "_BEFOREHAND", beforehand)
     loaded = CacheCard.load(card.save(tmp_path / "card"))
     for inference in (False, True):
         with torch.inference_mode(inference):
-            found = inject(model, loaded, NEW)["past_key_values"].layers
+            found = loaded.inputs(model, new=NEW)["past_key_values"].layers
         for mine, theirs in zip(found, expected, strict=True):
             assert torch.equal(mine.keys, theirs.keys)
             assert torch.equal(mine.values, theirs.values)
@@ -133,4 +133,4 @@ def test_what_goes_wrong_on_the_other_thread_is_raised(
     monkeypatch.setattr(Line, "decode", fail)
     monkeypatch.setattr(cpu_meanwhile, "_MOMENT", 60)  # it begins, however busy the machine is
     with pytest.raises(MemoryError, match="no room"):
-        inject(tiny_model(), card, NEW)
+        card.inputs(tiny_model(), new=NEW)

@@ -16,7 +16,7 @@ from transformers import (
     StaticCache,
 )
 
-from qkvshare import Raw, Uniform, capture, inject
+from qkvshare import Raw, Uniform, capture
 from qkvshare.card.errors import (
     BudgetError,
     CaptureError,
@@ -49,14 +49,14 @@ def test_ids_outside_the_vocabulary(llama: Any, bad: int) -> None:
         capture(llama, token_ids=[*CONTEXT, bad])
     card = capture(llama, token_ids=CONTEXT)
     with pytest.raises(PromptError):
-        inject(llama, card, [bad])
+        card.inputs(llama, new=[bad])
 
 
 def test_context_at_the_models_limit(llama: Any) -> None:
     full = capture(llama, token_ids=some_ids(LIMIT))
-    assert inject(llama, full)["attention_mask"].shape == (1, LIMIT)  # the last token again
+    assert full.inputs(llama)["attention_mask"].shape == (1, LIMIT)  # the last token again
     with pytest.raises(PromptError, match=f"{LIMIT + 1} tokens are more than the {LIMIT}"):
-        inject(llama, full, NEW[:1])
+        full.inputs(llama, new=NEW[:1])
     with pytest.raises(PromptError, match="more than"):
         capture(llama, token_ids=some_ids(LIMIT + 1))
 
@@ -82,18 +82,18 @@ def test_cache_in_another_number_format(llama: Any) -> None:
 def test_another_tokenizer_or_template(llama: Any) -> None:
     ours, theirs = tiny_tokenizer(), tiny_tokenizer()
     card = capture(llama, ours, "a context of some length")
-    inject(llama, card, NEW, tokenizer=theirs)
+    card.inputs(llama, theirs, NEW)
     theirs.add_tokens(["new"])
     with pytest.raises(IdentityError, match="tokenizer: card has"):
-        inject(llama, card, NEW, tokenizer=theirs)
+        card.inputs(llama, theirs, NEW)
     with pytest.raises(IdentityError, match="chat template: card has"):
-        inject(llama, card, NEW, tokenizer=tiny_tokenizer(template=False))
+        card.inputs(llama, tiny_tokenizer(template=False), NEW)
 
 
 def test_card_that_does_not_know_its_tokenizer(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT)
     with pytest.raises(IdentityError, match="tokenizer: card has none"):
-        inject(llama, card, NEW, tokenizer=tiny_tokenizer())
+        card.inputs(llama, tiny_tokenizer(), NEW)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_card_that_does_not_know_its_tokenizer(llama: Any) -> None:
 def test_another_configuration(llama: Any, change: dict[str, Any], field: str) -> None:
     card = capture(llama, token_ids=CONTEXT)
     with pytest.raises(IdentityError, match=f"{field}: card has"):
-        inject(tiny_model(**change), card, NEW)
+        card.inputs(tiny_model(**change), new=NEW)
 
 
 def test_another_number_format(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT)
     with pytest.raises(IdentityError, match="dtype: card has float32, receiver has bfloat16"):
-        inject(copy.deepcopy(llama).bfloat16(), card, NEW)
+        card.inputs(copy.deepcopy(llama).bfloat16(), new=NEW)
 
 
 def test_parent_that_is_another_context(llama: Any) -> None:
@@ -129,8 +129,8 @@ def test_parent_that_is_another_context(llama: Any) -> None:
 def test_expired_card(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, ttl=-1)
     with pytest.raises(CardExpiredError, match="expired at"):
-        inject(llama, card, NEW)
-    inject(llama, capture(llama, token_ids=CONTEXT, ttl=60), NEW)
+        card.inputs(llama, new=NEW)
+    capture(llama, token_ids=CONTEXT, ttl=60).inputs(llama, new=NEW)
 
 
 def test_origins_do_not_mix(llama: Any, tokenizer: Any) -> None:
@@ -146,7 +146,7 @@ def test_origins_do_not_mix(llama: Any, tokenizer: Any) -> None:
         capture(llama, tiny_tokenizer(template=False), [{"role": "user", "content": "hi"}])
     card = capture(llama, token_ids=CONTEXT)
     with pytest.raises(PromptError, match="not both"):
-        inject(llama, card, NEW, prompt_ids=CONTEXT + NEW)
+        card.inputs(llama, new=NEW, prompt_ids=CONTEXT + NEW)
 
 
 @pytest.mark.parametrize("ids", [[[1, 2], [3, 4]], [1.5, 2.0], "text"])
@@ -253,7 +253,7 @@ def test_refusals_come_before_the_model_is_touched(llama: Any) -> None:
     calls = []
     other.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(IdentityError):
-        inject(other, card, NEW)
+        card.inputs(other, new=NEW)
     assert not calls
 
 

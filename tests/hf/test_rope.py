@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import capture, inject
+from qkvshare import capture
 from qkvshare.card.digest import Bytes
 from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, empty
 from qkvshare.codecs.base import leave
@@ -114,9 +114,9 @@ def test_unrotated_keys_do_not_depend_on_the_position(name: str) -> None:
 def test_same_text_by_way_of_unrotated_keys(make: Any) -> None:
     model = make()
     card = capture(model, token_ids=CONTEXT, codec=PlainPreRope())
-    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, CONTEXT + NEW)
+    assert greedy(model, **card.inputs(model, new=NEW)) == greedy_from_text(model, CONTEXT + NEW)
     longer = capture(model, token_ids=CONTEXT + NEW, codec=PlainPreRope(), parent=card)
-    assert greedy(model, **inject(model, longer)) == greedy_from_text(model, CONTEXT + NEW)
+    assert greedy(model, **longer.inputs(model)) == greedy_from_text(model, CONTEXT + NEW)
 
 
 def calls_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:

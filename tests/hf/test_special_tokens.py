@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from qkvshare import Raw, capture, inject
+from qkvshare import Raw, capture
 from qkvshare.card.errors import PromptError
 
 from ..conftest import greedy, greedy_from_text, tiny_tokenizer
@@ -37,11 +37,11 @@ def test_a_text_after_a_card_has_none(llama: Any, template: str) -> None:
     begin = [tokenizer.bos_token_id] if template.startswith(BOS) else []
     card = capture(llama, tokenizer, TEXT, codec=Raw())
     assert card.token_ids.tolist() == begin + plain_ids(tokenizer, TEXT)
-    given = inject(llama, card, QUESTION, tokenizer=tokenizer)
+    given = card.inputs(llama, tokenizer, QUESTION)
     whole = begin + plain_ids(tokenizer, TEXT + QUESTION)
     assert given["input_ids"][0].tolist() == whole
     assert greedy(llama, **given) == greedy_from_text(llama, whole)
-    only = inject(llama, card, QUESTION, tokenizer=tokenizer, new_only=True)["input_ids"]
+    only = card.inputs(llama, tokenizer, QUESTION, new_only=True)["input_ids"]
     assert torch.equal(only, given["input_ids"][:, card.tokens :])
 
 
@@ -55,7 +55,7 @@ def test_a_rendered_template_brings_its_own(llama: Any) -> None:
 def test_a_text_without_tokenizer(llama: Any) -> None:
     card = capture(llama, tiny_tokenizer(), TEXT, codec=Raw())
     with pytest.raises(PromptError, match="pass tokenizer="):
-        inject(llama, card, QUESTION)
+        card.inputs(llama, new=QUESTION)
 
 
 def test_messages_that_a_template_refuses(llama: Any) -> None:

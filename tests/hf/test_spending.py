@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qkvshare import CacheCard, Uniform, capture, inject
+from qkvshare import CacheCard, Uniform, capture
 from qkvshare.allocators import Allocator, Lagrangian, Salient, make_allocator
 from qkvshare.allocators import Uniform as Evenly
 from qkvshare.card.errors import (
@@ -57,7 +57,7 @@ def test_budget_of_the_written_file(family: str, allocator: Any, tmp_path: Path)
         path = card.save(tmp_path / "card")
         assert budget * 0.98 <= 8 * path.stat().st_size / card.values <= budget
         assert CacheCard.load(path).manifest.segments[0].allocation.allocator == allocator.name
-        model(**inject(model, CacheCard.load(path), NEW, new_only=True))
+        model(**CacheCard.load(path).inputs(model, new=NEW, new_only=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,7 +66,7 @@ def test_wide_enough_is_nearly_exact(family: str) -> None:
     model = tiny_model(family)
     cache = live_cache(model, CONTEXT)
     card = capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), budget=99)
-    back = inject(model, card, NEW)["past_key_values"]
+    back = card.inputs(model, new=NEW)["past_key_values"]
     for ours, theirs in zip(cache.layers, back.layers, strict=True):
         for one, two in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
             assert (one - two).norm() < 0.02 * one.norm()
@@ -230,20 +230,20 @@ def test_appending(family: str, added: int) -> None:
     model = tiny_model(family)
     parent = capture(model, token_ids=CONTEXT, codec=Packed(), budget=9)
     more = some_ids(added, seed=5)
-    arguments = inject(model, parent, more, new_only=True)
+    arguments = parent.inputs(model, new=more, new_only=True)
     cache = model(**arguments).past_key_values
     child = capture(model, token_ids=CONTEXT + more, cache=cache)
     assert len(child.manifest.segments) == 2
     assert child.manifest.segments[0] == parent.manifest.segments[0]
     assert child.manifest.segments[1].codec.name == "packed"
-    assert len(greedy(model, 4, **inject(model, child, NEW))) == 4
+    assert len(greedy(model, 4, **child.inputs(model, new=NEW))) == 4
 
 
 def append_twice(card: CacheCard, ids: list[int], added: int) -> CacheCard:
     model = tiny_model()
     for seed in (5, 6):
         more = some_ids(added, seed=seed)
-        cache = model(**inject(model, card, more, new_only=True)).past_key_values
+        cache = model(**card.inputs(model, new=more, new_only=True)).past_key_values
         ids = ids + more
         card = capture(model, token_ids=ids, cache=cache, allocator=allocator_of(card))
     return card
@@ -283,4 +283,4 @@ def test_an_allocator_without_slopes_goes_on_at_the_rate_last_asked_for(
 def test_short_contexts(length: int) -> None:
     model = tiny_model()
     card = capture(model, token_ids=CONTEXT[:length], codec=Packed())
-    assert len(greedy(model, 4, **inject(model, card, NEW))) == 4
+    assert len(greedy(model, 4, **card.inputs(model, new=NEW))) == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkvshare import CacheCard, Transform, capture, inject
+from qkvshare import CacheCard, Transform, capture
 from qkvshare.allocators import Uniform
 from qkvshare.card.errors import BudgetError, CodecError, ProfileError
 from qkvshare.hf.calibrate.calibrate import calibrate
@@ -30,7 +30,7 @@ def distance(model: object, card: CacheCard) -> float:
     """KL in nats from the distributions without hand-off."""
     with torch.no_grad():
         whole = model(input_ids=torch.tensor([CONTEXT + NEW])).logits[0, -len(NEW) :]
-        found = model(**inject(model, card, NEW, new_only=True)).logits[0]
+        found = model(**card.inputs(model, new=NEW, new_only=True)).logits[0]
     p, q = whole.log_softmax(-1), found.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean().item()
 
@@ -58,7 +58,7 @@ def test_a_card_has_its_budget(budget: float) -> None:
 def test_a_hop_keeps_what_was_before() -> None:
     model = tiny_model()
     first = capture(model, token_ids=CONTEXT, codec=Transform.of(profile_of("llama")))
-    out = inject(model, first, NEW, new_only=True)
+    out = first.inputs(model, new=NEW, new_only=True)
     with torch.no_grad():
         model(**out)
     second = capture(model, token_ids=CONTEXT + NEW, cache=out["past_key_values"])
@@ -66,7 +66,7 @@ def test_a_hop_keeps_what_was_before() -> None:
     for layer in range(3):
         assert second.blob(layer, 0).tobytes() == first.blob(layer, 0).tobytes()
     with torch.no_grad():
-        model(**inject(model, second, some_ids(3), new_only=True))
+        model(**second.inputs(model, new=some_ids(3), new_only=True))
 
 
 def test_without_a_profile_calibrate_is_named() -> None:
@@ -106,4 +106,4 @@ def test_contexts_of_a_few_tokens(tokens: int) -> None:
     codec = Transform(profile_of("llama").keep(), refinements=1)
     card = capture(model, token_ids=CONTEXT[:tokens], codec=codec)
     with torch.no_grad():
-        model(**inject(model, card, NEW, new_only=True))
+        model(**card.inputs(model, new=NEW, new_only=True))

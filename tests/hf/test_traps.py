@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qkvshare import Raw, capture, inject
+from qkvshare import Raw, capture
 from qkvshare.card.errors import CaptureError, IdentityError, PromptError, UnsupportedModelError
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
@@ -39,7 +39,7 @@ def test_wrong_prefix(llama: Any, expected: list[int]) -> None:
 
     card = capture(llama, token_ids=OTHER, codec=Raw())
     with pytest.raises(PromptError, match="does not continue the card: at token 0"):
-        inject(llama, card, prompt_ids=CONTEXT + NEW)
+        card.inputs(llama, prompt_ids=CONTEXT + NEW)
 
 
 def test_prefix_with_one_other_token(llama: Any) -> None:
@@ -47,7 +47,7 @@ def test_prefix_with_one_other_token(llama: Any) -> None:
     assert greedy_from_text(llama, ids) != greedy_from_text(llama, CONTEXT)
     card = capture(llama, token_ids=ids, codec=Raw())
     with pytest.raises(PromptError, match="at token 20"):
-        inject(llama, card, prompt_ids=CONTEXT + NEW)
+        card.inputs(llama, prompt_ids=CONTEXT + NEW)
 
 
 def test_cache_captured_with_ids_of_another_context(llama: Any) -> None:
@@ -69,7 +69,7 @@ def test_one_weight_changed(llama: Any) -> None:
 
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
     with pytest.raises(IdentityError, match="weights: card has .*, receiver has"):
-        inject(other, card, NEW)
+        card.inputs(other, new=NEW)
 
 
 def test_exact_hit(llama: Any) -> None:
@@ -77,8 +77,8 @@ def test_exact_hit(llama: Any) -> None:
     assert greedy(llama, **full(CONTEXT, live_cache(llama, CONTEXT))) != expected
 
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    assert greedy(llama, **inject(llama, card)) == expected
-    assert greedy(llama, **inject(llama, card, prompt_ids=CONTEXT)) == expected
+    assert greedy(llama, **card.inputs(llama)) == expected
+    assert greedy(llama, **card.inputs(llama, prompt_ids=CONTEXT)) == expected
 
 
 def test_new_ids_without_mask(llama: Any, expected: list[int]) -> None:
@@ -89,7 +89,7 @@ def test_new_ids_without_mask(llama: Any, expected: list[int]) -> None:
     assert wrong != right
 
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    assert greedy(llama, **inject(llama, card, longer)) == right
+    assert greedy(llama, **card.inputs(llama, new=longer)) == right
 
 
 def test_generate_changes_the_cache_it_is_given(llama: Any) -> None:
@@ -100,7 +100,7 @@ def test_generate_changes_the_cache_it_is_given(llama: Any) -> None:
     cache = live_cache(llama, CONTEXT)
     before = [layer.keys.clone() for layer in cache.layers]
     card = capture(llama, token_ids=CONTEXT, cache=cache, codec=Raw())
-    greedy(llama, **inject(llama, card, NEW))
+    greedy(llama, **card.inputs(llama, new=NEW))
     assert cache.get_seq_length() == len(CONTEXT)
     assert all(torch.equal(a, b.keys) for a, b in zip(before, cache.layers, strict=True))
 
@@ -115,7 +115,7 @@ def test_sliding_length_is_restored() -> None:
     assert greedy(model, **full(CONTEXT + NEW, rebuilt)) != expected
 
     card = capture(model, token_ids=CONTEXT, codec=Raw())
-    assert greedy(model, **inject(model, card, NEW)) == expected
+    assert greedy(model, **card.inputs(model, new=NEW)) == expected
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
@@ -125,7 +125,7 @@ def test_cache_without_config_gets_its_windows(family: str) -> None:
     with torch.no_grad():
         model(input_ids=torch.tensor([CONTEXT]), past_key_values=plain)
     card = capture(model, token_ids=CONTEXT, cache=plain, codec=Raw())
-    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, CONTEXT + NEW)
+    assert greedy(model, **card.inputs(model, new=NEW)) == greedy_from_text(model, CONTEXT + NEW)
 
 
 def test_windows_that_are_not_the_models(llama: Any) -> None:
@@ -151,13 +151,13 @@ def test_what_a_sliding_first_layer_has_forgotten_is_read_again(family: str) -> 
     wrong = list(CONTEXT)
     wrong[3] += 1
     card = capture(model, token_ids=wrong, cache=live_cache(model, CONTEXT), codec=Raw())
-    assert greedy(model, **inject(model, card, NEW)) == greedy_from_text(model, wrong + NEW)
+    assert greedy(model, **card.inputs(model, new=NEW)) == greedy_from_text(model, wrong + NEW)
     with pytest.raises(CaptureError, match="first at token 36"):
         capture(model, token_ids=CONTEXT[:36] + OTHER[36:], cache=live_cache(model, CONTEXT))
 
     # What comes from a card is known; only what was fed behind it is read again.
     grown = OTHER[:20]
-    given = inject(model, card, grown, new_only=True)
+    given = card.inputs(model, new=grown, new_only=True)
     cache = given["past_key_values"]
     with torch.no_grad():
         model(**given)
@@ -166,12 +166,12 @@ def test_what_a_sliding_first_layer_has_forgotten_is_read_again(family: str) -> 
     whole = [*wrong, *claimed]
     longer = capture(model, token_ids=whole, cache=cache)
     assert longer.manifest.segments[:1] == card.manifest.segments
-    assert greedy(model, **inject(model, longer, NEW)) == greedy_from_text(model, whole + NEW)
+    assert greedy(model, **longer.inputs(model, new=NEW)) == greedy_from_text(model, whole + NEW)
 
 
 def test_a_card_cropped_and_gone_on_from_is_not_taken_at_its_word(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
-    cache = inject(llama, card, NEW, new_only=True)["past_key_values"]
+    cache = card.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     cache.crop(-20)
     with torch.no_grad():
         llama(input_ids=torch.tensor([OTHER[:20]]), past_key_values=cache)
@@ -184,13 +184,13 @@ def test_exact_hit_on_a_full_window_of_a_live_cache() -> None:
     model = tiny_model("gemma3", layer_types=kinds)
     card = capture(model, token_ids=CONTEXT, cache=live_cache(model, CONTEXT), codec=Raw())
     with pytest.raises(PromptError, match="cannot roll back"):
-        inject(model, card)
+        card.inputs(model)
     # read by capture itself, the card keeps the one token more that this takes
     card = capture(model, token_ids=CONTEXT, codec=Raw())
-    assert greedy(model, **inject(model, card)) == greedy_from_text(model, CONTEXT)
+    assert greedy(model, **card.inputs(model)) == greedy_from_text(model, CONTEXT)
 
 
 def test_whole_prompt_passed_as_new_ids(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT, codec=Raw())
     with pytest.raises(PromptError, match="repeats the card's 40 tokens"):
-        inject(llama, card, CONTEXT + NEW)
+        card.inputs(llama, new=CONTEXT + NEW)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from benchmarks.evals.handoff import Setting, read_context
 from benchmarks.timing.staged import CardStaged
-from qkvshare import inject
 from qkvshare.codecs import LayerKV, Packed
 from qkvshare.kernels import cuda, reference
 from qkvshare.kernels.reference import eights
@@ -173,7 +172,7 @@ def test_a_card_whose_codes_are_on_the_gpu(tmp_path: Path, llama: Any) -> None:
     route.prepare(state)
     route.ready(state)
     staged = route.arguments()
-    expected = inject(llama, route.card, new)
+    expected = route.card.inputs(llama, new=new)
     for mine, theirs in zip(
         staged["past_key_values"].layers, expected["past_key_values"].layers, strict=True
     ):

@@ -38,7 +38,7 @@ QUESTIONS = {
 def resume(model: Any, card: qkvshare.CacheCard, new: list[int]) -> tuple[dict[str, Any], Any]:
     """Go on from ``card``: what is shown of that, and the cache with ``new`` tokens."""
     start = time.perf_counter()
-    arguments = qkvshare.inject(model, card, new, new_only=True)
+    arguments = card.inputs(model, new=new, new_only=True)
     ready = time.perf_counter()
     with torch.no_grad():
         model(**arguments)

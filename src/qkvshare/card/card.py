@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,6 +15,7 @@ from . import container
 from .compacting import merge
 from .container import Array, FileTensors, StoredTensors, blob_name, ids_name
 from .contents import Contents
+from .engine import Inputs, KVFormat, engine
 from .errors import CardError, CardExpiredError, CardThinError
 from .keys import Key
 from .manifest import FORMAT_VERSION, Envelope, Hop, Segment, Signature
@@ -27,7 +29,7 @@ from .signing import Signer, require_signature
 class CacheCard(Contents):
     """The KV cache of one sequence, encoded, with everything needed to use it safely.
 
-    Immutable. Made by `qkvshare.capture` or `CacheCard.load`; used by `qkvshare.inject`.
+    Immutable. Made by `qkvshare.capture` or `CacheCard.load`; used by `inputs`.
 
     Attributes:
         signature: by whom this very card was signed, if anybody; trusted only by `load`'s word.
@@ -103,6 +105,90 @@ class CacheCard(Contents):
     def digest(self) -> str:
         """The card's name: digest of the manifest, which names every other byte by digest."""
         return self.manifest.digest
+
+    def __repr__(self) -> str:
+        """In short: ``CacheCard(1024 tokens, 30 layers, 4.0 bits per value, 11.8 MB)``."""
+        agent = self.manifest.lineage[-1].agent
+        return (
+            f"CacheCard({self.tokens} tokens, {len(self.manifest.layers)} layers, "
+            f"{self.bits_per_value:.1f} bits per value, {self.nbytes / 1e6:.1f} MB"
+            f"{agent and f', agent {agent!r}'})"
+        )
+
+    def inputs(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        new: Any = "",
+        *,
+        prompt_ids: Any = None,
+        new_only: bool = False,
+        kv_format: KVFormat = "model",
+        cached: Any = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Inputs:
+        """Arguments of ``model.generate`` that go on from this card.
+
+        The cache among them is a new one at each call. ``generate`` changes it, so call this again
+        for another ``generate``. With no new token at all, the card's last token is read again,
+        since a model can only go on from a token that it reads.
+
+        Args:
+            model: the ``transformers`` model that the card was captured from, weight for weight.
+            tokenizer: the model's. It is compared with the card's; a text needs it.
+            new: what follows the card's tokens: a text, which is tokenized without special tokens,
+                or ids ``[new]`` or ``[1, new]``.
+            prompt_ids: instead of ``new``: the whole prompt, which must begin with the card's ids.
+            new_only: ``input_ids`` are ``[1, new]``, for a plain forward: ``model(**inputs)``. For
+                ``generate`` they are ``[1, context + new]``, since its penalties, length limits
+                and stop rules look at all of them.
+            kv_format: how the cache holds the card's tokens in layers with full attention.
+                "model": in the model's number format. "bfloat16": in half the memory, for models
+                in float32; not for `Raw`. "codes": as the card's bytes, each layer decoded
+                whenever it is read; not for `Transform`. `qkvshare.attention` reads both as they
+                are, which makes tokens faster with "bfloat16".
+            cached: a cache from this method for a card that this one was captured from, with one
+                sequence. What both share is copied instead of decoded, and need not be in this
+                card, see `without`.
+            cancelled: asked before each layer; once it is true, `CancelledError` is raised.
+
+        Returns:
+            The arguments. Their cache raises `PromptError` when it is read with other ids.
+
+        Raises:
+            IdentityError: the model or the tokenizer is another.
+            PromptError: the prompt does not continue the card, or the model cannot read it.
+            CardError: the card is damaged, expired or thin.
+            CodecError: the codec is unknown, or cannot be kept in ``kv_format``.
+            UnsupportedModelError: a card cannot carry the model's state.
+            CancelledError: the caller called it off.
+        """
+        return engine().inputs(
+            self,
+            model,
+            tokenizer,
+            new,
+            prompt_ids=prompt_ids,
+            new_only=new_only,
+            kv_format=kv_format,
+            cached=cached,
+            cancelled=cancelled,
+        )
+
+    def extend(
+        self, model: Any, out: Any, *, agent: str = "", bits: float | None = None
+    ) -> CacheCard:
+        """A child of this card with what the model has read and said since.
+
+        Args:
+            model: the model that `inputs` was called with.
+            out: what ``model.generate(**inputs, return_dict_in_generate=True)`` returned.
+            agent: the name of the child's agent in its lineage.
+            bits: bits per value of the child's file, as `qkvshare.capture` takes them.
+
+        Raises `CaptureError`, and what `qkvshare.capture` raises.
+        """
+        return engine().extend(self, model, out, agent=agent, bits=bits)
 
     def require_fresh(self) -> None:
         """Raise `CardExpiredError` once the card's time has passed."""

@@ -115,8 +115,8 @@ def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], int, str]:
     import torch
 
     from ..card import CacheCard
+    from ..card.engine import Inputs
     from ..card.errors import IdentityError
-    from ..hf.inject.inject import inject
     from ..hf.model.identity import identify
 
     model, tokenizer, chat = _load()
@@ -132,9 +132,9 @@ def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], int, str]:
         ids = torch.tensor([tokenizer(before)["input_ids"] + new_ids(question)])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def from_card(path: Path, question: str) -> dict[str, Any]:
+    def from_card(path: Path, question: str) -> Inputs:
         card = CacheCard.load(path)
-        return inject(model, card, new_ids(question), tokenizer=tokenizer)
+        return card.inputs(model, tokenizer, new_ids(question))
 
     ways: dict[str, Any] = {
         "re-prefill": from_text,

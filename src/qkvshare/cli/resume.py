@@ -68,7 +68,7 @@ def resume(
     with progress.status("loading the model …") as status:
         import torch
 
-        from ..hf.inject.inject import inject, prefill
+        from ..hf.inject.inject import prefill
         from ..hf.model.load import load_model
         from ..hf.session.costs import choose
         from ..hf.text.tokens import following
@@ -83,8 +83,10 @@ def resume(
             choice = choose(loaded, known, len(new), link)
             progress.print(f"policy {choice}")
             policy = choice.policy
-        start = inject if policy == "inject" else prefill
-        arguments = start(loaded, known, new, tokenizer=tokenizer)
+        if policy == "inject":
+            arguments = known.inputs(loaded, tokenizer, new)
+        else:
+            arguments = prefill(known, loaded, tokenizer, new)
         read = arguments["input_ids"].shape[1]
         with torch.no_grad():
             result = loaded.generate(

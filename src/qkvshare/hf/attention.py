@@ -1,8 +1,7 @@
 """Attention for agents that go on from a long context: few queries, many keys.
 
-``model.set_attn_implementation("qkvshare")``, once anything of ``qkvshare.hf`` is imported. Query
-heads that share a KV head are taken together, so keys and values are read once and never repeated;
-transformers' own ``sdpa`` does so for a single query only. In float32 on a processor
+Query heads that share a KV head are taken together, so keys and values are read once and never
+repeated; transformers' own ``sdpa`` does so for a single query only. In float32 on a processor
 `cpu_attention` does it, else torch's fused kernel. Many queries at once, as when a context is read,
 go to ``sdpa``.
 """
@@ -11,12 +10,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -36,7 +37,28 @@ _OF_SDPA = {"position_bias", "cache"}
 _MANY = 64
 
 
-def attention(
+@contextmanager
+def attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let ``model`` use this attention inside the ``with`` block; other threads see it, too.
+
+    It may change the last bits of a result. ``model.set_attn_implementation("qkvshare")`` switches
+    it for good. Raises `UnsupportedModelError` for a model whose attention cannot be switched.
+    """
+    decoder = cast(Any, model).get_decoder()
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation(NAME)
+    if decoder.config._attn_implementation != NAME:
+        raise UnsupportedModelError(
+            f"the attention of {type(decoder).__name__} cannot be switched: the model calls "
+            "it directly, not through transformers' AttentionInterface. Use the model as it is."
+        )
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(before)
+
+
+def attention_forward(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -95,7 +117,7 @@ def transformers_attention(
     """The attention that transformers itself computes, whatever the model asks for.
 
     ``sdpa`` ignores arguments that it does not know, such as sinks (``s_aux``). A model that passes
-    one gets its own ``eager`` function instead. Shapes are those of `attention`.
+    one gets its own ``eager`` function instead. Shapes are those of `attention_forward`.
 
     Raises `UnsupportedModelError` for a model that has none.
     """
@@ -169,5 +191,5 @@ def _unknown(arguments: dict[str, Any]) -> str | None:
     return next((k for k, v in arguments.items() if v is not None and k not in known), None)
 
 
-AttentionInterface.register(NAME, attention)
+AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, mask)

@@ -89,8 +89,8 @@ class Scratch:
         if self.handed is not None and number > 0:
             raise UnsupportedModelError(
                 f"the attention of layer {self.handed} did not read the codes that it was given: "
-                "the model does not call attention 'qkvshare' with what its cache returns. Inject "
-                "without codes=, or use another attention function."
+                "the model does not call attention 'qkvshare' with what its cache returns. Use "
+                "kv_format='model', or another attention function."
             )
         self.handed = number
 

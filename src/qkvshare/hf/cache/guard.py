@@ -55,8 +55,8 @@ class Use:
         if self.fresh and self.new_only:
             raise PromptError(
                 "the cache was injected with new_only=True, which is for a plain forward; generate "
-                "needs the whole ids, since penalties and stop rules look at them. Inject without "
-                "new_only."
+                "needs the whole ids, since penalties and stop rules look at them. Call "
+                "card.inputs without new_only."
             )
         self.bound()
         self.generating = True
@@ -72,15 +72,15 @@ class Use:
         if (whole and count > left) or (self.chunk and count != min(self.chunk, left)):
             raise PromptError(
                 f"{count} tokens are read after the {seq_len} in the cache; expected the {left} "
-                "that are left of input_ids. Pass all that inject gives on to generate; for a "
-                "plain forward, inject with new_only=True."
+                "that are left of input_ids. Pass all that card.inputs returns to generate; for "
+                "a plain forward, use new_only=True."
             )
         # What transformers cuts out of ids that are shorter than the cache.
         again = len(range(self.given)[-left:])
         if self.generating and not self.fresh and left <= 0 and count == again:
             raise PromptError(
                 f"these arguments were used before: the cache has {seq_len} tokens now, input_ids "
-                f"has {self.given}. Inject again for each call of generate."
+                f"has {self.given}. Call card.inputs again for each call of generate."
             )
         self.fresh = self.generating = False
 

@@ -30,7 +30,7 @@ from ..model.rope import Rope
 _NAME = "qkvshare_probe"
 # Chunks of the context, evenly spaced, that are read again behind a live cache.
 _CHUNKS, _CHUNK = 4, 8
-_INNER = {"sdpa": attention.transformers_attention, attention.NAME: attention.attention}
+_INNER = {"sdpa": attention.transformers_attention, attention.NAME: attention.attention_forward}
 _watching = threading.local()
 
 

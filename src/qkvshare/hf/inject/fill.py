@@ -175,7 +175,7 @@ def keep_codes(
         if not find_codec(run.codec.name).independent:
             raise CodecError(
                 f"codes of {run.codec.name!r} cannot stay codes: a layer is decoded from those "
-                "before it. Inject without codes=, or capture with the codec 'packed'."
+                "before it. Use kv_format='model', or capture with the codec 'packed'."
             )
     rope, scratches = Rope(model), dict[torch.device, Scratch]()
     decoder = cast(Any, model).get_decoder()
@@ -196,14 +196,14 @@ def keep_half(model: PreTrainedModel, cache: CardCache) -> None:
     """
     if model.dtype != torch.float32:
         raise UnsupportedModelError(
-            f"the model computes in {model.dtype}, and so is its cache; half= is for models in "
-            "torch.float32. Inject without half=."
+            f"the model computes in {model.dtype}, and so is its cache; 'bfloat16' is for models "
+            "in torch.float32. Use kv_format='model'."
         )
     for run in cache.card.manifest.runs:
         if find_codec(run.codec.name) is Raw:
             raise CodecError(
-                "a card of the codec 'raw' keeps every bit, which half= would round to 16. Inject "
-                "without half=, or capture with another codec."
+                "a card of the codec 'raw' keeps every bit; 'bfloat16' would round them to 16. Use "
+                "kv_format='model', or capture with another codec."
             )
     config = cast(Any, model).get_decoder().config
     for number, at in enumerate(cache.card.manifest.layers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast, get_args
 from weakref import ref
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ...card import CacheCard
 from ...card.digest import TokenIds
+from ...card.engine import Inputs, KVFormat
 from ...card.errors import PromptError
 from ..cache.card_cache import CardCache
 from ..cache.coded import CodedLayer
@@ -31,54 +32,23 @@ _SURELY_REPEATED = 16
 
 
 def inject(
-    model: PreTrainedModel,
     card: CacheCard,
-    new: str | Ids = (),
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    new: str | Ids = "",
     *,
     prompt_ids: Ids | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     new_only: bool = False,
-    held: Cache | None = None,
-    codes: bool = False,
-    half: bool = False,
+    kv_format: KVFormat = "model",
+    cached: Cache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Give ``model`` the card's state and the tokens that come after it.
+) -> Inputs:
+    """`CacheCard.inputs`: the card's state in a cache of ``model``, and the tokens after it.
 
-    ``model.generate(**inject(...))`` goes on from the card. Its arguments are what ``transformers``
-    expects beside a cache: ``input_ids [1, context + new]`` are the whole ids, the card's first, so
-    that penalties, length limits and stop rules see all of them; ``attention_mask`` is as long,
-    ``past_key_values`` has the card's tokens, and ``use_cache`` is True. The cache is a copy of its
-    own each time; ``generate`` changes it, so inject again for another call.
-
-    With no new token at all (an exact hit) the card's last token is rolled back and read again,
-    since a model can only go on from a token it reads.
-
-    Args:
-        model: must be what the card's identity says, weight for weight.
-        card: from `capture` or ``CacheCard.load``.
-        new: what follows the card's tokens: a text, which is tokenized without special tokens, or
-            ids ``[new]`` or ``[1, new]``.
-        prompt_ids: instead of ``new``: the whole prompt, which must begin with the card's ids.
-        tokenizer: the receiver's; given, it must be the one the card is bound to. A text needs it.
-        new_only: give ``input_ids [1, new]``, for a plain forward: ``model(**inject(...))``.
-        held: a cache that `inject` made of a card which this one was captured from, one sequence.
-            What both share is copied from it instead of decoded again, and need not be in the
-            card (`CacheCard.without`). A cache that lacks some of it changes nothing.
-        codes: keep full layers as the card's bytes, and decode each whenever it is read: a long
-            context in a fraction of the memory, for slower tokens. Not for `Transform`, whose
-            layers are decoded from each other.
-        half: keep full layers of a float32 model in bfloat16: half the memory, and tokens sooner
-            with attention `qkvshare`. Not for `Raw`, which loses nothing.
-        cancelled: asked before each layer; once it is true, `CancelledError` is raised.
-
-    Returns:
-        The arguments. Their cache refuses, with a `PromptError`, to be read with other ids.
-
-    Raises:
-        IdentityError, PromptError, CardError and its family, UnsupportedModelError; always before
-        the model is touched.
+    The model and its identity are checked before the card's bytes are used.
     """
+    if kv_format not in (formats := get_args(KVFormat)):
+        raise PromptError(f"kv_format is {kv_format!r}; expected one of {', '.join(formats)}.")
     bound = _Bound(model, card, tokenizer)
     card.require_fresh()
     try:
@@ -86,15 +56,13 @@ def inject(
         # Memory made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             cache = CardCache(card, kept, empty)
-            if codes and half:
-                raise PromptError("give codes= (card bits stay) or half= (16 bits), not both.")
-            if half:
+            if kv_format == "bfloat16":
                 keep_half(model, cache)
-            if codes:
+            if kv_format == "codes":
                 bound()
                 keep_codes(model, cache, cancelled)
-            if not codes or any(at.window for at in card.manifest.layers):
-                fill(model, cache, _shared(cache, held), bound, cancelled)
+            if kv_format != "codes" or any(at.window for at in card.manifest.layers):
+                fill(model, cache, _shared(cache, cached), bound, cancelled)
     except Exception:
         bound()  # of a card for another model nothing else is said
         raise
@@ -102,14 +70,14 @@ def inject(
 
 
 def prefill(
-    model: PreTrainedModel,
     card: CacheCard,
-    new: str | Ids = (),
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    new: str | Ids = "",
     *,
     prompt_ids: Ids | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     new_only: bool = False,
-) -> dict[str, Any]:
+) -> Inputs:
     """What `inject` gives, made by reading the card's text again: at full precision, and later.
 
     Needs none of the card's encoded bytes. `costs.choose` says when it is sooner. Raises as
@@ -127,6 +95,8 @@ def prefill(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase | None, new: str | Ids) -> TokenIds:
+    if new == "":
+        new = ()
     return following(tokenizer, new) if isinstance(new, str) else as_ids(new, "new")
 
 
@@ -167,7 +137,7 @@ def _admit(
 
 def _arguments(
     model: PreTrainedModel, card: CacheCard, prompt: TokenIds, cache: GuardedCache, new_only: bool
-) -> dict[str, Any]:
+) -> Inputs:
     kept, watched = cache.get_seq_length(), ref(model)
     given = prompt[kept:] if new_only else prompt
 
@@ -178,7 +148,7 @@ def _arguments(
 
     cache.use = Use(ref(innermost(model)), kept, len(given), new_only, bound)
     ids = torch.from_numpy(given.astype(np.int64))[None].to(model.device)
-    arguments: dict[str, Any] = {
+    arguments: Inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
         "past_key_values": cache,

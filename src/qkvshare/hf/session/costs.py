@@ -134,7 +134,7 @@ def _measure(model: Any, codec: Codec) -> Costs:
     for count in (_SHORT, _LONG):
         state = read(model, ids[:count])
         card = make_card(state, identity, plain, spending(plain, None, None, None), None)
-        times.append(_median(lambda card=card: inject(model, card, new)))  # type: ignore[misc]
+        times.append(_median(lambda card=card: inject(card, model, new=new)))  # type: ignore[misc]
     token = max(0.0, (times[1] - times[0]) / (_LONG - _SHORT))
     step, long = _median(lambda: forward(new)), _median(lambda: forward(ids[:_LONG]))
     billion = long * 1e9 / operations(model, _LONG)

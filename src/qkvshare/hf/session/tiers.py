@@ -91,13 +91,13 @@ class Tiers:
         nbytes = _decoded_bytes(model, card)
         if warm is not None and hot is None and len(more) and nbytes <= self._hot.limit:
             # A cache of its own, which nobody goes on from, so that it stays as it is.
-            made = inject(model, warm, more[:1], new_only=True, cancelled=cancelled)
+            made = inject(warm, model, new=more[:1], new_only=True, cancelled=cancelled)
             hot = cast(Cache, made["past_key_values"])
             self._hot.keep(name, hot, nbytes)
         if warm is None:
             warm = CacheCard(card.manifest, Remembered(card.tensors), card.signature)
         arguments = inject(
-            model, warm, prompt_ids=prompt_ids, tokenizer=tokenizer, held=hot, cancelled=cancelled
+            warm, model, tokenizer, prompt_ids=prompt_ids, cached=hot, cancelled=cancelled
         )
         self._warm.keep(name, warm, warm.nbytes)
         cache: Cache = arguments["past_key_values"]
