@@ -98,5 +98,5 @@ def test_prefill_gives_what_inject_gives(family: str, new: list[int]) -> None:
 def test_prefill_refuses_what_inject_refuses(llama: Any) -> None:
     card = capture(llama, token_ids=CONTEXT)
     with pytest.raises(PromptError, match="repeats the card"):
-        prefill(llama, card, CONTEXT + NEW)
-    prefill(llama, card.without(card), NEW)  # the bytes are not needed
+        prefill(card, llama, new=CONTEXT + NEW)
+    prefill(card.without(card), llama, new=NEW)  # the bytes are not needed
