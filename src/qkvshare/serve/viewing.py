@@ -21,6 +21,7 @@ from ..card.digest import TokenIds
 from ..card.errors import CardError, CardNotFoundError, ServeError
 from ..codecs.spent import TokenBits, sizes, token_bits
 from ..hf.model.identity import tokenizer_digest
+from ..hf.text.detokenizer import Detokenizer
 from ..store import Store
 from ..store.catalog import Entry
 from ..store.folder import Folder
@@ -30,8 +31,6 @@ OVERVIEW_SECONDS = 2.0  # after which no more headers are read
 MOST_TOKENS = 1 << 17  # of a card that is shown
 MOST_BLOBS = 50_000  # runs of tokens, times layers
 MOST_HOPS = 20  # that are followed from a card to ancestors that are gone
-_LOST = "�"  # what a decoder makes of a part of a character
-_MOST_PARTS = 64  # tokens without a whole character after which they are shown as they are
 
 
 def overview(store: Store) -> dict[str, Any]:
@@ -186,25 +185,12 @@ def _texts(card: CacheCard, tokenizer: PreTrainedTokenizerBase) -> list[str] | N
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> list[str]:
-    """What each token adds to the text, special ones too; together they are the decoded text.
+    """What each token adds to the text, special tokens too; together they are the decoded text.
 
-    A token that ends within a character adds "", and the one that completes it all of it.
+    A token that ends within a character adds "", and the token that completes it adds all of it.
     """
 
-    def decode(part: list[int]) -> str:
-        text = tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)
-
-    # As servers stream: a token is decoded behind the one before it, since decoders treat the first
-    # of a text otherwise (a space that it begins with).
-    tokens, texts = ids.tolist(), list[str]()
-    before, done, known = 0, 0, ""
-    for at in range(1, len(tokens) + 1):
-        text = decode(tokens[before:at])
-        if text.endswith(_LOST) and at < len(tokens) and at - done < _MOST_PARTS:
-            texts.append("")
-            continue
-        texts.append(text[len(known) :])
-        before, done = done, at
-        known = decode(tokens[before:done])
+    decoder = Detokenizer(tokenizer, answer=False)
+    texts = [decoder.add(token) for token in ids.tolist()]
+    texts[-1:] = [text + decoder.end() for text in texts[-1:]]
     return texts

@@ -11,10 +11,11 @@ _LOST = "\ufffd"
 # SentencePiece vocabularies spell a byte so. Decoders read a run of them at once, and a byte that
 # does not fit makes the whole run unreadable, so nothing of a run is certain before it ends.
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_MOST_PENDING = 64  # tokens without a whole character, after which text to look at shows them
 
 
 class Detokenizer:
-    """Decodes one sequence of ids, token by token. Special tokens are not in the text.
+    """Decodes one sequence of ids, token by token.
 
     A token is decoded behind the tokens before it, since decoders treat the first token of a text
     otherwise: they drop the space that it begins with.
@@ -25,9 +26,14 @@ class Detokenizer:
             characters of the text. The last pair says which ids all of the text is of.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """For ids of ``tokenizer``."""
-        self._tokenizer, self._special = tokenizer, special_ids(tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, answer: bool = True) -> None:
+        """For ids of ``tokenizer``.
+
+        ``answer``: leave out special tokens, and text that a later token could change. False for
+        text to look at, where each token shows what it adds.
+        """
+        self._tokenizer, self._answer = tokenizer, answer
+        self._special = special_ids(tokenizer) if answer else set[int]()
         self._before: list[int] = []  # the last ones in the text, which the next are decoded behind
         self._known = ""  # what they decode to
         self._pending: list[int] = []  # not in the text yet
@@ -42,18 +48,19 @@ class Detokenizer:
             return ""
         self._pending.append(token)
         self._places.append(self._count)
-        if _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
+        if self._answer and _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
             return ""
         text = self._decode(self._before + self._pending)
-        if text.endswith(_LOST) or not text.startswith(self._known):
+        patient = self._answer or len(self._pending) < _MOST_PENDING
+        if patient and (text.endswith(_LOST) or not text.startswith(self._known)):
             return ""
         return self._take(text)
 
     def end(self) -> str:
-        """What is left of the text, without the bytes at its end that are no whole character."""
+        """The rest of the text; an answer drops bytes at its end that are no whole character."""
         while self._pending:
             text = self._decode(self._before + self._pending)
-            if not text.endswith(_LOST):
+            if not (self._answer and text.endswith(_LOST)):
                 return self._take(text)
             del self._pending[-1], self._places[-1]
         return ""
