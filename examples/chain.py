@@ -41,7 +41,7 @@ def main() -> None:
     """Run the chain on the embedded model."""
     model, tokenizer = load_model("smollm2-135m")
     text = files("qkvshare.cli").joinpath("manual.txt").read_text()
-    card = qkvshare.capture(model, tokenizer, text, budget=4.0, agent="reader")
+    card = qkvshare.capture(model, tokenizer, text, bits=4.0, agent="reader")
     for agent, task in TASKS.items():
         said, card = take_turn(model, tokenizer, card, agent, task)
         print(f"{agent}: {said.strip()}\n")

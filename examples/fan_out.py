@@ -38,7 +38,7 @@ def main() -> None:
     """Run reader, workers and merger on the embedded model."""
     model, tokenizer = load_model("smollm2-135m")
     text = files("qkvshare.cli").joinpath("manual.txt").read_text()
-    card = qkvshare.capture(model, tokenizer, text, budget=4.0, agent="reader")
+    card = qkvshare.capture(model, tokenizer, text, bits=4.0, agent="reader")
     answers, held = [], None
     for worker, question in QUESTIONS.items():
         answer, held = ask(model, tokenizer, card.fork(worker), question, held)

@@ -22,7 +22,7 @@ def read(path: Path) -> None:
     """The sender."""
     model, tokenizer = load_model("smollm2-135m")
     text = files("qkvshare.cli").joinpath("manual.txt").read_text()
-    card = qkvshare.capture(model, tokenizer, text, budget=4.0, agent="reader", ttl=3600)
+    card = qkvshare.capture(model, tokenizer, text, bits=4.0, agent="reader", ttl=3600)
     card.save(path)
     print(f"reader: {card.tokens} tokens in {path.stat().st_size:,} bytes", flush=True)
 

@@ -21,7 +21,7 @@ def capture(
     context_tokens: Annotated[
         list[int] | None, typer.Option(min=1, max=MOST, help="Tokens read; repeat for several.")
     ] = None,
-    budget: Annotated[
+    bits: Annotated[
         float, typer.Option(min=0.01, max=MOST, callback=finite, help="Bits per value.")
     ] = 3.2,
     rounds: Annotated[int, typer.Option(min=1, max=MOST, help="Times that each is measured.")] = 7,
@@ -40,9 +40,9 @@ def capture(
         loaded, tokenizer = load_model(model)
         (ids,) = windows(tokenizer(content)["input_ids"], 1, max(lengths))
     with bar() as shown:
-        timings = measure_capture(loaded, ids, lengths, budget, rounds)
+        timings = measure_capture(loaded, ids, lengths, bits, rounds)
         tracked = shown.track(timings, total=len(lengths), description="lengths")
-        rows = [_row(model, budget, timing) for timing in tracked]
+        rows = [_row(model, bits, timing) for timing in tracked]
     if json != "-":
         cells = []
         for row in rows:
@@ -55,7 +55,7 @@ def capture(
         write_rows(json, rows)
 
 
-def _row(model: str, budget: float, timing: Timing) -> dict[str, Any]:
+def _row(model: str, bits: float, timing: Timing) -> dict[str, Any]:
     from ..evals.results import spread
 
     # Of each round by itself: a machine that slows down slows both.
@@ -65,7 +65,7 @@ def _row(model: str, budget: float, timing: Timing) -> dict[str, Any]:
     return {
         "model": model,
         "codec": "packed",
-        "budget": budget,
+        "budget": bits,
         "context_tokens": timing.context_tokens,
         "prefill_ms": spread(timing.prefill),
         "capture_ms": spread(timing.capture),

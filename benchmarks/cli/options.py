@@ -41,7 +41,7 @@ Resume = Annotated[
 Budgets = Annotated[
     list[float] | None,
     typer.Option(
-        "--budget",
+        "--bits",
         min=0.01,
         max=MOST,
         callback=finite,

@@ -1,6 +1,6 @@
 """Where the bits of a `transform` card go, and how far they are from the entropy of what is coded.
 
-python -m benchmarks.results.rate_inside --text FILE --profile smollm2.profile --budget 1.2
+python -m benchmarks.results.rate_inside --text FILE --profile smollm2.profile --bits 1.2
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--profile", type=Path, required=True)
-    parser.add_argument("--budget", type=float, default=1.2)
+    parser.add_argument("--bits", type=float, default=1.2)
     parser.add_argument("--contexts", type=int, default=4)
     parser.add_argument("--context-tokens", type=int, default=1024)
     given = parser.parse_args()
@@ -68,7 +68,7 @@ def main() -> None:
     counts: dict[int, Any] = {}
     values = model_bytes = 0.0
     for own in windows(ids, given.contexts, given.context_tokens):
-        card = capture(model, token_ids=own, codec=codec, budget=given.budget)
+        card = capture(model, token_ids=own, codec=codec, bits=given.bits)
         exact = codec.at(int(card.manifest.segments[0].codec.parameters["step"]))
         spy = Spy()
         streams.write, before = spy, streams.write  # type: ignore[assignment]

@@ -68,7 +68,7 @@ def test_recall(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     }
     code, out, _ = run(
         *("recall", "--text", text, "-m", tmp_path / "model", "--questions", 8),
-        *("--context-tokens", 800, "--json", "-", "--budget", 4, "--focus"),
+        *("--context-tokens", 800, "--json", "-", "--bits", 4, "--focus"),
         *("--allocator", "lagrangian", "--allocator", "uniform"),
     )
     assert code == 0
@@ -233,7 +233,7 @@ def test_capture(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     text.write_text("Grain of sand. " * 10)
     code, out, err = run(
         *("capture", "-m", llama_folder, "--text", text, "--context-tokens", 100),
-        *("--context-tokens", 50, "--rounds", 1, "--budget", 8, "--json", "-"),
+        *("--context-tokens", 50, "--rounds", 1, "--bits", 8, "--json", "-"),
     )
     assert code == 0, err
     one, two = json.loads(out)["rows"]

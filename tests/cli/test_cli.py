@@ -95,7 +95,7 @@ def test_capture_a_file(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text(TEXT)
     path = tmp_path / "card"
     code, _, _ = run(
-        "capture", "-m", llama_folder, "--text", tmp_path / "text", "-o", path, "--budget", 200
+        "capture", "-m", llama_folder, "--text", tmp_path / "text", "-o", path, "--bits", 200
     )
     assert code == 0
     assert CacheCard.load(path).token_ids.tolist() == ids(TEXT)
@@ -186,7 +186,7 @@ def test_errors_are_one_line_and_leave_nothing(
         ("CaptureError", ["capture", *model, "--text", tmp_path / "none", "-o", target]),
         ("CaptureError", ["capture", *model, "--text", card, "-o", target]),
         ("CodecError", ["capture", *model, "--prompt", "x", "-o", target, "--codec", "gzip"]),
-        ("BudgetError", ["capture", *model, "--prompt", "x", "-o", target, "--budget", "1"]),
+        ("BudgetError", ["capture", *model, "--prompt", "x", "-o", target, "--bits", "1"]),
         ("OutputError", ["capture", *model, "--prompt", "x", "-o", tmp_path / "no" / "card"]),
         ("OutputError", ["inspect", card, "--plot", tmp_path / "no" / "plot.png"]),
         ("OutputError", ["inspect", card, "--json", tmp_path / "no" / "card.json"]),
@@ -285,11 +285,11 @@ def test_capture_takes_the_profile_at_hand(
     asked = ["--codec", "transform:refinements=1", "-o", whole]
     assert run("capture", *model, "--prompt", TEXT, *asked)[0] == 0
     budget = CacheCard.load(whole).bits_per_value - 0.2
-    code, out, _ = run("trim", whole, "-o", less, "--budget", budget)
+    code, out, _ = run("trim", whole, "-o", less, "--bits", budget)
     assert code == 0
     assert CacheCard.load(less).bits_per_value <= budget
     assert run("resume", less, *model, "-p", " And", "--max-new-tokens", 4)[0] == 0
-    assert "cannot be trimmed" in run("trim", less, "-o", whole, "--budget", 0.01)[2]
+    assert "cannot be trimmed" in run("trim", less, "-o", whole, "--bits", 0.01)[2]
     (profile,) = hand.iterdir()
     monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path / "elsewhere"))
     from qkvshare.profile import _known
@@ -342,7 +342,7 @@ def test_sealed_and_signed_from_capture_to_resume(
     assert code == 0
     assert "signature: ok" in out
     for verb in (["verify"], ["inspect"], ["resume", "-m", llama_folder], ["trim", "-o", longer]):
-        more = ["--budget", 1] if verb[0] == "trim" else []
+        more = ["--bits", 1] if verb[0] == "trim" else []
         code, _, err = run(*verb, path, *more)
         assert code == 1
         assert "CardKeyError" in err
@@ -370,7 +370,7 @@ def test_trim_keeps_a_card_sealed(
     card = refined(1)
     card.save(path, key=Key.load(key))
     budget = card.bits_per_value - 0.1
-    code, out, _ = run("trim", path, "-o", small, "--budget", budget, "--key", "env")
+    code, out, _ = run("trim", path, "-o", small, "--bits", budget, "--key", "env")
     assert code == 0
     assert f"{small.stat().st_size:,} of {path.stat().st_size:,} bytes" in " ".join(out.split())
     assert CacheCard.load(small, key=Key.load(key)).nbytes < card.nbytes

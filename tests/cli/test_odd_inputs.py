@@ -27,7 +27,7 @@ VERBS: dict[str, dict[str, str]] = {
     "resume": {**MODEL, "card": "a.card"},
     "inspect": {"card": "a.card"},
     "verify": {**MODEL, "card": "a.card"},
-    "trim": {"card": "a.card", "output": "new", "budget": "3"},
+    "trim": {"card": "a.card", "output": "new", "bits": "3"},
     "calibrate": {**TEXT, "output": "new"},
     "serve": {**MODEL, "root": "store"},
     "mcp": {**MODEL, "root": "store"},

@@ -161,7 +161,7 @@ def test_sinks_and_caps_are_not_dropped(family: str) -> None:
         assert greedy(model, **card.inputs(model, new=NEW)) == expected
     model.set_attn_implementation("eager")
     assert greedy(model, **card.inputs(model, new=NEW)) == expected
-    capture(model, token_ids=CONTEXT, budget=9)  # looks on while the model reads
+    capture(model, token_ids=CONTEXT, bits=9)  # looks on while the model reads
 
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
@@ -200,9 +200,9 @@ def test_a_model_that_cannot_be_switched(llama: Any, monkeypatch: pytest.MonkeyP
 def test_probes_see_the_same(llama: Any) -> None:
     """Scores, and so the bits of a card, do not depend on the attention function."""
     model = tiny_model()
-    cards = [capture(model, token_ids=CONTEXT, budget=9)]
+    cards = [capture(model, token_ids=CONTEXT, bits=9)]
     model.set_attn_implementation(NAME)
-    cards.append(capture(model, token_ids=CONTEXT, budget=9))
+    cards.append(capture(model, token_ids=CONTEXT, bits=9))
     assert cards[0].manifest.segments[0].blobs == cards[1].manifest.segments[0].blobs
 
 

@@ -33,7 +33,7 @@ def test_from_calibration_to_card(family: str, kind: type[Learned]) -> None:
     for name, array in profile.arrays.items():
         assert (again.arrays[name] == array).all()
     allocator = kind(profile=profile)
-    card = capture(model, token_ids=CONTEXT, allocator=allocator, budget=9.5)
+    card = capture(model, token_ids=CONTEXT, allocator=allocator, bits=9.5)
     assert card.manifest.segments[0].allocation.allocator == allocator.name
     assert card.bits_per_value <= 9.5
     model(**card.inputs(model, new=NEW, new_only=True))

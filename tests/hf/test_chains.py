@@ -123,7 +123,7 @@ def test_a_cropped_or_batched_cache_is_not_taken_for_the_parent(llama: Any) -> N
 
 
 def test_the_chain_of_a_thin_parent_stays_thin(llama: Any) -> None:
-    first = capture(llama, token_ids=CONTEXT, codec=Packed(), budget=8)
+    first = capture(llama, token_ids=CONTEXT, codec=Packed(), bits=8)
     received = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     second, _ = step(llama, first, NEW)
     thin = second.without(first)
@@ -132,7 +132,7 @@ def test_the_chain_of_a_thin_parent_stays_thin(llama: Any) -> None:
         llama(**arguments)
     ids, cache = [*CONTEXT, *NEW, *NEW], arguments["past_key_values"]
     with pytest.raises(BudgetError, match="parent is thin"):
-        capture(llama, token_ids=ids, cache=cache, budget=8)
+        capture(llama, token_ids=ids, cache=cache, bits=8)
     third = capture(llama, token_ids=ids, cache=cache)
     assert (third.thin, len(third.manifest.segments)) == (1, 3)
     assert third.whole(first).thin == 0

@@ -161,13 +161,13 @@ def test_budget_is_met_or_refused(llama: Any) -> None:
     assert unlimited.manifest.segments[0].codec.parameters == {"bits": 8}
     for bits in (4, 3, 2):
         limit = capture(llama, token_ids=long, codec=Uniform(bits)).bits_per_value * 1.02
-        card = capture(llama, token_ids=long, codec=Uniform(), budget=limit)
+        card = capture(llama, token_ids=long, codec=Uniform(), bits=limit)
         assert card.manifest.segments[0].codec.parameters == {"bits": bits}
         assert card.bits_per_value <= limit
     with pytest.raises(BudgetError, match=r"the least for these 250 tokens is \d+\.\d+"):
-        capture(llama, token_ids=long, codec=Uniform(), budget=2)
+        capture(llama, token_ids=long, codec=Uniform(), bits=2)
     with pytest.raises(BudgetError, match="choose another codec"):
-        capture(llama, token_ids=long, codec=Raw(), budget=8)
+        capture(llama, token_ids=long, codec=Raw(), bits=8)
     with pytest.raises(CodecError, match="no width of 5 bits"):
         Uniform(5)
 

@@ -44,16 +44,16 @@ def test_budget_of_the_written_file(family: str, allocator: Any, tmp_path: Path)
     model = tiny_model(family)
     least = None
     try:
-        capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, budget=0.1)
+        capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, bits=0.1)
     except BudgetError as error:
         least = float(str(error).split("tokens is ")[1].split(",")[0])
     assert least is not None
     # Where windows have forgotten tokens, even the widest tier leaves a large budget unspent.
-    most = capture(model, token_ids=CONTEXT, codec=Packed(), budget=99).bits_per_value
+    most = capture(model, token_ids=CONTEXT, codec=Packed(), bits=99).bits_per_value
     budgets = [at for at in (least + 0.01, least + 0.1, least + 1, least + 3.3) if at < most]
     assert len(budgets) >= 2
     for budget in budgets:
-        card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, budget=budget)
+        card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, bits=budget)
         path = card.save(tmp_path / "card")
         assert budget * 0.98 <= 8 * path.stat().st_size / card.values <= budget
         assert CacheCard.load(path).manifest.segments[0].allocation.allocator == allocator.name
@@ -65,7 +65,7 @@ def test_wide_enough_is_nearly_exact(family: str) -> None:
     """At 8 bits everywhere; the error of a wrong position or mean would be as large as the keys."""
     model = tiny_model(family)
     cache = live_cache(model, CONTEXT)
-    card = capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), budget=99)
+    card = capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), bits=99)
     back = card.inputs(model, new=NEW)["past_key_values"]
     for ours, theirs in zip(cache.layers, back.layers, strict=True):
         for one, two in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
@@ -78,7 +78,7 @@ def test_probing_leaves_model_and_cache_as_they_were(family: str) -> None:
     before = model.config._attn_implementation
     cache = live_cache(model, CONTEXT)
     kept = copy.deepcopy(cache)
-    capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), budget=6)
+    capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), bits=6)
     assert model.config._attn_implementation == before
     for ours, theirs in zip(cache.layers, kept.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)
@@ -161,7 +161,7 @@ def test_a_live_cache_is_probed_by_a_sample_of_its_context() -> None:
 def test_focus_moves_bits() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     cards = [
-        capture(model, tokenizer, "x" * 150, codec=Packed(), budget=6, focus=focus)
+        capture(model, tokenizer, "x" * 150, codec=Packed(), bits=6, focus=focus)
         for focus in (None, "where is it?", some_ids(4, seed=9))
     ]
     assert len({card.digest for card in cards}) == 3
@@ -199,7 +199,7 @@ def test_a_focus_that_nobody_looks_from_is_refused() -> None:
 @pytest.mark.parametrize("codec", [Packed(), Uniform()], ids=str)
 def test_budgets_that_are_none(codec: Any, budget: float) -> None:
     with pytest.raises(BudgetError, match="expected a number above 0"):
-        capture(tiny_model(), token_ids=CONTEXT, codec=codec, budget=budget)
+        capture(tiny_model(), token_ids=CONTEXT, codec=codec, bits=budget)
 
 
 def test_model_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_manifest_says_who_spent() -> None:
         "lagrangian",
         None,
     )
-    card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly(), budget=6.5)
+    card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly(), bits=6.5)
     allocation = card.manifest.segments[0].allocation
     assert (allocation.scorer, allocation.allocator, allocation.budget) == (None, "uniform", 6.5)
 
@@ -228,7 +228,7 @@ def test_manifest_says_who_spent() -> None:
 def test_appending(family: str, added: int) -> None:
     """Old bytes stay; the new tokens get the parent's rate, however few they are."""
     model = tiny_model(family)
-    parent = capture(model, token_ids=CONTEXT, codec=Packed(), budget=9)
+    parent = capture(model, token_ids=CONTEXT, codec=Packed(), bits=9)
     more = some_ids(added, seed=5)
     arguments = parent.inputs(model, new=more, new_only=True)
     cache = model(**arguments).past_key_values
@@ -256,7 +256,7 @@ def allocator_of(card: CacheCard) -> Allocator:
 def test_every_later_segment_has_the_slope_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     spent: list[Spent] = []
     monkeypatch.setattr(segments, "spend", lambda *given: spent.append(spend(*given)) or spent[-1])
-    card = capture(tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), budget=9)
+    card = capture(tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), bits=9)
     card = append_twice(card, CONTEXT[:150], 40)
     slopes = [segment.allocation.slope for segment in card.manifest.segments]
     assert slopes[0] is not None
@@ -270,7 +270,7 @@ def test_an_allocator_without_slopes_goes_on_at_the_rate_last_asked_for(
     rooms: list[int] = []
     monkeypatch.setattr(segments, "spend", lambda *given: rooms.append(given[5]) or spend(*given))
     card = capture(
-        tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), budget=9, allocator=Evenly()
+        tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), bits=9, allocator=Evenly()
     )
     card = append_twice(card, CONTEXT[:150], 40)
     assert {segment.allocation.slope for segment in card.manifest.segments} == {None}

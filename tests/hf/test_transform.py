@@ -50,7 +50,7 @@ def test_quality_grows_with_the_budget(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("budget", [3.0, 5.0, 8.0])
 def test_a_card_has_its_budget(budget: float) -> None:
     card = capture(
-        tiny_model(), token_ids=CONTEXT, codec=Transform.of(profile_of("llama")), budget=budget
+        tiny_model(), token_ids=CONTEXT, codec=Transform.of(profile_of("llama")), bits=budget
     )
     assert 0.95 * budget < card.bits_per_value <= budget
 
@@ -89,7 +89,7 @@ def test_an_allocator_of_tiers_is_refused() -> None:
 def test_a_budget_below_the_header_is_refused() -> None:
     codec = Transform.of(profile_of("llama"))
     with pytest.raises(BudgetError, match="cannot be met"):
-        capture(tiny_model(), token_ids=CONTEXT, codec=codec, budget=0.1)
+        capture(tiny_model(), token_ids=CONTEXT, codec=codec, bits=0.1)
 
 
 def test_the_profile_at_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

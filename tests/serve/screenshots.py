@@ -58,7 +58,7 @@ def resume(model: Any, card: qkvshare.CacheCard, new: list[int]) -> tuple[dict[s
 def fill(store: Store, model: Any, tokenizer: Any) -> tuple[str, list[dict[str, Any]]]:
     """Cards of a reader, three who ask, and one who goes on from one of them."""
     text = files("qkvshare.cli").joinpath("manual.txt").read_text()
-    read = qkvshare.capture(model, tokenizer, text, budget=4.0, agent="reader", codec=Packed())
+    read = qkvshare.capture(model, tokenizer, text, bits=4.0, agent="reader", codec=Packed())
     read = read.signed(Signer.generate())
     shown, cards = [], dict[str, qkvshare.CacheCard]()
     store.put(read, ttl=86_400)

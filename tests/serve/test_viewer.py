@@ -66,12 +66,12 @@ def site(llama: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("store")
     alice, bob = Store(root, tenant="alice"), Store(root, tenant="bob")
     read = qkvshare.capture(
-        llama, tokenizer, MANUAL, budget=7.0, agent="reader", codec=Packed(), salt=alice.salt
+        llama, tokenizer, MANUAL, bits=7.0, agent="reader", codec=Packed(), salt=alice.salt
     )
     alice.put(read)
     alice.put(read.fork("writer"))
     alice.put(read.fork("removed").fork("critic"))
-    bob.put(qkvshare.capture(llama, tokenizer, SECRET, budget=40.0, salt=bob.salt))
+    bob.put(qkvshare.capture(llama, tokenizer, SECRET, bits=40.0, salt=bob.salt))
     stores = {"Bearer alice's": alice, "Bearer bob's": bob}
     resumes = [
         {

@@ -42,7 +42,7 @@ def test_a_card_as_json(
 ) -> None:
     store = Store(tmp_path, tenant="alice", key=key)
     made = qkvshare.capture(
-        llama, tokenizer, TEXT, codec=codec, budget=60.0, agent="reader", salt=store.salt
+        llama, tokenizer, TEXT, codec=codec, bits=60.0, agent="reader", salt=store.salt
     )
     card = store.get(store.put(made))
     view = msgspec.json.decode(msgspec.json.encode(card_view(card, tokenizer)))

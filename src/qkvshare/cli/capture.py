@@ -12,7 +12,7 @@ from ..card.errors import CaptureError
 from ..card.files import read_text
 from .options import (
     AllocatorName,
-    Budget,
+    Bits,
     CodecName,
     KeyFile,
     Model,
@@ -34,7 +34,7 @@ def capture(
     codec: CodecName = None,
     scorer: ScorerName = None,
     allocator: AllocatorName = None,
-    budget: Budget = None,
+    bits: Bits = None,
     profile: ProfileFile = None,
     focus: Annotated[
         str | None,
@@ -82,7 +82,7 @@ def capture(
             codec=chosen,
             scorer=judge,
             allocator=spender,
-            budget=budget,
+            bits=bits,
             focus=focus,
             agent=agent,
         )

@@ -86,12 +86,12 @@ ScorerName = Annotated[
 AllocatorName = Annotated[
     str | None,
     typer.Option(
-        help="Who spends the budget (for packed): lagrangian, uniform, random, recency, salient, "
+        help="Who allocates the bits (for packed): lagrangian, uniform, random, recency, salient, "
         "controller, chunk-router (these two with --profile); "
         "parameters as in lagrangian:floor=0.02."
     ),
 ]
-Budget = Annotated[
+Bits = Annotated[
     float | None,
     typer.Option(min=0.01, max=MOST, callback=finite, help="Bits per value of the whole file."),
 ]

@@ -13,7 +13,7 @@ from .options import MOST, Card, KeyFile, Output, finite, key_of, say
 def trim(
     card: Card,
     output: Output,
-    budget: Annotated[
+    bits: Annotated[
         float,
         typer.Option(min=0.01, max=MOST, callback=finite, help="Bits per value of the whole file."),
     ],
@@ -24,7 +24,7 @@ def trim(
 
     seal = key_of(key)
     known = CacheCard.load(card, key=seal)
-    smaller = cut(known, budget)
+    smaller = cut(known, bits)
     smaller = CacheCard.load(smaller.save(output, key=seal), key=seal)  # its size as it lies there
     say(
         f"{output}: {smaller.nbytes:,} of {known.nbytes:,} bytes, "

@@ -76,7 +76,7 @@ class Packed(Codec):
     def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
         """Means, then keys, then values. Raises `CodecError`."""
         if bits is None:
-            raise CodecError("packed needs a bit map; capture with budget=.")
+            raise CodecError("packed needs a bit map; capture with bits=.")
         if isinstance(layers, list) and all(map(_at_once, layers)):
             pairs = list(zip(layers, bits, strict=True))
             for layer, widths in pairs:

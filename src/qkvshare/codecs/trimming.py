@@ -26,30 +26,30 @@ class _Piece:
     nbytes: int
 
 
-def trim(card: CacheCard, budget: float) -> CacheCard:
-    """The card with as many refinements as ``budget`` bits per value of the whole file allow.
+def trim(card: CacheCard, bits: float) -> CacheCard:
+    """The card with as many refinements as ``bits`` per value of the whole file allow.
 
     The finest go first, in each of them the last layer first. What is left is byte for byte the
     same; the lineage says whence it came. Compacted segments are left as they are. A card that fits
     is returned as it is. Raises `BudgetError` where the card without refinements is still larger,
     and `CardError`.
     """
-    if card.bits_per_value <= budget:
+    if card.bits_per_value <= bits:
         return card
     pieces = sorted(_pieces(card), key=lambda at: (-at.level, -at.layer, at.segment))
     saved, nbytes, values = 0, card.nbytes, card.values
     for count, piece in enumerate(pieces, 1):
         saved += piece.nbytes
-        if 8 * (nbytes - saved) > budget * values:
+        if 8 * (nbytes - saved) > bits * values:
             continue
-        smaller = _without(card, pieces[:count], budget)
-        if smaller.bits_per_value <= budget:  # the header may have grown
+        smaller = _without(card, pieces[:count], bits)
+        if smaller.bits_per_value <= bits:  # the header may have grown
             return smaller
-    least = _without(card, pieces, budget).bits_per_value if pieces else card.bits_per_value
+    least = _without(card, pieces, bits).bits_per_value if pieces else card.bits_per_value
     raise BudgetError(
-        f"the card cannot be trimmed to {budget:g} bits per value: without its {len(pieces)} "
+        f"the card cannot be trimmed to {bits:g} bits per value: without its {len(pieces)} "
         f"refinements it has {least:.3f}. Capture with a coarser base, as with codec "
-        "'transform:refinements=1' and a lower budget."
+        "'transform:refinements=1' and fewer bits."
     )
 
 
@@ -69,7 +69,7 @@ def _pieces(card: CacheCard) -> list[_Piece]:
     return found
 
 
-def _without(card: CacheCard, dropped: list[_Piece], budget: float) -> CacheCard:
+def _without(card: CacheCard, dropped: list[_Piece], bits: float) -> CacheCard:
     from . import from_record
 
     # In each segment: of which layers how many refinements stay. The finest come first.
@@ -86,7 +86,7 @@ def _without(card: CacheCard, dropped: list[_Piece], budget: float) -> CacheCard
             name = blob_name(layer, index)
             tensors[name] = codec.drop(tensors[name], shape, levels)
             blobs[layer] = digest_bytes(tensors[name], manifest.salt)
-        spent = msgspec.structs.replace(segment.allocation, budget=budget)
+        spent = msgspec.structs.replace(segment.allocation, budget=bits)
         segments[index] = msgspec.structs.replace(segment, blobs=blobs, allocation=spent)
     hop = Hop(hop=len(manifest.lineage), agent="trim", tokens_added=0, parent=card.digest)
     trimmed = msgspec.structs.replace(

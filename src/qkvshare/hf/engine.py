@@ -31,4 +31,4 @@ def extend(
         )
     with torch.no_grad():  # generate has not read its own last token
         model(input_ids=ids[:, cache.get_seq_length() :], past_key_values=cache, use_cache=True)
-    return capture(model, token_ids=ids, cache=cache, agent=agent, budget=bits)
+    return capture(model, token_ids=ids, cache=cache, agent=agent, bits=bits)

@@ -38,7 +38,7 @@ def capture(
     attention_mask: Tensor | None = None,
     row: int | None = None,
     codec: Codec | None = None,
-    budget: float | None = None,
+    bits: float | None = None,
     scorer: Scorer | None = None,
     allocator: Allocator | None = None,
     focus: str | Ids | None = None,
@@ -63,12 +63,12 @@ def capture(
         attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
         row: which sequence of the batch; needed where there are several.
         codec: how to encode; by default as the parent, and `Packed` without one.
-        budget: bits per value of the whole card file. A codec with `Codec.tiers` spends it row by
-            row and comes within 2 % of it; any other is narrowed until it fits. Without a budget
-            new tokens are encoded as finely as the parent's: at its slope (`Lagrangian`), its step
-            (`Transform`), or its budget. Without a parent it is `DEFAULT_BUDGET`.
+        bits: bits per value of the whole card file. A codec with `Codec.tiers` allocates them row
+            by row and comes within 2 % of it; any other is narrowed until it fits. Without it new
+            tokens are encoded as finely as the parent's: at its slope (`Lagrangian`), its step
+            (`Transform`), or its bits. Without a parent it is `DEFAULT_BITS`.
         scorer: for codecs with tiers: who tells what later queries look at; by default `Attention`.
-        allocator: for codecs with tiers: who spends the budget; by default `Lagrangian`.
+        allocator: for codecs with tiers: who allocates the bits; by default `Lagrangian`.
         focus: the receiver's instruction or question (text, or token ids), where the sender knows
             it: the scorer then asks what that looks at, instead of a sample of the context.
         parent: the card this context went on from: its segments are kept byte for byte, and only
@@ -83,8 +83,8 @@ def capture(
     Raises:
         CaptureError, PromptError, UnsupportedModelError, CodecError, BudgetError, IdentityError.
     """
-    if budget is not None and not 0 < budget < math.inf:
-        raise BudgetError(f"a budget of {budget:g} bits per value; expected a number above 0.")
+    if bits is not None and not 0 < bits < math.inf:
+        raise BudgetError(f"bits={bits:g} bits per value; expected a number above 0.")
     if ttl is not None and not -1e9 <= ttl <= 1e9:
         raise CaptureError(f"ttl={ttl:g} seconds; expected a number of at most 1e9.")
     if (source is None) == (token_ids is None):
@@ -110,7 +110,7 @@ def capture(
         how = spending(codec or _inherited(parent), scorer, allocator, ids)
     codec = codec or _inherited(parent)
     return make_card(
-        state, identity, codec, how, budget, parent=parent, agent=agent, ttl=ttl, salt=salt
+        state, identity, codec, how, bits, parent=parent, agent=agent, ttl=ttl, salt=salt
     )
 
 
@@ -119,7 +119,7 @@ def make_card(
     identity: Identity,
     codec: Codec,
     how: Spending | None,
-    budget: float | None,
+    bits: float | None,
     *,
     parent: CacheCard | None = None,
     agent: str = "",
@@ -132,11 +132,11 @@ def make_card(
     learned = how.allocator if how is not None else None
     if isinstance(learned, Learned) and learned.profile is not None:
         learned.profile.require(identity.weights)
-    if parent is not None and parent.thin and budget is not None:
+    if parent is not None and parent.thin and bits is not None:
         raise BudgetError(
-            f"a budget is for the whole card, and the parent is thin: the bytes of its first "
-            f"{parent.thin} segments are not at hand. Leave the budget out (the new tokens are "
-            "then given the parent's), or put the parent together with card.whole(…)."
+            f"bits= is for the whole card, and the parent is thin: the bytes of its first "
+            f"{parent.thin} segments are not at hand. Leave bits= out (the new tokens are "
+            "then encoded as the parent's were), or put the parent together with card.whole(…)."
         )
     now = datetime.now(UTC)
     known = parent.manifest if parent is not None else None
@@ -157,11 +157,11 @@ def make_card(
         salt=salt,
     )
     if how is None:
-        return encode_alike(state, start, before, codec, budget)
+        return encode_alike(state, start, before, codec, bits)
     if isinstance(codec, Transform):
         codec = _with_profile(codec, identity)
-        return encode_steps(state, start, before, codec, how, budget)
-    return encode_tiers(state, start, before, codec, how, budget)
+        return encode_steps(state, start, before, codec, how, bits)
+    return encode_tiers(state, start, before, codec, how, bits)
 
 
 def _inherited(parent: CacheCard | None) -> Codec:

@@ -1,7 +1,7 @@
 """The new card: what was before it, and one more segment.
 
-Three ways to meet a budget: a codec with tiers spends it row by row, `Transform` is given the step
-that fits, and any other is narrowed.
+Three ways to meet ``bits`` per value: a codec with tiers allocates them row by row, `Transform` is
+given the step that fits, and any other is narrowed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .allocate import Spending, least_bits, shapes_of, spend, spend_steps
 from .state import State
 from .steps import fit_step, sample_size
 
-# Bits per number of the codes and what belongs to them, for tokens that come without a budget.
-DEFAULT_BUDGET = 4.0
+# Bits per number of the codes and what belongs to them, for tokens that come without ``bits``.
+DEFAULT_BITS = 4.0
 # Segments of fewer tokens have one blob for all layers: names and digests of blobs
 # take as much as a token at 3 bits. Refinements are dropped layer by layer, so theirs stay apart.
 _JOINED = 128
@@ -66,31 +66,31 @@ class Before:
 
 
 def encode_alike(
-    state: State, start: int, before: Before, codec: Codec, budget: float | None
+    state: State, start: int, before: Before, codec: Codec, bits: float | None
 ) -> CacheCard:
     """A codec without tiers: narrower and narrower until the card fits."""
     narrower: Codec | None = codec
     while narrower is not None:
         layers = state.for_codec(narrower, start)
-        allocation = Allocation(budget=budget)
+        allocation = Allocation(budget=bits)
         segment, new = _segment(state, start, before, narrower, allocation, narrower.encode(layers))
         card = before.card(state, segment, new)
-        if budget is None or card.bits_per_value <= budget:
+        if bits is None or card.bits_per_value <= bits:
             return card
         narrower = narrower.narrower()
-    raise _impossible(budget, card.tokens, card.bits_per_value)
+    raise _impossible(bits, card.tokens, card.bits_per_value)
 
 
 def encode_tiers(
-    state: State, start: int, before: Before, codec: Codec, how: Spending, budget: float | None
+    state: State, start: int, before: Before, codec: Codec, how: Spending, bits: float | None
 ) -> CacheCard:
-    """A codec with tiers: bits row by row, so that the finished card has ``budget``."""
+    """A codec with tiers: bits row by row, so that the finished card has ``bits`` per value."""
     shapes = shapes_of(state, start)
     scorer = how.scored_by
     allocation = Allocation(
         scorer=None if scorer is None else label_scorer(scorer),
         allocator=label(how.allocator),
-        budget=budget,
+        budget=bits,
         slope=LOWEST_SLOPE if isinstance(how.allocator, Lagrangian) else None,
     )
     # How large all but the codes will be is known from a card with nothing in its blobs. The sizes
@@ -103,15 +103,15 @@ def encode_tiers(
     )
     fixed, least = draft.nbytes - sum(most), least_bits(state, start, codec)
     slope = None
-    if budget is None:
+    if bits is None:
         # Not a promise about the card: new tokens are encoded as finely as those before.
         slope, rate = _as_before(before, codec, allocation.allocator)
         room = int(rate * sum(most)) - 8 * sum(map(codec.overhead, shapes))
         room = max(room, least)
     else:
-        room = int(budget * draft.values) - 8 * fixed
+        room = int(bits * draft.values) - 8 * fixed
         if room < least:
-            raise _impossible(budget, draft.tokens, (8 * fixed + least) / draft.values)
+            raise _impossible(bits, draft.tokens, (8 * fixed + least) / draft.values)
     spent = spend(state, start, codec, how, before.identity, room, slope)
     allocation = replace(allocation, slope=spent.slope)
     encoded = codec.encode(state.for_codec(codec, start), spent.bits)
@@ -119,7 +119,7 @@ def encode_tiers(
 
 
 def _as_before(before: Before, codec: Codec, allocator: str) -> tuple[int | None, float]:
-    """The slope of the last run that was encoded so, if any; and the last budget asked for.
+    """The slope of the last run that was encoded so, if any; and the last bits per value asked for.
 
     Slopes are comparable where worth is; and tokens that agents append a few at a time, the ones
     that the next agent looks at most, cost more than a context's average.
@@ -131,17 +131,17 @@ def _as_before(before: Before, codec: Codec, allocator: str) -> tuple[int | None
         if run.codec.name == codec.name and run.allocation.allocator == allocator
     )
     asked = (run.allocation.budget for run in runs if run.allocation.budget is not None)
-    return next(alike, None), next(asked, DEFAULT_BUDGET)
+    return next(alike, None), next(asked, DEFAULT_BITS)
 
 
 def encode_steps(
-    state: State, start: int, before: Before, codec: Transform, how: Spending, budget: float | None
+    state: State, start: int, before: Before, codec: Transform, how: Spending, bits: float | None
 ) -> CacheCard:
-    """The transform codec: the finest step whose card has ``budget``, or the codec's own."""
+    """The transform codec: the finest step that ``bits`` per value allow, or the codec's own."""
     exponents = spend_steps(state, start, how)
     assert how.scored_by is not None
     allocation = Allocation(
-        scorer=label_scorer(how.scored_by), allocator=label(how.allocator), budget=budget
+        scorer=label_scorer(how.scored_by), allocator=label(how.allocator), budget=bits
     )
 
     def make(step: int) -> CacheCard:
@@ -149,14 +149,14 @@ def encode_steps(
         blobs = fitted.encode(state.for_codec(codec, start), exponents=exponents)
         return before.card(state, *_segment(state, start, before, fitted, allocation, blobs))
 
-    if budget is None:
+    if bits is None:
         return make(codec.basis.reference if codec.step is None else codec.step)
     nothing = (np.zeros(0, np.uint8) for _ in state.layers)
     draft = before.card(
         state, *_segment(state, start, before, codec.at(0), allocation, nothing, digests=False)
     )
     layers = sample_size(state, start, codec, exponents)
-    room = budget * draft.values / 8
+    room = bits * draft.values / 8
     return fit_step(make, lambda step: draft.nbytes + layers(step), _start(before, codec), room)
 
 
@@ -202,9 +202,9 @@ def _segment(
     return segment, tensors
 
 
-def _impossible(budget: float | None, tokens: int, least: float) -> BudgetError:
+def _impossible(bits: float | None, tokens: int, least: float) -> BudgetError:
     return BudgetError(
-        f"a budget of {budget:g} bits per value cannot be met: the least for these {tokens} "
+        f"{bits:g} bits per value cannot be met: the least for these {tokens} "
         f"tokens is {least:.3f}, header and scales included. "
         "Raise it or choose another codec."
     )

@@ -32,7 +32,7 @@ class Keep:
 
     Attributes:
         agent: a name for the card's lineage.
-        budget: bits per value of its file.
+        bits: per value of its file.
         ttl: seconds after which it refuses to be used.
         waits_on: the tool that the agent calls now, if it does. The store learns how long each tool
             takes (`Store.hold`): while it is worth waiting the card is the last to be evicted, and
@@ -40,7 +40,7 @@ class Keep:
     """
 
     agent: str = ""
-    budget: float | None = None
+    bits: float | None = None
     ttl: float | None = None
     waits_on: str | None = None
 

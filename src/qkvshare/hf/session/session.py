@@ -213,7 +213,7 @@ class Session:
             self.model,
             self.tokenizer,
             codec=None if grown else self.codec,
-            budget=keep.budget,
+            bits=keep.bits,
             agent=keep.agent,
             ttl=keep.ttl,
             salt=store.salt,
