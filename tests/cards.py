@@ -14,8 +14,8 @@ import torch
 
 from qkvshare.card import Allocation, CacheCard, Hop, Identity, Layer, Manifest, Segment
 from qkvshare.card.container import MAGIC, Array, blob_name, ids_name
-from qkvshare.card.digest import digest_bytes, empty_chain, extend_chain
-from qkvshare.codecs import Codec, LayerBits, LayerKV, Raw
+from qkvshare.card.digest import Bytes, digest_bytes, empty_chain, extend_chain
+from qkvshare.codecs import Codec, LayerBits, LayerKV, Raw, Tiered
 from qkvshare.codecs.bits import BitMap
 
 IDENTITY = Identity(
@@ -35,7 +35,7 @@ LAYERS = [
 
 def every_width(codec: Codec, layers: list[LayerKV]) -> BitMap | None:
     """A bit map with all of a codec's tiers in turn."""
-    if not codec.tiers:
+    if not isinstance(codec, Tiered):
         return None
     tiers = torch.tensor(codec.tiers, dtype=torch.uint8)
 
@@ -44,6 +44,13 @@ def every_width(codec: Codec, layers: list[LayerKV]) -> BitMap | None:
         return tiers[(torch.arange(heads * tokens) + first) % len(tiers)].view(heads, tokens)
 
     return [LayerBits(turn(layer.keys, 0), turn(layer.values, 3)) for layer in layers]
+
+
+def encode(codec: Codec, layers: list[LayerKV], bits: BitMap | None = None) -> list[Bytes]:
+    """Each layer's bytes, by default with all of a codec's tiers in turn."""
+    if isinstance(codec, Tiered):
+        return list(codec.encode(layers, bits or every_width(codec, layers)))
+    return list(codec.encode(layers))
 
 
 def make_card(
@@ -72,7 +79,7 @@ def make_card(
             shape = (layer.kv_heads, end - held_from, layer.head_dim)
             keys = torch.randn(shape, generator=generator)
             layers.append(LayerKV(keys, torch.randn(shape, generator=generator)))
-        blobs = list(codec.encode(layers, every_width(codec, layers)))
+        blobs = encode(codec, layers)
         sizes = [len(blob) for blob in blobs] if joined else None
         if joined:
             blobs = [np.concatenate(blobs)]

@@ -73,7 +73,7 @@ def make_settings(
     ``packed`` at its default budget where none is named.
     """
     from qkvshare.allocators import Lagrangian, make_allocator
-    from qkvshare.codecs import Transform, make_codec
+    from qkvshare.codecs import Stepped, Tiered, make_codec
     from qkvshare.profile import Profile
     from qkvshare.scorers import Attention, Scorer, make_scorer
 
@@ -86,8 +86,8 @@ def make_settings(
     settings = []
     for name in codecs or ["packed"]:
         codec = make_codec(name, learned)
-        for spender in spenders if codec.tiers else [None]:
-            looks = isinstance(codec, Transform) if spender is None else spender.uses_salience
+        for spender in spenders if isinstance(codec, Tiered) else [None]:
+            looks = isinstance(codec, Stepped) if spender is None else spender.uses_salience
             asked: list[Scorer | None] = [*judges] if looks else [None]
             settings += [Setting(codec, at, spender, judge) for judge in asked for at in limits]
     return settings

@@ -68,7 +68,7 @@ def test_a_line_hands_over_what_a_fresh_receiver_would_get(
     long_llama: Any, codec: Any, tmp_path: Path
 ) -> None:
     """What earlier agents hold saves decoding and changes nothing."""
-    way = Way(Setting(codec, 6.0 if codec.tiers else None))
+    way = Way(Setting(codec, 6.0 if codec.name == "packed" else None))
     preamble = Preamble.of(long_llama, some_ids(90), [way])
     line = Line.behind(preamble, way, tmp_path)
     for hop in range(3):

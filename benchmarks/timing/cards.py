@@ -11,7 +11,7 @@ import torch
 
 from qkvshare.card import CacheCard
 from qkvshare.card.digest import Bytes, digest_bytes
-from qkvshare.codecs import Codec, LayerKV, Raw, decode_runs, dtype_of, find_codec, shapes_of
+from qkvshare.codecs import Codec, LayerKV, decode_runs, dtype_of, find_codec, shapes_of
 from qkvshare.hf.attention import NAME
 from qkvshare.hf.cache.card_cache import rooms
 from qkvshare.hf.cache.coded import CodedLayer
@@ -127,7 +127,7 @@ class CardHalf(Card):
     @classmethod
     def takes(cls, model: Any, codec: Codec) -> bool:
         """As `inject` does."""
-        return model.dtype == torch.float32 and not isinstance(codec, Raw)
+        return model.dtype == torch.float32 and not codec.lossless
 
 
 class CardCodes(Card):

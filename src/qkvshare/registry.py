@@ -26,10 +26,12 @@ def find(
         return known[name]
     for point in entry_points(group=f"qkvshare.{kind}s", name=name):
         found: Any = point.load()
-        if isinstance(found, type) and issubclass(found, base) and is_dataclass(found):
+        right = isinstance(found, type) and issubclass(found, base) and is_dataclass(found)
+        if right and cast(Any, found).name == name:
             return cast(type[T], found)
         raise error(
-            f"the entry point {point.value} is not a dataclass derived from {base.__name__}."
+            f"the entry point {point.value} is not a dataclass derived from {base.__name__} that "
+            f"is named {name!r}."
         )
     raise error(f"there is no {kind} {name!r}; known: {', '.join(sorted(known))}.")
 

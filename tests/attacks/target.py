@@ -36,6 +36,7 @@ from qkvshare.codecs import (
     Raw,
     Shape,
     Transform,
+    Trimmable,
     Uniform,
     decode_runs,
     empty,
@@ -204,7 +205,10 @@ class Target:
         for blob in blobs:
             codec.parts(shape, len(blob))
             with suppress(QKVShareError):
-                codec.level_bytes(blob, shape)
+                codec.token_bits(blob, shape)
+            if isinstance(codec, Trimmable):
+                with suppress(QKVShareError):
+                    codec.level_bytes(blob, shape)
         for _ in codec.decode(blobs, empty([shape] * count, dtype)):
             pass
 

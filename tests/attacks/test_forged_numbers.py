@@ -19,6 +19,7 @@ from qkvshare.codecs import Codec, Kivi, LayerBits, LayerKV, Packed, Shape, Tran
 from qkvshare.codecs.finite import MOST
 from qkvshare.profile import Profile
 
+from ..cards import encode
 from ..conftest import some_ids
 from .target import GOLDEN
 
@@ -37,7 +38,7 @@ def layer(dim: int = DIM) -> LayerKV:
 def encoded(codec: Codec, of: LayerKV, dtype: torch.dtype = torch.float32) -> Any:
     bits = LayerBits(*(torch.full((2, TOKENS), 4, dtype=torch.uint8) for _ in "kv"))
     given = LayerKV(of.keys.to(dtype), of.values.to(dtype))
-    (blob,) = codec.encode([given], [bits] if codec.tiers else None)
+    (blob,) = encode(codec, [given], [bits])
     return blob.copy()
 
 

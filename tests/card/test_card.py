@@ -20,7 +20,7 @@ from qkvshare.card import Run, container
 from qkvshare.card.container import blob_name
 from qkvshare.card.errors import CardDigestError, CardNotFoundError
 from qkvshare.codecs import LayerKV, decode_runs, shapes_of
-from qkvshare.codecs.base import empty
+from qkvshare.codecs.layers import empty
 
 from ..cards import make_card
 from ..conftest import some_ids

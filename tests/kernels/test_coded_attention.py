@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qkvshare.codecs import Packed, Shape, empty
-from qkvshare.codecs.base import LayerKV, Turned
 from qkvshare.codecs.bits import LayerBits
+from qkvshare.codecs.layers import LayerKV, RotatedKV
 from qkvshare.hf.cache.coded import Coded
 from qkvshare.hf.model.rope import Turn
 from qkvshare.kernels.cpu_attention import attend
@@ -55,7 +55,7 @@ def coded(
     turn: Turn | Any = Turning(tokens, dim, draw) if turning else None
     one = Coded(codec, blob, start, shape, turn)
     (room,) = empty([shape], torch.float32)
-    (numbers,) = codec.decode([blob], [Turned(room.keys, room.values, turn and turn.angles)])
+    (numbers,) = codec.decode([blob], [RotatedKV(room.keys, room.values, turn and turn.angles)])
     return one, numbers
 
 

@@ -25,7 +25,7 @@ fastapi = pytest.importorskip("fastapi", reason="the page needs 'qkvshare[serve]
 from qkvshare.serve import errors  # noqa: E402
 from qkvshare.serve.viewer import router  # noqa: E402
 
-from ..cards import IDENTITY, card_of, every_width, make_card  # noqa: E402
+from ..cards import IDENTITY, card_of, encode, make_card  # noqa: E402
 from .browser import Watched, chromium  # noqa: E402
 from .server import serving  # noqa: E402
 
@@ -405,7 +405,7 @@ def long_card(tokenizer: Any) -> CacheCard:
     ids = np.array(tokenizer(text)["input_ids"], np.int32)
     codec, draw = Packed(), torch.Generator().manual_seed(0)
     layers = [LayerKV(*torch.randn(2, 1, TOKENS, 8, generator=draw)) for _ in range(LAYERS)]
-    blobs = list(codec.encode(layers, every_width(codec, layers)))
+    blobs = encode(codec, layers)
     identity = msgspec.structs.replace(IDENTITY, tokenizer=tokenizer_digest(tokenizer))
     return card_of(ids, blobs, codec, [Layer("full", 1, 8, 8)] * LAYERS, identity)
 

@@ -26,7 +26,7 @@ from qkvshare.serve.viewer import router
 from qkvshare.serve.viewing import card_view
 from qkvshare.store import Store
 
-from ..cards import IDENTITY, card_of, every_width
+from ..cards import IDENTITY, card_of, encode
 from .browser import chromium
 from .server import serving
 
@@ -67,7 +67,7 @@ def main() -> None:
     ids = np.array(tokenizer(text)["input_ids"][:TOKENS], np.int32)
     codec, draw = Packed(), torch.Generator().manual_seed(0)
     layers = [LayerKV(*torch.randn(2, HEADS, TOKENS, DIM, generator=draw)) for _ in range(LAYERS)]
-    blobs = list(codec.encode(layers, every_width(codec, layers)))
+    blobs = encode(codec, layers)
     identity = msgspec.structs.replace(IDENTITY, tokenizer=tokenizer_digest(tokenizer))
     made = card_of(ids, blobs, codec, [Layer("full", HEADS, DIM, DIM)] * LAYERS, identity)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:

@@ -19,7 +19,6 @@ from .learned import Learned
 from .random import Random
 from .recency import Recency
 from .salient import Salient
-from .smooth import Smooth
 from .uniform import Uniform
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "Random",
     "Recency",
     "Salient",
-    "Smooth",
     "Uniform",
     "find_allocator",
     "make_allocator",

@@ -1,88 +1,18 @@
-"""What an allocator is: salience and a budget to a bit map."""
+"""What allocators have in common: the way from worth to a bit map."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..card.errors import BudgetError
-from ..codecs import Codec, Energy, LayerBits, Shape
+from ..codecs import LayerBits, Shape
 from ..codecs.bits import BitMap
+from ..codecs.tiered import SINKS, Allocator, Demand, Features
 
-# The first tokens of a context are attention sinks: few, always looked at, and far from the rest.
-SINKS = 4
-
-
-@dataclass(frozen=True)
-class Features:
-    """What learned allocators look at: tokens, not rows.
-
-    Attributes:
-        signals: ``[tokens, 4]``: entropy of the next token's distribution in nats, its largest
-            probability, rarity of the token in its context in nats, and the log of the variance of
-            the attention that it receives.
-        hidden: hidden states in the middle of the model, ``[tokens, hidden_size]``.
-    """
-
-    signals: Tensor
-    hidden: Tensor
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What there is to spend bits on, layer by layer.
-
-    Attributes:
-        codec: one with `Codec.tiers`.
-        shapes: geometry of each layer.
-        energy: of each layer's rows, from `Codec.energy`.
-        salience: how much later queries look at each row, ``[kv_heads, tokens]`` a layer with mean
-            1; None where no scorer was asked.
-        sinks: how many of the first tokens get the widest tier.
-        sensitivity: Fisher information of each layer's heads, ``[2 (keys, values), kv_heads]``;
-            None for allocators that do without.
-        features: of all tokens; None for allocators that are not learned.
-    """
-
-    codec: Codec
-    shapes: Sequence[Shape]
-    energy: Sequence[Energy]
-    salience: Sequence[Tensor] | None
-    sinks: int
-    sensitivity: Sequence[Tensor] | None = None
-    features: Features | None = None
-
-    def costs(self) -> Tensor:
-        """Bits of a row in every tier, ``[layers, 2 (keys, values), tiers]``, int64."""
-        size, tiers = self.codec.row_bits, self.codec.tiers
-        return torch.tensor(
-            [
-                [[size(dim, bits) for bits in tiers] for dim in (at.head_dim, at.v_head_dim)]
-                for at in self.shapes
-            ]
-        )
-
-
-class Allocator(ABC):
-    """Base of all allocators: frozen dataclasses whose fields are their parameters."""
-
-    name: ClassVar[str]
-    # Whether `allocate` looks at `Demand.salience`: scoring costs a forward pass.
-    uses_salience: ClassVar[bool] = False
-
-    @property
-    def uses_sensitivity(self) -> bool:
-        """Whether `allocate` looks at `Demand.sensitivity`."""
-        return False
-
-    @abstractmethod
-    def allocate(self, demand: Demand, budget: int) -> BitMap:
-        """Spend at most ``budget`` bits on codes. Raises `BudgetError`."""
+__all__ = ["SINKS", "Allocator", "Demand", "Features", "Ladder", "evenly", "fill", "in_turn"]
 
 
 def split(flat: Tensor, shapes: Sequence[Shape]) -> BitMap:

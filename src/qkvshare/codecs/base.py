@@ -1,118 +1,79 @@
-"""What a codec is: keys and values of a run of tokens to bytes, layer by layer, and back."""
+"""What a codec is: it encodes keys and values of a run of tokens to bytes, and decodes them.
+
+A codec is one frozen dataclass derived from `Codec`. What only some codecs do has a protocol of
+its own: `Tiered` in `tiered`, and `Stepped`, `Trimmable` and `Attended` in `kinds`. Nothing outside
+this folder asks for a concrete codec, so one from another package can do all that ours do.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ..card import Codec as CodecRecord
-from ..card import Layer
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
-from ..kernels.rotation import turned
-from .bits import BitMap, Energy
+from .layers import Into, LayerKV, Shape, empty
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Geometry of one layer's keys and values in one segment."""
-
-    kv_heads: int
-    tokens: int
-    head_dim: int
-    v_head_dim: int
-
-    @classmethod
-    def of(cls, layer: Layer, tokens: int) -> Shape:
-        """Shape of ``tokens`` held tokens in ``layer``."""
-        return cls(layer.kv_heads, tokens, layer.head_dim, layer.v_head_dim)
-
-    @property
-    def keys(self) -> tuple[int, int, int]:
-        """``[kv_heads, tokens, head_dim]``."""
-        return self.kv_heads, self.tokens, self.head_dim
-
-    @property
-    def values(self) -> tuple[int, int, int]:
-        """``[kv_heads, tokens, v_head_dim]``."""
-        return self.kv_heads, self.tokens, self.v_head_dim
-
-
-@dataclass(frozen=True)
-class LayerKV:
-    """One layer's keys ``[kv_heads, tokens, head_dim]`` and values ``[.., v_head_dim]``."""
-
-    keys: Tensor
-    values: Tensor
-
-    @property
-    def angles(self) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines ``[tokens, head_dim / 2]`` to turn keys by, for codecs that do so, see
-        `Codec.turns`: before they are encoded, or after they are decoded. None where they stay as
-        they are."""
-        return None
-
-    @property
-    def shape(self) -> Shape:
-        """Its geometry."""
-        heads, tokens, dim = self.keys.shape
-        return Shape(heads, tokens, dim, self.values.shape[2])
-
-
-@dataclass(frozen=True)
-class Turned(LayerKV):
-    """Keys that ``angles`` take back to before RoPE."""
-
-    angles: tuple[Tensor, Tensor] | None = None
-
-
-def upright(layer: LayerKV) -> LayerKV:
-    """With keys before RoPE; a copy, in float32, where they are turned."""
-    if layer.angles is None:
-        return layer
-    return LayerKV(turned(layer.keys.float(), *layer.angles), layer.values)
-
-
-Into = TypeVar("Into", bound=LayerKV)
+TokenBits = npt.NDArray[np.float32]
 
 
 def leave(layer: LayerKV) -> None:
-    """Nothing more is done to it."""
+    """Do nothing more to a decoded layer."""
+
+
+# Metadata of a field that only tells the encoder what to do: the manifest does not record it.
+ENCODER_ONLY = {"recorded": False}
+
+
+def recorded(codec: Codec | type[Codec]) -> list[str]:
+    """Names of the fields that a manifest records, the profile's included."""
+    # Only codecs that are dataclasses can be registered, see `registry.find`.
+    every = dataclasses.fields(codec)  # type: ignore[arg-type]
+    return [field.name for field in every if field.metadata.get("recorded", True)]
 
 
 class Codec(ABC):
-    """Base of all codecs: subclasses are frozen dataclasses whose fields are their parameters.
+    """Base of all codecs: frozen dataclasses whose fields are their parameters.
+
+    Fields are numbers or text, and go into the manifest, which is all that `decode` knows. Two
+    kinds of field do not: a field ``profile: str = ""`` is the digest of the calibration `Profile`
+    that the codec needs, and stands beside the parameters; a field with `ENCODER_ONLY` stays here.
 
     ``encode`` and ``decode`` are generators over the layers in order, so that memory stays at a few
     layers and a codec may predict a layer from those before it.
+
+    Attributes:
+        name: what a manifest, a command line and the entry point call it.
+        version: of its bytes; a decoder refuses any other.
+        pre_rope: whether keys arrive before RoPE, where their statistics are better, or as cached.
+        rotates: whether it takes keys as cached and rotates them itself, by `LayerKV.angles`.
+        independent: whether a layer can be decoded without those before it.
+        lossless: whether decoded numbers are the encoded ones, bit for bit.
+        background: whether `decode` works on a thread of its own when ``into`` is a list on the
+            CPU: then it has read and checked all bytes before it yields a layer.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    # Whether keys arrive un-rotated (before RoPE, better statistics) or as the cache holds them.
     pre_rope: ClassVar[bool] = True
-    # Whether keys are turned by `LayerKV.angles` on the way.
-    turns: ClassVar[bool] = False
-    # Whether a layer can be decoded without those before it.
+    rotates: ClassVar[bool] = False
     independent: ClassVar[bool] = True
-    # Bits per number that a row can have, ascending, and the mean squared error of each as a share
-    # of the row's energy; empty for codecs that treat all rows alike and take no bit map.
-    tiers: ClassVar[tuple[int, ...]] = ()
-    distortion: ClassVar[tuple[float, ...]] = ()
+    lossless: ClassVar[bool] = False
+    background: ClassVar[bool] = False
 
     @abstractmethod
-    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
-        """Yield each layer's bytes, uint8 ``[bytes]``; ``bits`` for codecs with `tiers`.
+    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
+        """Yield each layer's bytes, uint8 ``[bytes]``. A list may be encoded in one go.
 
-        A list of ``layers`` may be encoded in one go.
-
-        Raises `CodecError`.
+        Raises:
+            CodecError: the codec cannot encode these numbers.
         """
 
     @abstractmethod
@@ -121,17 +82,22 @@ class Codec(ABC):
     ) -> Iterator[Into]:
         """Decode layer after layer into ``into`` and yield it.
 
-        Raises `CardError`, also for numbers that are not finite, see `finite`.
+        Args:
+            blobs: each layer's bytes; they come from somebody else, so nothing in them is believed.
+            into: targets with each layer's shape and dtype. A target's rows may lie anywhere, such
+                as in the middle of a longer cache, as long as the numbers of a row and the rows of
+                a head are contiguous. Targets are taken a few layers ahead, a list all at once.
+            then: called with each decoded layer, on the thread that decoded it; several may be at
+                work.
 
-        ``into`` has a layer's shape and number format; its tokens' rows may lie anywhere, such as
-        in the middle of a longer cache, as long as a row's numbers and a head's rows are one behind
-        the other. It is taken a few layers ahead, a list as far as is useful. ``then`` is called
-        with each layer once it is decoded, on the thread that did so, and several may be at work.
+        Raises:
+            CardError: the bytes do not fit the shapes, or stand for numbers that are not finite
+                (see `finite`).
         """
 
     @classmethod
     def decodes_on(cls, device: torch.device, shape: Shape) -> bool:
-        """Whether ``into`` may be on ``device``; it may always be on the CPU."""
+        """Whether targets may be on ``device``. The CPU always works."""
         return device.type == "cpu"
 
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
@@ -140,67 +106,53 @@ class Codec(ABC):
             pass
 
     def check(self, blobs: Iterable[Bytes], shapes: Iterable[Shape], dtype: torch.dtype) -> None:
-        """Look whether ``blobs`` of all layers stand for numbers of ``dtype``, and keep none.
+        """Check that ``blobs`` of all layers decode to finite numbers of ``dtype``; keep none.
 
-        Raises as `decode`, which is the way where there is none that is shorter.
+        Raises as `decode`. A codec that can tell from less overrides this.
         """
         for _ in self.decode(blobs, empty(shapes, dtype)):
             pass
 
     @abstractmethod
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
-        """Split a layer's ``nbytes`` bytes by kind: codes, scales, maps."""
+        """Split a layer's ``nbytes`` bytes by kind: ``codes``, ``scales``, ``maps``, or others."""
 
-    def energies(self, layers: Iterable[LayerKV]) -> list[Energy]:
-        """Energies of each layer's rows; for codecs with `tiers`."""
-        raise NotImplementedError
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+        """How many bits of ``blob`` each token's keys, and values, take: two arrays ``[tokens]``.
 
-    def row_bits(self, dim: int, bits: int) -> int:
-        """Size of a row of ``dim`` numbers at ``bits`` bits, in bits; for codecs with `tiers`."""
-        raise NotImplementedError
-
-    def overhead(self, shape: Shape) -> int:
-        """Bytes of a layer whose rows all have 0 bits; for codecs with `tiers`."""
-        raise NotImplementedError
-
-    def level_bytes(self, blob: Bytes, shape: Shape) -> list[int]:
-        """Bytes of each refinement in a layer's ``blob``, which `drop` can do without."""
-        return []
-
-    def drop(self, blob: Bytes, shape: Shape, keep: int) -> Bytes:
-        """``blob`` with its first ``keep`` refinements, without decoding."""
-        raise NotImplementedError
+        They add up to the blob. By default all tokens, and all numbers, are alike.
+        """
+        share = shape.v_head_dim / (shape.head_dim + shape.v_head_dim)
+        values = blob.nbytes * share
+        return alike(blob.nbytes - values, shape), alike(values, shape)
 
     def narrower(self) -> Self | None:
-        """The same codec at its next lower rate, or None at its lowest."""
+        """The same codec at its next lower rate; None at its lowest, or with a single rate."""
         return None
+
+    def for_model(self, weights: str) -> Self:
+        """The codec as it encodes for the model with these ``weights`` (their digest).
+
+        A codec with a profile takes the one at hand. Raises `ProfileError`.
+        """
+        return self
 
     def record(self) -> CodecRecord:
         """What the manifest says of this codec; enough to decode."""
-        # Only codecs that are dataclasses can be registered, see `codecs.find_codec`.
-        parameters = dataclasses.asdict(self)  # type: ignore[call-overload]
+        parameters = {name: getattr(self, name) for name in recorded(self)}
         profile = parameters.pop("profile", None)
         return CodecRecord(self.name, self.version, parameters, profile)
 
 
-def empty(shapes: Iterable[Shape], dtype: torch.dtype) -> Iterator[LayerKV]:
-    """Memory for `Codec.decode`, a layer at a time. Raises `CardFormatError` for too much."""
-    for shape in shapes:
-        try:
-            # Nothing is written before a codec has compared the shape with the bytes there are.
-            keys, values = (torch.empty(of, dtype=dtype) for of in (shape.keys, shape.values))
-        except RuntimeError as error:
-            raise CardFormatError(
-                f"there is no memory for a layer's bytes, its shape needs too many: {shape}. "
-                "The card is damaged or was assembled by hand."
-            ) from error
-        yield LayerKV(keys, values)
+def alike(nbytes: float, shape: Shape) -> TokenBits:
+    """The bits of ``nbytes`` bytes, the same for each token."""
+    return np.full(shape.tokens, 8 * nbytes / shape.tokens, np.float32)
 
 
-def require_bytes(blob: Bytes, expected: int, codec: Codec) -> None:
+def require_bytes(blob: Bytes, expected: int, codec: str) -> None:
     """Refuse a blob of the wrong size before anything is allocated for it."""
     if blob.nbytes != expected:
         raise CardFormatError(
-            f"a layer encoded by {codec.name!r} has {blob.nbytes} bytes, its shape needs "
+            f"a layer encoded by {codec!r} has {blob.nbytes} bytes, its shape needs "
             f"{expected}. The card is damaged or was assembled by hand."
         )

@@ -11,7 +11,8 @@ from ..card.container import Array, blob_name
 from ..card.contents import Contents
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
-from . import dtype_of, from_record, shapes_of
+from .records import from_record
+from .runs import dtype_of, shapes_of
 
 # Numbers for a byte; the least that codecs write for honest ones is some 0.1 bits a number. A
 # receiver bounds what it decodes by its model, here only the file's own size does.

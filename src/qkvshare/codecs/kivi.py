@@ -15,8 +15,8 @@ import numpy as np
 
 from ..card.digest import Bytes
 from . import affine
-from .base import Into, LayerKV, Shape, leave, require_bytes
-from .bits import BitMap
+from .base import leave, require_bytes
+from .layers import Into, LayerKV, Shape
 from .uniform import Uniform
 
 
@@ -26,7 +26,7 @@ class Kivi(Uniform):
 
     name = "kivi"
 
-    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
+    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
         """Keys, a row being a channel; then values, a row being a token."""
         for layer in layers:
             channels = layer.keys.transpose(1, 2).flatten(0, 1)
@@ -40,7 +40,7 @@ class Kivi(Uniform):
         for blob, layer in zip(blobs, into, strict=True):
             shape = layer.shape
             split = sum(self._key_sizes(shape))
-            require_bytes(blob, split + sum(self._sizes(shape.values)), self)
+            require_bytes(blob, split + sum(self._sizes(shape.values)), self.name)
             channels = shape.kv_heads * shape.head_dim
             dtype, length = layer.keys.dtype, shape.tokens
             keys = affine.dequantize(blob[:split], channels, length, self.bits, dtype, self.name)

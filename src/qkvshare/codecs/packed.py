@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
 from typing import TypeVar
@@ -26,44 +26,59 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..card.errors import CardFormatError, CodecError, QKVShareError
+from ..card.errors import CodecError
 from ..kernels.ahead import ahead
+from ..kernels.cpu_coded import Piece
 from ..kernels.cuda import fits
 from ..kernels.levels import DISTORTION, LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.operators import encode_rows
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
-from .base import Codec, Into, LayerKV, Shape, leave, require_bytes, upright
+from ..scorers.base import Scorer
+from . import packed_cpu
+from .base import ENCODER_ONLY, TokenBits, leave
 from .bits import BitMap, Energy, LayerBits
-from .packed_cpu import decode, decode_job, encode, energies, has_kernels
-from .packed_layout import MEAN_TOKENS, Layout, mean_bytes, units
+from .kinds import Attended
+from .layers import Into, LayerKV, RotatedKV, Shape, before_rope
+from .packed_cpu import encode, has_kernels
+from .packed_layout import MEAN_TOKENS, Layout, overhead, require_dims, units
+from .tiered import Allocator, Tiered
 
 # Half-precision parts are encoded from a float32 copy; those of two layers, where layers are copies
 # themselves, would be too much.
 _READ_AS_IT_IS, _ONE_AT_A_TIME = (torch.float32, torch.bfloat16), Lock()
 # Rows of a layer's keys: two layers at once only get in each other's way when they are small.
 _WORTH_THREADS = 8192
-# Head dims: rotating has work and memory of its own that grow with them, a DCT's with the square of
-# the odd factor, and a row of 0 bits takes a byte whatever it stands for.
-MOST_DIM, MOST_ODD = 4096, 255
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Packed(Codec):
-    """Bits per number from 0 to 8, chosen for every row by an allocator."""
+class Packed(Tiered, Attended):
+    """Bits per number from 0 to 8, chosen for every row by an allocator.
+
+    Attributes:
+        scorer: tells which tokens later queries look at; None for capture's default.
+        allocator: chooses the bits; None for capture's default. The manifest names both in the
+            segment's allocation, so they are no parameters of the bytes.
+    """
+
+    scorer: Scorer | None = field(default=None, metadata=ENCODER_ONLY)
+    allocator: Allocator | None = field(default=None, metadata=ENCODER_ONLY)
 
     name = "packed"
     version = 2
     tiers = TIERS
     distortion = DISTORTION
-    turns = True
+    rotates = True
+    background = True
 
     def energies(self, layers: Iterable[LayerKV]) -> list[Energy]:
         """Mean squares; rotation does not change them."""
         some = list(layers)
-        return energies(some) if all(map(has_kernels, some)) else list(map(_energy, some))
+        if all(map(has_kernels, some)):
+            return packed_cpu.energies(some)
+        return list(map(_energy, some))
 
     def row_bits(self, dim: int, bits: int) -> int:
         """Codes fill whole bytes."""
@@ -71,7 +86,7 @@ class Packed(Codec):
 
     def overhead(self, shape: Shape) -> int:
         """Bytes of a layer beside its codes."""
-        return mean_bytes(shape) + 2 * (2 + shape.kv_heads * shape.tokens)
+        return overhead(shape)
 
     def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
         """Means, then keys, then values. Raises `CodecError`."""
@@ -80,7 +95,7 @@ class Packed(Codec):
         if isinstance(layers, list) and all(map(_at_once, layers)):
             pairs = list(zip(layers, bits, strict=True))
             for layer, widths in pairs:
-                _require_dims(layer.shape, CodecError)
+                require_dims(layer.shape, CodecError)
                 _require_tiers(layer.shape, widths)
             yield from encode(pairs, min(2, torch.get_num_threads()))
             return
@@ -89,12 +104,12 @@ class Packed(Codec):
         yield from run(lambda one: self._encode(*one), zip(layers, bits, strict=True))
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
-        _require_dims(layer.shape, CodecError)
+        require_dims(layer.shape, CodecError)
         _require_tiers(layer.shape, widths)
         with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
             if has_kernels(layer):
                 return encode([(layer, widths)])[0]
-            parts = _encode_keys(upright(layer).keys, widths.keys)
+            parts = _encode_keys(before_rope(layer).keys, widths.keys)
             parts += _encode_rows(layer.values.float(), widths.values)
         return np.concatenate([part.cpu().numpy() for part in parts])
 
@@ -110,32 +125,30 @@ class Packed(Codec):
         on_cpu, pairs = first[1].keys.device.type == "cpu", _again(first, pairs)
         del first  # nothing is held that the caller has let go
         if on_cpu:
-            yield from decode(self, pairs, then, into if isinstance(into, list) else None)
+            yield from packed_cpu.decode(pairs, then, into if isinstance(into, list) else None)
             return
-        from . import packed_cuda
+        from . import packed_cuda  # needs Triton
 
-        yield from packed_cuda.decode(self, pairs, then)
+        yield from packed_cuda.decode(pairs, then)
 
     def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
         """On the caller's thread."""
         if layer.keys.device.type == "cpu":
-            decode_job(self, [(blob, layer)])
+            packed_cpu.decode_job([(blob, layer)])
         else:
             super().decode_layer(blob, layer)
 
-    def open(self, blob: Bytes, shape: Shape) -> Layout:
-        """Where all lies in ``blob``. Raises `CardFormatError`."""
-        _require_dims(shape, CardFormatError)
-        if blob.nbytes < self.overhead(shape):
-            require_bytes(blob, self.overhead(shape), self)
-        found, end = Layout.of(blob, shape)
-        require_bytes(blob, end, self)
-        return found
+    def codes(
+        self, blob: Bytes, shape: Shape, angles: tuple[Tensor, Tensor] | None
+    ) -> Piece | None:
+        """Addresses in ``blob``, which is kept."""
+        keys, values = (torch.empty(of, device="meta") for of in (shape.keys, shape.values))
+        return Piece.of(packed_cpu.opened([(blob, RotatedKV(keys, values, angles))], []))
 
     def check(self, blobs: Iterable[Bytes], shapes: Iterable[Shape], dtype: torch.dtype) -> None:
         """Mostly without decoding."""
         for blob, shape in zip(blobs, shapes, strict=True):
-            if not self.open(blob, shape).tame(shape, dtype):
+            if not Layout.of(blob, shape).tame(shape, dtype):
                 super().check([blob], [shape], dtype)
 
     @classmethod
@@ -146,9 +159,16 @@ class Packed(Codec):
 
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Of a row's byte three bits are map, five are scale."""
-        overhead = self.overhead(shape)
         maps = 2 * shape.kv_heads * shape.tokens * 3 // 8
-        return {"codes": nbytes - overhead, "scales": overhead - maps, "maps": maps}
+        return {
+            "codes": nbytes - overhead(shape),
+            "scales": overhead(shape) - maps,
+            "maps": maps,
+        }
+
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+        """Each row says its width."""
+        return Layout.of(blob, shape).token_bits(shape)
 
 
 def _require_tiers(shape: Shape, widths: LayerBits) -> None:
@@ -166,22 +186,13 @@ def _require_tiers(shape: Shape, widths: LayerBits) -> None:
             )
 
 
-def _require_dims(shape: Shape, error: type[QKVShareError]) -> None:
-    for dim in (shape.head_dim, shape.v_head_dim):
-        if dim > MOST_DIM or dim // power_of_two(dim) > MOST_ODD:
-            raise error(
-                f"'packed' has no rotation for rows of {dim} numbers; expected at most {MOST_DIM}, "
-                f"with an odd factor of at most {MOST_ODD}. Use another codec for this model."
-            )
-
-
 def _at_once(layer: LayerKV) -> bool:
     """Whether it is encoded from where it lies, without a copy."""
     return has_kernels(layer) and layer.keys.dtype in _READ_AS_IT_IS
 
 
 def _energy(layer: LayerKV) -> Energy:
-    keys = upright(layer).keys.float()
+    keys = before_rope(layer).keys.float()
     if keys.shape[1] >= MEAN_TOKENS:
         keys = keys - _mean(keys)[0]
     return Energy(keys.square().mean(-1), layer.values.float().square().mean(-1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,13 +19,10 @@ from ..kernels.operators import LARGEST
 from ..kernels.parts import Part
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
-from .base import Into, LayerKV
 from .bits import Energy, LayerBits
 from .finite import require_finite
-from .packed_layout import MEAN_TOKENS, mean_bytes
-
-if TYPE_CHECKING:
-    from .packed import Packed
+from .layers import Into, LayerKV
+from .packed_layout import MEAN_TOKENS, Layout, mean_bytes
 
 # Numbers of a job: threads that come back for less wait for each other.
 _WORTH_A_JOB = 1 << 21
@@ -92,18 +88,17 @@ def _readable(part: Tensor) -> Tensor:
 
 
 def decode(
-    codec: Packed,
     pairs: Iterator[tuple[Bytes, Into]],
     then: Callable[[Into], None],
     there: Sequence[Into] | None,
 ) -> Iterator[Into]:
     """As `Packed.decode`; ``there`` are all layers, where the memory of all is there."""
     if there is not None:
-        yield from _decode_there(codec, pairs, then, there)
+        yield from _decode_there(pairs, then, there)
         return
 
     def work(job: Job[Into]) -> list[Into]:
-        decode_job(codec, job)
+        decode_job(job)
         for _, layer in job:
             then(layer)
         return [layer for _, layer in job]
@@ -114,7 +109,6 @@ def decode(
 
 
 def _decode_there(
-    codec: Packed,
     pairs: Iterator[tuple[Bytes, Into]],
     then: Callable[[Into], None],
     layers: Sequence[Into],
@@ -123,7 +117,7 @@ def _decode_there(
     wild = list[LayerKV]()
     with Meanwhile(layers[0].keys, 2 * len(layers), _BEFOREHAND) as decoder:
         for blob, layer in pairs:
-            decoder.add(opened(codec, [(blob, layer)], wild))
+            decoder.add(opened([(blob, layer)], wild))
             del blob
     require_tame(wild)
     for layer in layers:
@@ -131,12 +125,12 @@ def _decode_there(
     return layers
 
 
-def opened(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]], wild: list[LayerKV]) -> list[Part]:
+def opened(job: Sequence[tuple[Bytes, LayerKV]], wild: list[LayerKV]) -> list[Part]:
     """What the kernel is told of layers that are all on the processor. Those whose numbers must be
     looked at, see `Layout.tame`, are added to ``wild``. Raises `CardFormatError`."""
     parts = []
     for blob, layer in job:
-        found = codec.open(blob, layer.shape)
+        found = Layout.of(blob, layer.shape)
         if not found.tame(layer.shape, layer.keys.dtype):
             wild.append(layer)
         for rows, to, mean, angles in (
@@ -148,10 +142,10 @@ def opened(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]], wild: list[Layer
     return parts
 
 
-def decode_job(codec: Packed, job: Sequence[tuple[Bytes, LayerKV]]) -> None:
+def decode_job(job: Sequence[tuple[Bytes, LayerKV]]) -> None:
     """Layers that are all on the processor, on the caller's thread. Raises `CardFormatError`."""
     wild = list[LayerKV]()
-    decode_parts(opened(codec, job, wild))
+    decode_parts(opened(job, wild))
     require_tame(wild)
 
 

@@ -18,8 +18,8 @@ from ..kernels.cuda_copy import Copies
 from ..kernels.cuda_decode import decode_parts
 from ..kernels.levels import LOWEST
 from ..kernels.parts import Part
-from .base import Into, LayerKV
-from .packed import Packed
+from . import packed_cpu
+from .layers import Into, LayerKV
 from .packed_cpu import require_tame, together
 from .packed_layout import HIGHEST, Layout, Rows
 
@@ -67,9 +67,7 @@ def _part(rows: Rows, sent: Tensor, numbers: Tensor, *more: Any) -> Part:
     return Part(sent[split:], sent[:split], scales, numbers, *more)
 
 
-def decode(
-    codec: Packed, pairs: Iterable[tuple[Bytes, Into]], then: Callable[[Into], None]
-) -> Iterator[Into]:
+def decode(pairs: Iterable[tuple[Bytes, Into]], then: Callable[[Into], None]) -> Iterator[Into]:
     """As `Packed.decode`; layers on the processor are decoded there. Nothing waits for a GPU,
     but for layers whose exponents are so large that the numbers must be looked at.
 
@@ -80,9 +78,9 @@ def decode(
         ready, wild = list[Ready](), list[LayerKV]()
         for blob, to in job:
             if to.keys.device.type == "cpu":
-                codec.decode_layer(blob, to)
+                packed_cpu.decode_job([(blob, to)])
             else:
-                layout = codec.open(blob, to.shape)
+                layout = Layout.of(blob, to.shape)
                 ready.append((layout, blob, to))
                 if not layout.tame(to.shape, to.keys.dtype):
                     wild.append(to)

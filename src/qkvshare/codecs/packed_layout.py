@@ -15,16 +15,21 @@ import numpy.typing as npt
 import torch
 
 from ..card.digest import Bytes
-from ..card.errors import CardFormatError
+from ..card.errors import CardFormatError, QKVShareError
 from ..kernels.cpu_decode import widths
-from ..kernels.levels import LOWEST, OCTAVE, UNIT, levels
+from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
-from .base import Shape
+from .base import TokenBits, alike, require_bytes
 from .finite import MOST, most, not_finite
+from .layers import Shape
 
 MEAN_TOKENS = 8  # below this the mean costs more than it brings
 HIGHEST = 384  # exponents: numbers of 2**-100 to 2**128
+# Head dims: rotating has work and memory of its own that grow with them, a DCT's with the square of
+# the odd factor, and a row of 0 bits takes a byte whatever it stands for.
+MOST_DIM, MOST_ODD = 4096, 255
+_WIDTHS = np.array(TIERS, np.float32)
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,13 +59,17 @@ class Layout:
     values: Rows
 
     @classmethod
-    def of(cls, blob: Bytes, shape: Shape) -> tuple[Self, int]:
-        """Also where it ends. Raises `CardFormatError`, also for a mean that is not finite."""
+    def of(cls, blob: Bytes, shape: Shape) -> Self:
+        """Find them. Raises `CardFormatError`, also for a mean that is not finite."""
+        require_dims(shape, CardFormatError)
+        if blob.nbytes < overhead(shape):
+            require_bytes(blob, overhead(shape), "packed")
         start = mean_bytes(shape)
         keys, end = _find_rows(blob, start, shape.keys)
         values, end = _find_rows(blob, end, shape.values)
         mean, largest = _read_mean(blob[:start], shape)
-        return cls(start, mean, largest, keys, values), end
+        require_bytes(blob, end, "packed")
+        return cls(start, mean, largest, keys, values)
 
     def tame(self, shape: Shape, dtype: torch.dtype) -> bool:
         """Whether ``dtype`` has all the numbers, whatever the codes are; the exponents mostly tell.
@@ -69,6 +78,32 @@ class Layout:
         """
         keys = 4 * (_largest(self.keys.top, shape.head_dim) + self.largest)
         return max(keys, _largest(self.values.top, shape.v_head_dim)) <= most(dtype)
+
+    def token_bits(self, shape: Shape) -> tuple[TokenBits, TokenBits]:
+        """A row's byte and codes are its token's; mean and exponents are shared by all tokens."""
+
+        def bits(rows: Rows, dim: int, common: int) -> TokenBits:
+            own = 8 + eights(dim) * _WIDTHS[rows.info & 7].reshape(shape.kv_heads, shape.tokens)
+            found: TokenBits = own.sum(0) + alike(common, shape)
+            return found
+
+        keys = bits(self.keys, shape.head_dim, self.start + 2)
+        return keys, bits(self.values, shape.v_head_dim, 2)
+
+
+def require_dims(shape: Shape, error: type[QKVShareError]) -> None:
+    """Raise ``error`` for head dims that `packed` does not rotate."""
+    for dim in (shape.head_dim, shape.v_head_dim):
+        if dim > MOST_DIM or dim // power_of_two(dim) > MOST_ODD:
+            raise error(
+                f"'packed' has no rotation for rows of {dim} numbers; expected at most {MOST_DIM}, "
+                f"with an odd factor of at most {MOST_ODD}. Use another codec for this model."
+            )
+
+
+def overhead(shape: Shape) -> int:
+    """Bytes of a layer beside its codes."""
+    return mean_bytes(shape) + 2 * (2 + shape.kv_heads * shape.tokens)
 
 
 def mean_bytes(shape: Shape) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
-from .bits import BitMap
+from .base import Codec, leave, require_bytes
 from .finite import require_finite
+from .layers import Into, LayerKV, Shape
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Raw(Codec):
 
     name = "raw"
     pre_rope = False  # un-rotating and rotating again would not be bit for bit
+    lossless = True
 
-    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
+    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
         """Copy the bytes."""
         for layer in layers:
             yield np.concatenate([_bytes(layer.keys), _bytes(layer.values)])
@@ -36,7 +37,7 @@ class Raw(Codec):
         """
         for blob, layer in zip(blobs, into, strict=True):
             split = layer.keys.nbytes
-            require_bytes(blob, split + layer.values.nbytes, self)
+            require_bytes(blob, split + layer.values.nbytes, self.name)
             for part, data in ((layer.keys, blob[:split]), (layer.values, blob[split:])):
                 # The clone aligns the memory.
                 numbers = torch.from_numpy(data).clone().view(part.dtype)

@@ -16,7 +16,9 @@ from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels import rans
 from ..kernels.rans_chunks import decode_chunks
+from .base import TokenBits, alike
 from .entropy import Floats, Ints, Tables, exact_table
+from .layers import Shape
 
 CHUNK = 512  # tokens that are coded together; chunks are opened in parallel
 # Exponents of tokens' steps, in quarters of an octave.
@@ -84,6 +86,29 @@ def level_bytes(blob: Bytes, tokens: int, levels: int) -> list[int]:
     each = 4 * len(chunks(tokens))
     ends = [int(cuts[1 + each * level]) for level in range(1, levels + 1)]
     return [end - start for start, end in pairwise(ends)]
+
+
+def token_bits(blob: Bytes, shape: Shape, levels: int) -> tuple[TokenBits, TokenBits]:
+    """Bits of each token's keys and values. Raises `CardFormatError`.
+
+    A chunk's bytes are shared as Gaussian numbers of one variance would need them, coded at the
+    tokens' steps ``2 ** (exponent / 4)``: ``½ log2(1 + (4 ** rate - 1) / step²)`` bits each.
+    """
+    exponents, found = split(blob, shape.tokens, levels)
+    bits = [np.zeros(shape.tokens, np.float32) for _ in "kv"]
+    rest = blob.nbytes
+    for n, at in enumerate(chunks(shape.tokens)):
+        for kind, dim in enumerate((shape.head_dim, shape.v_head_dim)):
+            pairs = [level[2 * n + kind] for level in found]
+            nbytes = sum(len(codes) + len(escapes) for codes, escapes in pairs)
+            rest -= nbytes
+            rate = 8 * nbytes / (shape.kv_heads * dim * (at.stop - at.start))
+            weights = np.log2(1 + np.expm1(min(rate, 32) * np.log(4)) * 2.0 ** (-exponents[at] / 2))
+            if nbytes:
+                bits[kind][at] = 8 * nbytes * weights / weights.sum()
+    for one in bits:  # sizes and exponents are of both
+        one += alike(rest / 2, shape)
+    return bits[0], bits[1]
 
 
 def drop(blob: Bytes, tokens: int, levels: int, keep: int) -> Bytes:

@@ -12,7 +12,7 @@ Related: cross-layer prediction (AQUA-KV, arXiv:2501.19392), principal axes and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Self
 
@@ -21,37 +21,46 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..card.errors import CardFormatError, CodecError
+from ..card.errors import CardFormatError, CodecError, ProfileError
 from ..kernels import rans
 from ..kernels.product import add as add_product
 from ..profile import Profile
+from ..scorers.base import Scorer
 from . import streams
-from .base import Codec, Into, LayerKV, Shape, leave
+from .base import ENCODER_ONLY, TokenBits, leave
 from .basis import Basis
 from .basis_arrays import FARTHEST
-from .bits import BitMap
 from .entropy import DEAD, Floats, Ints
 from .finite import require_finite
+from .kinds import Stepped, Trimmable
+from .layers import Into, LayerKV, Shape
 from .refining import add, refine, refined_classes
 from .walk import Walk
 
 MOST = 4  # refinements
+_POWER = 0.15
+# Exponents are in quarters of an octave; a spread beyond two octaves would be trust in noise.
+_SINK, _SPREAD = -16, 8
 
 
 @dataclass(frozen=True)
-class Transform(Codec):
+class Transform(Stepped, Trimmable):
     """Needs the profile it was made with, at both ends.
 
     Attributes:
         profile: its digest; empty for the one at hand for the model.
-        step: the base's step is ``2 ** (step / 64)``; None for one that fits the budget.
+        step: the base's step is ``2 ** (step / 64)``; None for one that fits the bytes asked for.
         refinements: how often the step is halved by data that `trim` can drop. They cost bytes, see
             docs/results/rate.md.
+        scorer: tells which tokens later queries look at; None for capture's default.
+        power: a token's step is its salience to this negative power, see `exponents`.
     """
 
     profile: str = ""
     step: int | None = None
     refinements: int = 0
+    scorer: Scorer | None = field(default=None, metadata=ENCODER_ONLY)
+    power: float = field(default=_POWER, metadata=ENCODER_ONLY)
 
     name = "transform"
     version = 2
@@ -67,18 +76,48 @@ class Transform(Codec):
         """What the profile says. Raises `ProfileError`."""
         return _basis(self.profile)
 
-    def at(self, step: int) -> Self:
+    def for_model(self, weights: str) -> Self:
+        """With the profile at hand where it names none, which must be the model's."""
+        profile = Profile.find(self.profile) if self.profile else Profile.at_hand(weights)
+        if profile is None:
+            raise ProfileError(
+                "the codec 'transform' needs a profile of this model, and none is at hand. Make "
+                "one with qkvshare calibrate, or take 'packed', which needs none."
+            )
+        profile.require(weights)
+        return replace(self, profile=profile.keep())
+
+    @property
+    def reference(self) -> int:
+        """The step that the profile was fitted at."""
+        return self.basis.reference
+
+    def at(self, step: int | None) -> Self:
         """The same with another step."""
-        return replace(self, step=max(-FARTHEST, min(step, FARTHEST)))
+        return replace(self, step=None if step is None else max(-FARTHEST, min(step, FARTHEST)))
+
+    @property
+    def allocation(self) -> str:
+        """``smooth``, and the power unless it is the default."""
+        return "smooth" if self.power == _POWER else f"smooth:power={self.power:g}"
+
+    def exponents(self, salience: Tensor, sinks: int) -> Ints:
+        """Finer where later queries look, in half octaves; the sinks get the finest.
+
+        Reverse water-filling gives a token with more weight more bits, and a power well below 1/2
+        allows for salience being a guess.
+        """
+        mean = salience.mean(0)
+        wanted = -2 * self.power * torch.log2((mean / mean.mean()).clamp(min=1e-9))
+        halves = (wanted - wanted.mean()).round()
+        exponents = (2 * halves).clamp(-_SPREAD, _SPREAD).int()
+        exponents[:sinks] = _SINK
+        return exponents.cpu().numpy()
 
     def encode(
-        self,
-        layers: Iterable[LayerKV],
-        bits: BitMap | None = None,
-        exponents: Sequence[Ints] | None = None,
+        self, layers: Iterable[LayerKV], exponents: Sequence[Ints] | None = None
     ) -> Iterator[Bytes]:
-        """Layer after layer. ``exponents [tokens]`` of each layer; by default 0. Raises
-        `CodecError`."""
+        """Layer after layer. Raises `CodecError`."""
         if self.step is None or not 0 <= self.refinements <= MOST:
             raise CodecError(
                 f"transform has step {self.step} and {self.refinements} refinements; it needs a "
@@ -174,6 +213,12 @@ class Transform(Codec):
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Everything is codes."""
         return {"codes": nbytes}
+
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+        """A chunk's bytes are known; `streams.token_bits` estimates how tokens share them."""
+        if not 0 <= self.refinements <= MOST:
+            raise streams.bad(f"{self.refinements} refinements, expected 0 to {MOST}")
+        return streams.token_bits(blob, shape, 1 + self.refinements)
 
 
 @lru_cache(maxsize=4)

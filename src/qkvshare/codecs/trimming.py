@@ -13,7 +13,9 @@ from ..card.container import blob_name
 from ..card.digest import digest_bytes
 from ..card.errors import BudgetError
 from ..card.manifest import runs_of
-from .base import Shape
+from .kinds import Trimmable
+from .layers import Shape
+from .records import from_record
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,13 @@ def trim(card: CacheCard, bits: float) -> CacheCard:
 
 
 def _pieces(card: CacheCard) -> list[_Piece]:
-    from . import from_record
-
     found = []
     for run in card.manifest.runs:
         if run.spans is not None or card.manifest.segments[run.segment].sizes is not None:
             continue  # the bytes of several runs, or layers, are in one blob
         codec, index = from_record(run.codec), run.segment
+        if not isinstance(codec, Trimmable):
+            continue
         for number, layer in enumerate(card.manifest.layers):
             sizes = codec.level_bytes(card.blob(number, index), Shape.of(layer, run.held(number)))
             found += [
@@ -70,8 +72,6 @@ def _pieces(card: CacheCard) -> list[_Piece]:
 
 
 def _without(card: CacheCard, dropped: list[_Piece], bits: float) -> CacheCard:
-    from . import from_record
-
     # In each segment: of which layers how many refinements stay. The finest come first.
     keep: dict[int, dict[int, int]] = defaultdict(dict)
     for piece in dropped:
@@ -81,6 +81,7 @@ def _without(card: CacheCard, dropped: list[_Piece], bits: float) -> CacheCard:
     for index, layers in keep.items():
         segment = segments[index]
         codec, blobs = from_record(segment.codec), list(segment.blobs)
+        assert isinstance(codec, Trimmable)  # its refinements were counted
         for layer, levels in layers.items():
             shape = Shape.of(manifest.layers[layer], next(runs_of(index, segment)).held(layer))
             name = blob_name(layer, index)

@@ -16,8 +16,8 @@ import torch
 
 from ..card.digest import Bytes
 from . import affine
-from .base import Codec, Into, LayerKV, Shape, leave, require_bytes
-from .bits import BitMap
+from .base import Codec, TokenBits, alike, leave, require_bytes
+from .layers import Into, LayerKV, Shape
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Uniform(Codec):
         """Refuse widths that nobody packs."""
         affine.require_width(self.bits, self.name)
 
-    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
+    def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
         """Keys, then values; a row is a token, its heads side by side."""
         for layer in layers:
             parts = (part.transpose(0, 1).flatten(1) for part in (layer.keys, layer.values))
@@ -46,7 +46,7 @@ class Uniform(Codec):
         for blob, layer in zip(blobs, into, strict=True):
             shape = layer.shape
             split = sum(self._sizes(shape.keys))
-            require_bytes(blob, split + sum(self._sizes(shape.values)), self)
+            require_bytes(blob, split + sum(self._sizes(shape.values)), self.name)
             layer.keys.copy_(self._part(blob[:split], shape.keys, layer.keys.dtype))
             layer.values.copy_(self._part(blob[split:], shape.values, layer.values.dtype))
             then(layer)
@@ -56,6 +56,11 @@ class Uniform(Codec):
         """Minima and steps are scales."""
         scales = self._sizes(shape.keys)[0] + self._sizes(shape.values)[0]
         return {"codes": nbytes - scales, "scales": scales}
+
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+        """What values need is known; keys have the rest."""
+        values = min(sum(self._sizes(shape.values)), blob.nbytes)
+        return alike(blob.nbytes - values, shape), alike(values, shape)
 
     def narrower(self) -> Self | None:
         """The next width below."""

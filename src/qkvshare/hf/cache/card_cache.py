@@ -70,7 +70,7 @@ class Place(LayerKV):
         here = stays
         if here is None or not codec.decodes_on(here.keys.device, shape):
             (here,) = empty([shape], dtype)
-        return cls(here.keys, here.values, stays, turn, codec.turns)
+        return cls(here.keys, here.values, stays, turn, codec.rotates)
 
     @property
     def angles(self) -> tuple[Tensor, Tensor] | None:

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from ...card.digest import Bytes
 from ...card.errors import UnsupportedModelError
-from ...codecs import Codec, LayerKV, Packed, Shape
-from ...codecs.base import Turned
-from ...codecs.packed_cpu import opened
+from ...codecs import Attended, Codec, LayerKV, Shape
 from ...kernels.ahead import beside
 from ...kernels.cpu_coded import Codes, Piece
 from ..attention import NAME
@@ -42,12 +40,9 @@ class Coded:
     def piece(self) -> Piece | None:
         """What attention reads; None where there is no kernel that does."""
         angles = getattr(self.turn, "angles", None)
-        if not isinstance(self.codec, Packed) or (self.turn is not None and angles is None):
+        if not isinstance(self.codec, Attended) or (self.turn is not None and angles is None):
             return None
-        keys, values = (
-            torch.empty(of, device="meta") for of in (self.shape.keys, self.shape.values)
-        )
-        return Piece.of(opened(self.codec, [(self.blob, Turned(keys, values, angles))], []))
+        return self.codec.codes(self.blob, self.shape, angles)
 
     def decode(self, room: LayerKV) -> None:
         """To the first sequence of ``room [batch, kv_heads, tokens, dim]``."""

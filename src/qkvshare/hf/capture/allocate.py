@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...allocators import SINKS, Allocator, Demand, Features, Lagrangian, Learned, Smooth
+from ...allocators import SINKS, Allocator, Demand, Features, Lagrangian, Learned
 from ...card import Identity
 from ...card.digest import TokenIds
 from ...card.errors import CodecError, UnsupportedModelError
-from ...codecs import Codec, Shape, Transform
+from ...codecs import Codec, Shape, Stepped, Tiered
 from ...codecs.bits import BitMap
 from ...scorers import Attention, Glance, Scorer, Sight, parts_of
 from .probe import Watch, choose_probes, watched
@@ -27,16 +27,19 @@ _TOKENS_PER_SINK = 64
 
 @dataclass(frozen=True)
 class Spending:
-    """How capture spends bits: who scores, who allocates, and the receiver's question if known."""
+    """How capture spends bits: who scores, who allocates, and the receiver's question if known.
+
+    ``allocator`` is None for codecs with steps, which turn scores into exponents themselves.
+    """
 
     scorer: Scorer | None
-    allocator: Allocator | Smooth
+    allocator: Allocator | None
     focus: TokenIds | None = None
 
     @property
     def scored_by(self) -> Scorer | None:
         """The scorer that is really asked."""
-        return self.scorer if self.allocator.uses_salience else None
+        return self.scorer if self.allocator is None or self.allocator.uses_salience else None
 
 
 def spending(
@@ -44,15 +47,14 @@ def spending(
 ) -> Spending | None:
     """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
     given = scorer is not None or focus is not None
-    spender: Allocator | Smooth
-    if isinstance(codec, Transform):
+    spender: Allocator | None = None
+    if isinstance(codec, Stepped):
         if allocator is not None:
             raise CodecError(
-                f"'transform' has a step for every token and no tiers: the allocator "
+                f"{codec.name!r} has a step for every token and no tiers: the allocator "
                 f"{allocator.name!r} would change nothing. Leave it out."
             )
-        spender = Smooth()
-    elif not codec.tiers:
+    elif not isinstance(codec, Tiered):
         if given or allocator is not None:
             raise CodecError(
                 f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a "
@@ -60,13 +62,13 @@ def spending(
             )
         return None
     else:
-        spender = allocator or Lagrangian()
-    if given and not spender.uses_salience:
+        spender = allocator or codec.allocator or Lagrangian()
+    if given and spender is not None and not spender.uses_salience:
         raise CodecError(
             f"the allocator {spender.name!r} asks no scorer: scorer= and focus= would change "
             "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
         )
-    scorer = scorer or Attention()
+    scorer = scorer or codec.scorer or Attention()
     if focus is not None and not any(len(part.probes(1)) for part in parts_of(scorer)):
         raise CodecError(
             f"the scorer {scorer.name!r} looks at no query: focus= would change nothing. Leave it "
@@ -83,7 +85,7 @@ def shapes_of(state: State, start: int) -> list[Shape]:
     ]
 
 
-def least_bits(state: State, start: int, codec: Codec) -> int:
+def least_bits(state: State, start: int, codec: Tiered) -> int:
     """Bits of the codes that every bit map has: sinks at the widest tier, all else at the least."""
     total, sinks = 0, _sinks(state, start)
     for at in shapes_of(state, start):
@@ -105,7 +107,7 @@ class Spent:
 def spend(
     state: State,
     start: int,
-    codec: Codec,
+    codec: Tiered,
     how: Spending,
     identity: Identity,
     budget: int,
@@ -116,7 +118,7 @@ def spend(
     With ``slope``, as many as it gives, whatever the budget. ``identity`` is the model's. Raises
     `BudgetError`, `CaptureError` or `UnsupportedModelError`.
     """
-    assert isinstance(how.allocator, Allocator)
+    assert how.allocator is not None
     shapes = shapes_of(state, start)
     scores = None if how.scored_by is None else _salience_from(state, start, how)
     demand = Demand(
@@ -139,11 +141,12 @@ def spend(
     return Spent(ladder.fill(budget, found), found)
 
 
-def spend_steps(state: State, start: int, how: Spending) -> list[npt.NDArray[np.int32]]:
+def spend_steps(
+    state: State, start: int, codec: Stepped, how: Spending
+) -> list[npt.NDArray[np.int32]]:
     """Exponents of the steps of the tokens from ``start`` on, for each layer."""
-    assert isinstance(how.allocator, Smooth)
     sinks = _sinks(state, start)
-    return [how.allocator.exponents(at, sinks) for at in _salience_from(state, start, how)]
+    return [codec.exponents(at, sinks) for at in _salience_from(state, start, how)]
 
 
 def _salience_from(state: State, start: int, how: Spending) -> list[Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -15,9 +14,8 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from ...allocators import Allocator, Learned
 from ...card import CacheCard, Hop, Identity
 from ...card.digest import TokenIds, is_digest
-from ...card.errors import BudgetError, CaptureError, ProfileError
-from ...codecs import Codec, Packed, Transform, from_record
-from ...profile import Profile
+from ...card.errors import BudgetError, CaptureError
+from ...codecs import Codec, Packed, Stepped, Tiered, from_record
 from ...scorers import Scorer, parts_of
 from ..model.identity import identify
 from ..model.text_only import require_text
@@ -63,8 +61,8 @@ def capture(
         attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
         row: which sequence of the batch; needed where there are several.
         codec: how to encode; by default as the parent, and `Packed` without one.
-        bits: bits per value of the whole card file. A codec with `Codec.tiers` allocates them row
-            by row and comes within 2 % of it; any other is narrowed until it fits. Without it new
+        bits: bits per value of the whole card file. A `Tiered` codec allocates them row by row
+            and comes within 2 % of it; any other is narrowed until it fits. Without it new
             tokens are encoded as finely as the parent's: at its slope (`Lagrangian`), its step
             (`Transform`), or its bits. Without a parent it is `DEFAULT_BITS`.
         scorer: for codecs with tiers: who tells what later queries look at; by default `Attention`.
@@ -156,28 +154,16 @@ def make_card(
         ttl=ttl,
         salt=salt,
     )
-    if how is None:
-        return encode_alike(state, start, before, codec, bits)
-    if isinstance(codec, Transform):
-        codec = _with_profile(codec, identity)
+    codec = codec.for_model(identity.weights)
+    if how is not None and isinstance(codec, Tiered):
+        return encode_tiers(state, start, before, codec, how, bits)
+    if how is not None and isinstance(codec, Stepped):
         return encode_steps(state, start, before, codec, how, bits)
-    return encode_tiers(state, start, before, codec, how, bits)
+    return encode_alike(state, start, before, codec, bits)
 
 
 def _inherited(parent: CacheCard | None) -> Codec:
     return Packed() if parent is None else from_record(parent.manifest.segments[-1].codec)
-
-
-def _with_profile(codec: Transform, identity: Identity) -> Transform:
-    """With the profile at hand where it names none, which must be the model's."""
-    profile = Profile.find(codec.profile) if codec.profile else Profile.at_hand(identity.weights)
-    if profile is None:
-        raise ProfileError(
-            "the codec 'transform' needs a profile of this model, and none is at hand. Make one "
-            "with qkvshare calibrate, or take 'packed', which needs none."
-        )
-    profile.require(identity.weights)
-    return replace(codec, profile=profile.keep())
 
 
 def _require_parent(parent: CacheCard, state: State, identity: Identity) -> int:

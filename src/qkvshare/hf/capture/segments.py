@@ -1,7 +1,7 @@
 """The new card: what was before it, and one more segment.
 
-Three ways to meet ``bits`` per value: a codec with tiers allocates them row by row, `Transform` is
-given the step that fits, and any other is narrowed.
+Three ways to meet ``bits`` per value: a codec with tiers allocates them row by row, one with steps
+is given the step that fits, and any other is narrowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...card.container import Array, blob_name, ids_name
 from ...card.digest import Bytes, digest_bytes, empty_chain, extend_chain
 from ...card.errors import BudgetError
 from ...card.manifest import LOWEST_SLOPE, runs_of
-from ...codecs import Codec, Transform
+from ...codecs import Codec, Stepped, Tiered, Trimmable
 from ...registry import label
 from ...scorers import label_scorer
 from .allocate import Spending, least_bits, shapes_of, spend, spend_steps
@@ -82,9 +82,10 @@ def encode_alike(
 
 
 def encode_tiers(
-    state: State, start: int, before: Before, codec: Codec, how: Spending, bits: float | None
+    state: State, start: int, before: Before, codec: Tiered, how: Spending, bits: float | None
 ) -> CacheCard:
     """A codec with tiers: bits row by row, so that the finished card has ``bits`` per value."""
+    assert how.allocator is not None
     shapes = shapes_of(state, start)
     scorer = how.scored_by
     allocation = Allocation(
@@ -135,13 +136,13 @@ def _as_before(before: Before, codec: Codec, allocator: str) -> tuple[int | None
 
 
 def encode_steps(
-    state: State, start: int, before: Before, codec: Transform, how: Spending, bits: float | None
+    state: State, start: int, before: Before, codec: Stepped, how: Spending, bits: float | None
 ) -> CacheCard:
-    """The transform codec: the finest step that ``bits`` per value allow, or the codec's own."""
-    exponents = spend_steps(state, start, how)
+    """A codec with steps: the finest step that ``bits`` per value allow, or the codec's own."""
+    exponents = spend_steps(state, start, codec, how)
     assert how.scored_by is not None
     allocation = Allocation(
-        scorer=label_scorer(how.scored_by), allocator=label(how.allocator), budget=bits
+        scorer=label_scorer(how.scored_by), allocator=codec.allocation, budget=bits
     )
 
     def make(step: int) -> CacheCard:
@@ -150,7 +151,7 @@ def encode_steps(
         return before.card(state, *_segment(state, start, before, fitted, allocation, blobs))
 
     if bits is None:
-        return make(codec.basis.reference if codec.step is None else codec.step)
+        return make(codec.reference if codec.step is None else codec.step)
     nothing = (np.zeros(0, np.uint8) for _ in state.layers)
     draft = before.card(
         state, *_segment(state, start, before, codec.at(0), allocation, nothing, digests=False)
@@ -160,12 +161,12 @@ def encode_steps(
     return fit_step(make, lambda step: draft.nbytes + layers(step), _start(before, codec), room)
 
 
-def _start(before: Before, codec: Transform) -> int:
+def _start(before: Before, codec: Stepped) -> int:
     """Where to look for a step first: at the last segment's, or the profile's own."""
     for segment in reversed(before.segments):
         if segment.codec.name == codec.name:
             return int(segment.codec.parameters["step"])
-    return codec.basis.reference
+    return codec.reference
 
 
 def _segment(
@@ -179,7 +180,7 @@ def _segment(
 ) -> tuple[Segment, dict[str, Array]]:
     """One segment for the tokens from ``start`` on; a draft does without the blobs' digests."""
     ids, index, sizes = state.ids[start:], len(before.segments), None
-    if len(ids) < _JOINED and not (isinstance(codec, Transform) and codec.refinements):
+    if len(ids) < _JOINED and not (isinstance(codec, Trimmable) and codec.refinements):
         whole = list(blobs)
         sizes, blobs = [len(blob) for blob in whole], [np.concatenate(whole)]
     tensors: dict[str, Array] = {ids_name(index): ids}

@@ -18,8 +18,7 @@ from ...allocators import Features
 from ...card import CacheCard, Layer
 from ...card.digest import TokenIds
 from ...card.errors import CaptureError, IdentityError, UnsupportedModelError
-from ...codecs import Codec, LayerKV
-from ...codecs.base import Turned
+from ...codecs import Codec, LayerKV, RotatedKV
 from ...scorers import Scorer
 from ..cache.half import HALF, HalfLayer
 from ..cache.layers import (
@@ -92,11 +91,11 @@ class State:
         """All layers from ``start`` (or the first held) on, as ``codec`` takes them: a list where
         that makes no copies."""
         numbers = range(len(self.layers))
-        turns = [self._turn_back(number, start) for number in numbers] if codec.turns else [None]
+        turns = [self._turn_back(number, start) for number in numbers] if codec.rotates else [None]
         if None in turns:
             return (self.layer(number, start, codec.pre_rope) for number in numbers)
         return [
-            Turned(held.keys, held.values, angles)
+            RotatedKV(held.keys, held.values, angles)
             for held, angles in zip(
                 (self.layer(number, start, False) for number in numbers), turns, strict=True
             )

@@ -1,4 +1,4 @@
-"""Find the transform codec's step for a budget: on a sample of the tokens first, then on all."""
+"""Find a codec's step for a budget: on a sample of the tokens first, then on all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...card import CacheCard
 from ...card.errors import BudgetError
-from ...codecs import LayerKV, Transform
+from ...codecs import LayerKV, Stepped
 from .state import State
 
 _SAMPLE = 256  # tokens
@@ -20,7 +20,7 @@ _ROUNDS = 4  # cards made at most
 
 
 def sample_size(
-    state: State, start: int, codec: Transform, exponents: Sequence[npt.NDArray[np.int32]]
+    state: State, start: int, codec: Stepped, exponents: Sequence[npt.NDArray[np.int32]]
 ) -> Callable[[int], float]:
     """What a step makes of all layers, in bytes, as a sample of the tokens tells.
 
@@ -32,7 +32,7 @@ def sample_size(
     rest = np.arange(start + 4, end)
     few = rest[:: max(1, len(rest) // _SAMPLE)]
     share = len(rest) / max(1, len(few))
-    whole = [state.layer(number, start, True) for number in range(len(state.layers))]
+    whole = [state.layer(number, start, codec.pre_rope) for number in range(len(state.layers))]
     first = [end - layer.keys.shape[1] for layer in whole]
 
     def pick(tokens: npt.NDArray[np.int64]) -> tuple[list[LayerKV], list[npt.NDArray[np.int32]]]:

@@ -20,8 +20,6 @@ from ...card import CacheCard, Run
 from ...card.errors import CancelledError, CodecError, PromptError, UnsupportedModelError
 from ...codecs import (
     LayerKV,
-    Packed,
-    Raw,
     Shape,
     decode_runs,
     dtype_of,
@@ -110,7 +108,7 @@ def fill(
         whole = all(run.end - run.held(n) >= plan.first for n, plan in enumerate(plans))
         found = (place(run, number, shape) for number, shape in enumerate(shapes_of(card, run)))
         at_once = whole and not any(coded)
-        if not at_once or find_codec(run.codec.name) is not Packed or any(far):
+        if not at_once or not find_codec(run.codec.name).background or any(far):
             bound()
         return list(found) if at_once else found
 
@@ -200,10 +198,10 @@ def keep_half(model: PreTrainedModel, cache: CardCache) -> None:
             "in torch.float32. Use kv_format='model'."
         )
     for run in cache.card.manifest.runs:
-        if find_codec(run.codec.name) is Raw:
+        if find_codec(run.codec.name).lossless:
             raise CodecError(
-                "a card of the codec 'raw' keeps every bit; 'bfloat16' would round them to 16. Use "
-                "kv_format='model', or capture with another codec."
+                f"a card of the codec {run.codec.name!r} keeps every bit; 'bfloat16' would round "
+                "them to 16. Use kv_format='model', or capture with another codec."
             )
     config = cast(Any, model).get_decoder().config
     for number, at in enumerate(cache.card.manifest.layers):

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -21,7 +21,7 @@ import torch
 
 from ...card import CacheCard
 from ...card.digest import digest_json
-from ...codecs import Codec, Transform, from_record
+from ...codecs import Codec, Stepped, from_record
 from ..cache.layers import empty_cache
 from ..capture.allocate import spending
 from ..capture.capture import make_card
@@ -130,7 +130,7 @@ def _measure(model: Any, codec: Codec) -> Costs:
 
     identity, times = identify(model), []
     # As for a new card: a record has the step of its own.
-    plain = replace(codec, step=None) if isinstance(codec, Transform) else codec
+    plain = codec.at(None) if isinstance(codec, Stepped) else codec
     for count in (_SHORT, _LONG):
         state = read(model, ids[:count])
         card = make_card(state, identity, plain, spending(plain, None, None, None), None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
-from importlib.metadata import entry_points
 from typing import Any
 
 import msgspec
@@ -15,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from ...card import Identity, Manifest
 from ...card.errors import IdentityError
 from ...card.passing import MEDIA_TYPE
-from ...codecs import CODECS, find_codec
+from ...codecs import codec_names, find_codec, takes_profile
 from ...profile import Profile
 
 URI = "urn:qkvshare:a2a-extension:cachecard:v1"
@@ -35,13 +33,12 @@ class Receiver(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, identity: Identity) -> Receiver:
         """This installation, with a model of this identity in memory."""
-        names = {*CODECS, *(point.name for point in entry_points(group="qkvshare.codecs"))}
         profiles, found = Profile.usable(identity.weights), list[str]()
-        for name in sorted(names):
+        for name in codec_names():
             kind = find_codec(name)
             label = f"{name}/{kind.version}"
-            profiled = "profile" in {field.name for field in fields(kind)}  # type: ignore[arg-type]
-            found += [f"{label}/{digest}" for digest in profiles] if profiled else [label]
+            named = [f"{label}/{digest}" for digest in profiles]
+            found += named if takes_profile(kind) else [label]
         return cls(identity, found)
 
     @classmethod

@@ -1,0 +1,83 @@
+"""The way from a card's runs of tokens to layers of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+
+from ..card import CacheCard, Run
+from ..card.contents import Contents
+from ..card.digest import Bytes
+from ..card.errors import CardFormatError
+from ..kernels.ahead import at_once
+from .base import leave
+from .layers import LayerKV, Shape, empty
+from .records import from_record
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def decode_runs(
+    card: CacheCard,
+    into: Callable[[Run], Iterable[LayerKV]] | None = None,
+    then: Callable[[Any], None] = leave,
+    read: Callable[[], None] = lambda: None,
+    begin: Callable[[], None] = lambda: None,
+    elsewhere: bool = False,
+) -> list[Iterator[LayerKV]]:
+    """For each run of a card its layers in order, verified and decoded one by one.
+
+    ``into`` says where to, in the card's dtype, and ``then`` what is done with it, as
+    `Codec.decode` takes them; by default new memory. Keys are as the run's codec keeps them: see
+    `Codec.pre_rope`. ``read`` is called whenever all bytes of a run have been read and verified,
+    which is before the codec hands out its last layer; ``begin`` before the bytes of each layer
+    are, and what it raises ends the decoding. Where layers are decoded ``elsewhere`` than
+    on this processor, it begins to verify all of a run before ``into`` is asked. Raises
+    `CardError`.
+    """
+    # The parts of a compacted segment are in one blob, and are read side by side.
+    shared = lru_cache(maxsize=4)(card.blob)
+
+    def blobs(verified: Iterator[Bytes]) -> Iterator[Bytes]:
+        for _ in card.manifest.layers:
+            begin()
+            yield next(verified)
+        read()
+
+    def layers_of(run: Run) -> Iterator[LayerKV]:
+        verified = blobs_of(card, run, shared)
+        if elsewhere and run.spans is None and card.manifest.segments[run.segment].sizes is None:
+            layers = range(len(card.manifest.layers))
+            verified = at_once(partial(card.blob, segment=run.segment), layers)
+        room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
+        yield from from_record(run.codec).decode(blobs(verified), room, then)
+
+    return [layers_of(run) for run in card.manifest.runs]
+
+
+def blobs_of(card: Contents, run: Run, shared: Callable[[int, int], Bytes]) -> Iterator[Bytes]:
+    """The bytes of each layer of ``run``, verified; what layers or runs share is read once.
+
+    ``shared`` is the card's `Contents.blob` with a memory, for runs that are read side by side.
+    """
+    if run.spans is None:
+        yield from card.blobs(run.segment)
+    else:
+        yield from (shared(at, run.segment)[span] for at, span in enumerate(run.spans))
+
+
+def shapes_of(card: Contents, run: Run) -> list[Shape]:
+    """Geometry of what each layer holds of ``run``."""
+    layers = card.manifest.layers
+    return [Shape.of(at, run.held(number)) for number, at in enumerate(layers)]
+
+
+def dtype_of(card: Contents) -> torch.dtype:
+    """The number format of the cache the card was made of."""
+    name = card.manifest.identity.dtype
+    if name not in DTYPES:
+        raise CardFormatError(f"the card has dtype {name!r}; expected one of {sorted(DTYPES)}.")
+    return DTYPES[name]

@@ -1,0 +1,124 @@
+"""Codecs whose rows have widths of their own, and allocators, which choose these widths.
+
+A *row* is what one token has in one KV head of one layer, ``head_dim`` numbers, once for keys and
+once for values: the smallest thing that bits are given to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..card.digest import Bytes
+from ..scorers.base import Scorer
+from .base import Codec
+from .bits import BitMap, Energy
+from .layers import LayerKV, Shape
+
+# The first tokens of a context are attention sinks: few, always looked at, and far from the rest.
+SINKS = 4
+
+
+class Tiered(Codec):
+    """Base of codecs whose rows have widths of their own: `capture` allocates bits row by row.
+
+    Attributes:
+        tiers: bits per number that a row can have, ascending.
+        distortion: the mean squared error of each tier, as a share of the row's energy.
+        scorer: tells which tokens later queries look at; None for capture's default.
+        allocator: turns salience and a number of bits into a bit map; None for capture's default.
+    """
+
+    tiers: ClassVar[tuple[int, ...]]
+    distortion: ClassVar[tuple[float, ...]]
+    # Codecs that let their users choose make them `ENCODER_ONLY` fields.
+    scorer: Scorer | None = None
+    allocator: Allocator | None = None
+
+    @abstractmethod
+    def encode(self, layers: Iterable[LayerKV], bits: BitMap | None = None) -> Iterator[Bytes]:
+        """As `Codec.encode`, with each row's width. Raises `CodecError` without ``bits``."""
+
+    @abstractmethod
+    def energies(self, layers: Iterable[LayerKV]) -> list[Energy]:
+        """Energies of each layer's rows."""
+
+    @abstractmethod
+    def row_bits(self, dim: int, bits: int) -> int:
+        """Size of a row of ``dim`` numbers at ``bits`` bits, in bits."""
+
+    @abstractmethod
+    def overhead(self, shape: Shape) -> int:
+        """Bytes of a layer whose rows all have 0 bits."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What learned allocators look at: tokens, not rows.
+
+    Attributes:
+        signals: ``[tokens, 4]``: entropy of the next token's distribution in nats, its largest
+            probability, rarity of the token in its context in nats, and the log of the variance of
+            the attention that it receives.
+        hidden: hidden states in the middle of the model, ``[tokens, hidden_size]``.
+    """
+
+    signals: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What there is to spend bits on, layer by layer.
+
+    Attributes:
+        codec: what will encode the rows.
+        shapes: geometry of each layer.
+        energy: of each layer's rows, from `Tiered.energies`.
+        salience: how much later queries look at each row, ``[kv_heads, tokens]`` a layer with mean
+            1; None where no scorer was asked.
+        sinks: how many of the first tokens get the widest tier.
+        sensitivity: Fisher information of each layer's heads, ``[2 (keys, values), kv_heads]``;
+            None for allocators that do without.
+        features: of all tokens; None for allocators that are not learned.
+    """
+
+    codec: Tiered
+    shapes: Sequence[Shape]
+    energy: Sequence[Energy]
+    salience: Sequence[Tensor] | None
+    sinks: int
+    sensitivity: Sequence[Tensor] | None = None
+    features: Features | None = None
+
+    def costs(self) -> Tensor:
+        """Bits of a row in every tier, ``[layers, 2 (keys, values), tiers]``, int64."""
+        size, tiers = self.codec.row_bits, self.codec.tiers
+        return torch.tensor(
+            [
+                [[size(dim, bits) for bits in tiers] for dim in (at.head_dim, at.v_head_dim)]
+                for at in self.shapes
+            ]
+        )
+
+
+class Allocator(ABC):
+    """Base of all allocators: frozen dataclasses whose fields are their parameters."""
+
+    name: ClassVar[str]
+    # Whether `allocate` looks at `Demand.salience`: scoring costs a forward pass.
+    uses_salience: ClassVar[bool] = False
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        """Whether `allocate` looks at `Demand.sensitivity`."""
+        return False
+
+    @abstractmethod
+    def allocate(self, demand: Demand, budget: int) -> BitMap:
+        """Spend at most ``budget`` bits on codes. Raises `BudgetError`."""
