@@ -1,37 +1,44 @@
-"""What README shows must run."""
+"""What README and the quickstart show must run."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qkvshare.hf.model.load import embedded_folder
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+TEXT = "The ink is made from walnut shells. It dries in an hour."
 
 
-def test_python_example(
+def test_the_example_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.S))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     local, hub = str(embedded_folder()), "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert hub in code
     monkeypatch.chdir(tmp_path)
-    Path("manual.txt").write_text("The ink is made from walnut shells. It dries in an hour.")
+    Path("manual.txt").write_text(TEXT)
     exec(code.replace(hub, local), {})
     assert "walnut shells" in capsys.readouterr().out
+    assert Path("answered.card").stat().st_size > Path("manual.card").stat().st_size
 
 
-def test_every_verb_is_shown() -> None:
-    shown = re.findall(
-        r"^(?:qkvshare|python -m benchmarks) (?:(?:store|key) )?\w+", README.read_text(), re.M
-    )
-    benchmarks = "fidelity", "recall", "relay", "gsm8k", "capture", "codecs", "kernels", "ttft"
-    assert set(shown) == {
-        *("qkvshare capture", "qkvshare inspect", "qkvshare verify", "qkvshare resume"),
-        *("qkvshare calibrate", "qkvshare trim", "qkvshare store put", "qkvshare store ls"),
-        *("qkvshare key new", "qkvshare serve", "qkvshare mcp"),
-        *(f"python -m benchmarks {verb}" for verb in benchmarks),
-    }
+def test_the_commands_of_the_quickstart(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    commands = re.findall(r"^qkvshare .*$", page, re.M)
+    assert {line.split()[1] for line in commands} == {"capture", "inspect", "verify", "resume"}
+    (tmp_path / "manual.txt").write_text(TEXT)
+    for line in commands:
+        command = [sys.executable, "-m", *shlex.split(line)]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
+    assert (tmp_path / "longer.card").exists()
