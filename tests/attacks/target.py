@@ -41,8 +41,9 @@ from qkvshare.codecs import (
     decode_runs,
     empty,
     shapes_of,
-    spent,
+    stats,
 )
+from qkvshare.codecs.describe import describe
 from qkvshare.profile import Profile
 
 from ..cards import canonical
@@ -121,12 +122,12 @@ class Target:
         with suppress(QKVShareError):
             card.require_fresh()
         with suppress(QKVShareError):
-            spent.sizes(card)
-            inspect.mean_bits(card)
+            describe(card)
+            stats.mean_bits(card)
             msgspec.json.encode(card.manifest.names)
             _ = card.digest, card.bits_per_value, card.thin
         with suppress(QKVShareError):
-            spent.token_bits(card)
+            stats.token_bits(card)
         with suppress(QKVShareError):
             _ = card.compact().digest
         with suppress(QKVShareError):

@@ -11,7 +11,8 @@ import pytest
 from qkvshare import CacheCard, Uniform
 from qkvshare.card.contents import Contents
 from qkvshare.cli import inspect
-from qkvshare.codecs import decode_runs, spent
+from qkvshare.codecs import decode_runs, stats
+from qkvshare.codecs.describe import describe
 
 from ..cards import make_card
 
@@ -23,7 +24,7 @@ KINDS = {
 WORK: dict[str, Callable[[CacheCard], Any]] = {
     "compact": lambda card: card.compact(),
     "verify": lambda card: card.verify(),
-    "token_bits": spent.token_bits,
+    "token_bits": stats.token_bits,
     "decode": lambda card: [list(pair) for pair in zip(*decode_runs(card), strict=True)],
 }
 
@@ -50,6 +51,6 @@ def test_no_table_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     tables: list[int] = []
     monkeypatch.setattr(inspect.out, "print", lambda table: tables.append(table.row_count))
     card = make_card(Uniform(4), (1,) * 120)
-    inspect._print(card, spent.sizes(card))
+    inspect._print(describe(card))
     assert max(tables) <= 50
     assert sum(tables) > 240

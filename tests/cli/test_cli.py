@@ -127,7 +127,7 @@ def test_an_error_does_nothing_to_the_terminal(run: Any) -> None:
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_mean_bits_of_tokens_and_layers(compact: bool) -> None:
-    from qkvshare.cli.inspect import mean_bits
+    from qkvshare.codecs.stats import mean_bits
 
     card = make_card(Uniform(4), (6, 3))
     card = card.compact() if compact else card

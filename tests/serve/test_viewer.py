@@ -15,7 +15,7 @@ import torch
 import qkvshare
 from qkvshare.card import CacheCard, Hop, Layer
 from qkvshare.codecs import LayerKV, Packed
-from qkvshare.codecs.spent import token_bits
+from qkvshare.codecs.stats import token_bits
 from qkvshare.hf.model.identity import tokenizer_digest
 from qkvshare.store import Store
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import qkvshare
 from qkvshare.card import Key, Signer
 from qkvshare.codecs import Codec, Kivi, Packed, Raw, Transform, Uniform
-from qkvshare.codecs.spent import token_bits
+from qkvshare.codecs.stats import token_bits
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.serve.viewing import MOST_HOPS, card_view, overview, token_texts
 from qkvshare.store import Store

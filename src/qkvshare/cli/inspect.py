@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -46,51 +46,56 @@ def inspect(
     key: KeyFile = None,
 ) -> None:
     """Show a card's contents; reads the header only."""
-    from ..codecs.spent import sizes as sizes_of
+    from ..codecs.describe import describe
 
     known = CacheCard.load(card, key=key_of(key))
-    sizes = sizes_of(known)
+    described = describe(known)
     if json != "-":
-        _print(known, sizes)
+        _print(described)
     if json is not None:
-        _write_json(json, known, sizes)
+        _write_json(json, known, described)
     if plot is not None:
         _plot(known, plot)
 
 
-def _print(card: CacheCard, sizes: dict[str, int]) -> None:
-    manifest, identity = card.manifest, card.manifest.identity
-    rows: list[tuple[str, str]] = []
-
-    def row(name: str, value: str) -> None:
-        rows.append((name, plain(value)))
-
-    row("card", card.digest)
-    row("created", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC")
-    row("sealed", "yes" if card.sealed else "no")
-    signature = card.signature
-    row("signature", "none" if signature is None else f"{signature.key} (not checked)")
-    if manifest.salt is not None:
-        row("salt", manifest.salt)
-    if manifest.expires is not None:
-        row("expires", f"{manifest.expires:%Y-%m-%d %H:%M:%S} UTC")
-    row("tokens", f"{card.tokens:,}")
-    row("size", f"{card.nbytes:,} bytes, {card.bits_per_value:.3f} bits per value")
-    row("", ", ".join(f"{k} {v:,}" for k, v in sizes.items() if v and k != "total"))
-    kinds = Counter(f"{at.kind} {at.kv_heads}×{at.head_dim}" for at in manifest.layers)
-    row("layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
-    for name, value in msgspec.structs.asdict(identity).items():
-        row(name.replace("_", " "), "none" if value is None else str(value))
-    for run in manifest.runs:
-        made = f"{run.codec.name} {run.codec.parameters or ''}"
-        if run.codec.profile is not None:
-            made += f", profile {run.codec.profile}"
-        if run.segment < card.thin:
+def _rows(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "card", known["digest"]
+    yield "created", _time(known["created"])
+    yield "sealed", "yes" if known["sealed"] else "no"
+    signature = known["signature"]
+    yield "signature", "none" if signature is None else f"{signature['key']} (not checked)"
+    if known["salt"] is not None:
+        yield "salt", known["salt"]
+    if known["expires"] is not None:
+        yield "expires", _time(known["expires"])
+    yield "tokens", f"{known['tokens']:,}"
+    yield "size", f"{known['nbytes']:,} bytes, {known['bits_per_value']:.3f} bits per value"
+    yield "", ", ".join(f"{k} {v:,}" for k, v in known["bytes"].items() if v and k != "total")
+    kinds = Counter(f"{at['kind']} {at['kv_heads']}×{at['head_dim']}" for at in known["layers"])
+    yield "layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    for name, value in known["identity"].items():
+        yield name.replace("_", " "), "none" if value is None else str(value)
+    for run in known["segments"]:
+        codec = run["codec"]
+        made = f"{codec['name']} {codec['parameters'] or ''}"
+        if "profile" in codec:
+            made += f", profile {codec['profile']}"
+        if not run["here"]:
             made += ", not in this file"
-        row(f"segment {run.segment}", f"tokens [{run.start}, {run.end}), {made}")
-    for hop in manifest.lineage:
-        whence = "read from scratch" if hop.parent is None else f"from {hop.parent[:12]}…"
-        row(f"hop {hop.hop}", f"{hop.agent or '—'}: {hop.tokens_added} tokens, {whence}")
+        yield f"segment {run['segment']}", f"tokens [{run['start']}, {run['end']}), {made}"
+    for hop in known["lineage"]:
+        parent = hop["parent"]
+        whence = "read from scratch" if parent is None else f"from {parent[:12]}…"
+        agent, tokens = hop["agent"] or "—", hop["tokens_added"]
+        yield f"hop {hop['hop']}", f"{agent}: {tokens} tokens, {whence}"
+
+
+def _time(text: str) -> str:
+    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _print(known: dict[str, Any]) -> None:
+    rows = list(_rows(known))
     width = max(len(name) for name, _ in rows)
     # A table takes time with the square of its rows, and a long chain has thousands.
     for start in range(0, len(rows), _ROWS):
@@ -98,19 +103,14 @@ def _print(card: CacheCard, sizes: dict[str, int]) -> None:
         table.add_column(width=width)
         table.add_column(overflow="fold")
         for name, value in rows[start : start + _ROWS]:
-            table.add_row(name, Text(value))  # a Text has no markup
+            table.add_row(name, Text(plain(value)))  # a Text has no markup
         out.print(table)
 
 
-def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
+def _write_json(target: str, card: CacheCard, known: dict[str, Any]) -> None:
     content = {
         "schema": 1,
-        "digest": card.digest,
-        "sealed": card.sealed,
-        "signature": msgspec.to_builtins(card.signature),
-        "tokens": card.tokens,
-        "bits_per_value": card.bits_per_value,
-        "bytes": sizes,
+        **known,
         "segment_digests": card.manifest.names,
         "manifest": msgspec.to_builtins(card.manifest),
     }
@@ -121,28 +121,10 @@ def _write_json(target: str, card: CacheCard, sizes: dict[str, int]) -> None:
     replace(Path(target), lambda part: part.write_text(text + "\n", encoding="utf-8"))
 
 
-def mean_bits(card: CacheCard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Encoded bits per value: of each token, mean over layers, ``[tokens]``; of each layer, mean
-    over tokens, ``[layers]``; 0 where forgotten.
-
-    There is never a number for every token and layer: a small file can name too many of both.
-    """
-    from ..codecs.spent import bytes_of
-
-    layers, runs = card.manifest.layers, card.manifest.runs
-    steps, of_layer = np.zeros(card.tokens + 1), np.zeros(len(layers))
-    for number, layer in enumerate(layers):
-        width = layer.kv_heads * (layer.head_dim + layer.v_head_dim)
-        for run in runs:
-            bits, held = 8 * bytes_of(card, number, run) / width, run.held(number)
-            steps[run.end - held] += bits / held
-            steps[run.end] -= bits / held
-            of_layer[number] += bits
-    return steps.cumsum()[:-1] / len(layers), of_layer / card.tokens
-
-
 def _plot(card: CacheCard, target: Path) -> None:
     import matplotlib as mpl
+
+    from ..codecs.stats import mean_bits
 
     mpl.use("Agg")
     from matplotlib import pyplot

@@ -21,7 +21,7 @@ from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from .layers import Into, LayerKV, Shape, empty
 
-TokenBits = npt.NDArray[np.float32]
+BitCounts = npt.NDArray[np.float32]
 
 
 def leave(layer: LayerKV) -> None:
@@ -117,7 +117,7 @@ class Codec(ABC):
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Split a layer's ``nbytes`` bytes by kind: ``codes``, ``scales``, ``maps``, or others."""
 
-    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """How many bits of ``blob`` each token's keys, and values, take: two arrays ``[tokens]``.
 
         They add up to the blob. By default all tokens, and all numbers, are alike.
@@ -144,7 +144,7 @@ class Codec(ABC):
         return CodecRecord(self.name, self.version, parameters, profile)
 
 
-def alike(nbytes: float, shape: Shape) -> TokenBits:
+def alike(nbytes: float, shape: Shape) -> BitCounts:
     """The bits of ``nbytes`` bytes, the same for each token."""
     return np.full(shape.tokens, 8 * nbytes / shape.tokens, np.float32)
 

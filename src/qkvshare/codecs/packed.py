@@ -36,7 +36,7 @@ from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
 from ..scorers.base import Scorer
 from . import packed_cpu
-from .base import ENCODER_ONLY, TokenBits, leave
+from .base import ENCODER_ONLY, BitCounts, leave
 from .bits import BitMap, Energy, LayerBits
 from .kinds import Attended
 from .layers import Into, LayerKV, RotatedKV, Shape, before_rope
@@ -166,7 +166,7 @@ class Packed(Tiered, Attended):
             "maps": maps,
         }
 
-    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """Each row says its width."""
         return Layout.of(blob, shape).token_bits(shape)
 

@@ -20,7 +20,7 @@ from ..kernels.cpu_decode import widths
 from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
-from .base import TokenBits, alike, require_bytes
+from .base import BitCounts, alike, require_bytes
 from .finite import MOST, most, not_finite
 from .layers import Shape
 
@@ -79,12 +79,12 @@ class Layout:
         keys = 4 * (_largest(self.keys.top, shape.head_dim) + self.largest)
         return max(keys, _largest(self.values.top, shape.v_head_dim)) <= most(dtype)
 
-    def token_bits(self, shape: Shape) -> tuple[TokenBits, TokenBits]:
+    def token_bits(self, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """A row's byte and codes are its token's; mean and exponents are shared by all tokens."""
 
-        def bits(rows: Rows, dim: int, common: int) -> TokenBits:
+        def bits(rows: Rows, dim: int, common: int) -> BitCounts:
             own = 8 + eights(dim) * _WIDTHS[rows.info & 7].reshape(shape.kv_heads, shape.tokens)
-            found: TokenBits = own.sum(0) + alike(common, shape)
+            found: BitCounts = own.sum(0) + alike(common, shape)
             return found
 
         keys = bits(self.keys, shape.head_dim, self.start + 2)

@@ -16,7 +16,7 @@ from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels import rans
 from ..kernels.rans_chunks import decode_chunks
-from .base import TokenBits, alike
+from .base import BitCounts, alike
 from .entropy import Floats, Ints, Tables, exact_table
 from .layers import Shape
 
@@ -88,7 +88,7 @@ def level_bytes(blob: Bytes, tokens: int, levels: int) -> list[int]:
     return [end - start for start, end in pairwise(ends)]
 
 
-def token_bits(blob: Bytes, shape: Shape, levels: int) -> tuple[TokenBits, TokenBits]:
+def token_bits(blob: Bytes, shape: Shape, levels: int) -> tuple[BitCounts, BitCounts]:
     """Bits of each token's keys and values. Raises `CardFormatError`.
 
     A chunk's bytes are shared as Gaussian numbers of one variance would need them, coded at the

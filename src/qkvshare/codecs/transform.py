@@ -27,7 +27,7 @@ from ..kernels.product import add as add_product
 from ..profile import Profile
 from ..scorers.base import Scorer
 from . import streams
-from .base import ENCODER_ONLY, TokenBits, leave
+from .base import ENCODER_ONLY, BitCounts, leave
 from .basis import Basis
 from .basis_arrays import FARTHEST
 from .entropy import DEAD, Floats, Ints
@@ -214,7 +214,7 @@ class Transform(Stepped, Trimmable):
         """Everything is codes."""
         return {"codes": nbytes}
 
-    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """A chunk's bytes are known; `streams.token_bits` estimates how tokens share them."""
         if not 0 <= self.refinements <= MOST:
             raise streams.bad(f"{self.refinements} refinements, expected 0 to {MOST}")

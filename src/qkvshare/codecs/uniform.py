@@ -16,7 +16,7 @@ import torch
 
 from ..card.digest import Bytes
 from . import affine
-from .base import Codec, TokenBits, alike, leave, require_bytes
+from .base import BitCounts, Codec, alike, leave, require_bytes
 from .layers import Into, LayerKV, Shape
 
 
@@ -57,7 +57,7 @@ class Uniform(Codec):
         scales = self._sizes(shape.keys)[0] + self._sizes(shape.values)[0]
         return {"codes": nbytes - scales, "scales": scales}
 
-    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[TokenBits, TokenBits]:
+    def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """What values need is known; keys have the rest."""
         values = min(sum(self._sizes(shape.values)), blob.nbytes)
         return alike(blob.nbytes - values, shape), alike(values, shape)

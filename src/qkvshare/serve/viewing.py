@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..card import CacheCard, Hop
 from ..card.digest import TokenIds
 from ..card.errors import CardError, CardNotFoundError, ServeError
-from ..codecs.spent import TokenBits, sizes, token_bits
+from ..codecs.stats import TokenBits, sizes, token_bits
 from ..hf.model.identity import tokenizer_digest
 from ..hf.text.detokenizer import Detokenizer
 from ..store import Store

@@ -11,7 +11,7 @@ import torch
 
 from qkvshare.card import CacheCard, Layer
 from qkvshare.codecs import Codec, Kivi, LayerBits, Packed, Raw, Transform, Uniform
-from qkvshare.codecs.spent import bytes_of, token_bits
+from qkvshare.codecs.stats import bytes_of, token_bits
 
 from ..cards import card_of, make_card
 from ..profiles import DIM, HEADS, made_up_layers, made_up_profile

@@ -72,3 +72,21 @@ def token_bits(card: CacheCard) -> TokenBits | None:
             bits.keys[number, at] = keys / (shape.kv_heads * shape.head_dim)
             bits.values[number, at] = values / (shape.kv_heads * shape.v_head_dim)
     return bits
+
+
+def mean_bits(card: CacheCard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Encoded bits per value: of each token, mean over layers, ``[tokens]``; of each layer, mean
+    over tokens, ``[layers]``; 0 where forgotten.
+
+    There is never a number for every token and layer: a small file can name too many of both.
+    """
+    layers, runs = card.manifest.layers, card.manifest.runs
+    steps, of_layer = np.zeros(card.tokens + 1), np.zeros(len(layers))
+    for number, layer in enumerate(layers):
+        width = layer.kv_heads * (layer.head_dim + layer.v_head_dim)
+        for run in runs:
+            bits, held = 8 * bytes_of(card, number, run) / width, run.held(number)
+            steps[run.end - held] += bits / held
+            steps[run.end] -= bits / held
+            of_layer[number] += bits
+    return steps.cumsum()[:-1] / len(layers), of_layer / card.tokens
