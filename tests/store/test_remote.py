@@ -23,8 +23,8 @@ from qkvshare.card.errors import (
     StoreError,
 )
 from qkvshare.store import RemoteStore, Store
+from qkvshare.store.names import card_at, segment_at
 from qkvshare.store.objects import Objects
-from qkvshare.store.places import card_at, segment_at
 from qkvshare.store.ranged import RangedTensors
 from qkvshare.store.tenant import NOBODY
 from tests.cards import IDENTITY, make_card, put_together, take_apart

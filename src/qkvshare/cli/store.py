@@ -13,6 +13,7 @@ import typer
 from ..card import CacheCard
 from ..card.errors import StoreError
 from ..store import Store
+from ..store.adopt import with_salt_of
 from .options import Card, KeyFile, Output, finite, key_of, say
 from .tables import print_table
 
@@ -56,14 +57,7 @@ def put(
 ) -> None:
     """Store a card file (sealed with the same key, if at all), and print its digest."""
     opened = open_store(root, tenant, key, limit)
-    known = CacheCard.load(card, key=key_of(key))
-    if known.manifest.salt != opened.salt:
-        if known.signature is not None:
-            raise StoreError(
-                "the card is signed, and this store's digests have another salt: with it the "
-                "signature would be lost. Capture it with the store's salt, and sign it then."
-            )
-        known = known.salted(opened.salt)
+    known = with_salt_of(opened, CacheCard.load(card, key=key_of(key)))
     typer.echo(opened.put(known, ttl=ttl, vouched=vouch))
 
 

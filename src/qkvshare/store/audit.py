@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..card.errors import CardError, CardKeyError, CardNotFoundError, StoreError, StoreFullError
 from . import eviction
-from .entering import enter
 from .folder import Folder
 from .index import Index
+from .put import enter
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,16 @@ from os.path import exists
 from sqlite3 import Row
 
 from ..card.errors import CardNotFoundError
-from .eviction import OWN_BYTES
 from .folder import Folder
 from .index import Index
 from .prefixes import Prefixes
 
+# Bytes of card ``c``: its own file, and each segment's shared evenly by those who have it.
+OWN_BYTES = (
+    "(c.bytes + coalesce((SELECT sum(s.bytes * 1.0 / (SELECT count(*) FROM part o WHERE "
+    "o.segment = s.name)) FROM part p JOIN segment s ON s.name = p.segment "
+    "WHERE p.card = c.digest), 0))"
+)
 _HEX = re.compile("[0-9a-f]{4,64}")
 _ALIVE = "(c.expires_at IS NULL OR c.expires_at > ?)"
 

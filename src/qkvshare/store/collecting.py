@@ -14,8 +14,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from .names import digest_in, last_part
 from .objects import Objects, parallel
-from .places import digest_in, last_part
 
 
 def collect(objects: Objects, names: Callable[[str], list[str]], grace: float) -> list[str]:

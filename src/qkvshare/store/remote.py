@@ -15,9 +15,9 @@ from ..card.opening import check_tensors, open_header
 from .audit import ABANDONED_SECONDS
 from .catalog import Match
 from .collecting import collect
+from .eviction import require_number
 from .folder import SEGMENT, Assembled, Blobs, require_segment, without_segments
-from .objects import Objects, parallel
-from .places import (
+from .names import (
     agent_at,
     card_at,
     digest_in,
@@ -27,9 +27,9 @@ from .places import (
     segment_at,
     shelves,
 )
+from .objects import Objects, parallel
 from .prefixes import Prefixes
 from .ranged import RangedTensors
-from .room import require_number
 
 
 @dataclass(frozen=True)

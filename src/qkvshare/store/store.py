@@ -12,13 +12,14 @@ from pathlib import Path
 from ..card import CacheCard, Identity, Key
 from ..card.digest import TokenIds, digest_json
 from ..card.errors import CardNotFoundError, StoreError, StoreFullError
-from . import catalog, eviction, leasing, putting, waiting
+from . import catalog, eviction, waiting
 from .audit import ABANDONED_SECONDS, Audit, audit, rebuild, sweep
 from .catalog import Entry, Match
+from .eviction import Capacity, full, require_number
 from .folder import Folder
 from .index import Index
 from .prefixes import Prefixes
-from .room import Room, full, require_number
+from .put import put
 from .tenant import Tenant
 from .ttl import State
 from .upload import Upload
@@ -58,11 +59,16 @@ class Store:
         self.folder = Folder(who.folder, who.key)
         self.folder.prepare()
         self.index = Index(who.folder / "index.sqlite", partial(rebuild, self.folder))
-        self.room = Room(self.folder, self.index, limit)
+        self.capacity = Capacity(self.folder, self.index, limit)
 
     def close(self) -> None:
         """Close the index."""
         self.index.close()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether all files are sealed with a key."""
+        return self.folder.key is not None
 
     def under(self, name: str) -> Store:
         """The same store for cards of a salt of their own, which follows from ``name``.
@@ -106,7 +112,7 @@ class Store:
             )
         for name, number in (("ttl", ttl), ("saved_ms", saved_ms)):
             require_number(name, number)
-        putting.put(card, self.room, ttl, saved_ms, vouched)
+        put(card, self.capacity, ttl, saved_ms, vouched)
         return card.digest
 
     def vouched(self, digest: str) -> bool:
@@ -130,7 +136,7 @@ class Store:
         self.index.require_writable()
         if self.limit is not None and announced is not None and announced > self.limit:
             raise full(self.limit, announced)
-        return Upload(self.folder, self.room)
+        return Upload(self.folder, self.capacity)
 
     def get(self, digest: str, tokens: int | None = None) -> CacheCard:
         """The card of this digest, or its first ``tokens`` tokens (where a segment of it ends).
@@ -156,6 +162,14 @@ class Store:
             )
             eviction.touch(self.index, digest)
         return card
+
+    def peek(self, digest: str) -> CacheCard:
+        """The card of this digest, to look at: unlike `get` it counts no use and ends no wait.
+
+        Raises `CardNotFoundError`.
+        """
+        self._require(digest)
+        return self.folder.open_card(digest)
 
     def match(self, ids: Sequence[int] | TokenIds, identity: Identity) -> Match | None:
         """The longest prefix of a prompt's ``ids``, ``[tokens]``, that a card of this model has.
@@ -186,7 +200,7 @@ class Store:
         try:
             with self.index.writing():
                 self._require(digest)
-                leasing.require_free(self.index, digest)
+                eviction.require_free(self.index, digest)
                 eviction.drop(self.index, self.folder, digest)
         except StoreFullError:  # of what has only the row left nothing is seen any more
             if not self.folder.lost(digest):
@@ -199,7 +213,7 @@ class Store:
         ever. Raises `CardNotFoundError`.
         """
         require_number("seconds", seconds)
-        return leasing.lease(self.index, self.folder, digest, seconds)
+        return eviction.lease(self.index, self.folder, digest, seconds)
 
     def hold(self, digest: str, tool: str, state: State = "foreground") -> float:
         """The card's agent calls ``tool`` now: let the card claim room while that is worth it.
@@ -225,7 +239,7 @@ class Store:
         with self.index.writing():
             self.index.run("DELETE FROM lease WHERE until <= ?", time.time())
             waiting.give_up(self.index)
-            dropped = eviction.expire(self.index, self.folder) + self.room.shrink()
+            dropped = eviction.expire(self.index, self.folder) + self.capacity.shrink()
         self.index.shrink()
         return dropped
 

@@ -14,9 +14,9 @@ from ..card import CacheCard
 from ..card.errors import CardFormatError, CardWriteError, StoreError
 from ..card.opening import check_tensors, open_header
 from ..card.private import require_cryptography
+from .eviction import Capacity
 from .folder import Folder
 from .ranged import RangedTensors
-from .room import Room
 
 PIECE_BYTES = 1 << 20  # written, counted and sealed at once
 _TAG_BYTES = 16
@@ -29,9 +29,9 @@ class Upload:
     with a key that is only in this process's memory.
     """
 
-    def __init__(self, folder: Folder, room: Room) -> None:
+    def __init__(self, folder: Folder, capacity: Capacity) -> None:
         """``folder``: whose disk takes the file. Raises `CardWriteError`."""
-        self._room, self._turn, self._rest = room, threading.Lock(), bytearray()
+        self._capacity, self._lock, self._rest = capacity, threading.Lock(), bytearray()
         self._written: list[int] = []  # bytes of each piece in the file
         self._cipher = None
         if folder.key is not None:
@@ -44,7 +44,7 @@ class Upload:
                 dir=folder.root, buffering=0
             )
         except OSError as error:
-            raise _no_room(error) from error
+            raise _no_space(error) from error
 
     def __enter__(self) -> Upload:
         """Itself."""
@@ -61,14 +61,14 @@ class Upload:
 
     def close(self) -> None:
         """Let the file go; what was read of it stays."""
-        with self._turn:
+        with self._lock:
             self._file.close()
-            self._room.count(-sum(self._written))
+            self._capacity.count(-sum(self._written))
             self._written.clear()
 
     def write(self, data: bytes) -> None:
         """Add ``data``. Raises `StoreFullError` and `CardWriteError`."""
-        with self._turn:
+        with self._lock:
             self._rest += data
             while len(self._rest) >= PIECE_BYTES:
                 self._put(bytes(self._rest[:PIECE_BYTES]))
@@ -79,7 +79,7 @@ class Upload:
 
         Raises the `CardError` family, `StoreFullError` and `CardWriteError`.
         """
-        with self._turn:
+        with self._lock:
             self._put(bytes(self._rest))
             self._rest.clear()
         tensors = RangedTensors(self, "")
@@ -107,9 +107,9 @@ class Upload:
     def _put(self, piece: bytes) -> None:
         """Write one piece; only the last one may be shorter than the others."""
         self._require_open()
-        self._room.count(len(piece))
+        self._capacity.count(len(piece))
         try:
-            self._room.make(0)
+            self._capacity.make(0)
             number = len(self._written)
             if self._cipher is not None:
                 sealed = self._cipher.encrypt(_nonce(number), piece, None)
@@ -119,9 +119,9 @@ class Upload:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except BaseException as error:
-            self._room.count(-len(piece))
+            self._capacity.count(-len(piece))
             if isinstance(error, OSError):
-                raise _no_room(error) from error
+                raise _no_space(error) from error
             raise
         self._written.append(len(piece))
 
@@ -132,7 +132,7 @@ class Upload:
     def _get(self, number: int) -> bytes:
         """One piece."""
         extra = 0 if self._cipher is None else _TAG_BYTES
-        with self._turn:
+        with self._lock:
             self._require_open()
             length, at = self._written[number] + extra, number * (PIECE_BYTES + extra)
             data = os.pread(self._file.fileno(), length, at)
@@ -148,7 +148,7 @@ def _nonce(number: int) -> bytes:
     return number.to_bytes(12, "big")
 
 
-def _no_room(error: OSError) -> CardWriteError:
+def _no_space(error: OSError) -> CardWriteError:
     return CardWriteError(
-        f"the card cannot be written here: {error.strerror}. Try again when there is room."
+        f"the card cannot be written here: {error.strerror}. Try again when the disk has space."
     )

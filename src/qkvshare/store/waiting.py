@@ -1,7 +1,7 @@
-"""Agents that wait on tools: how long their cards claim room, learnt from the waits seen.
+"""Agents that wait on tools: how long their cards are kept, learnt from the waits seen.
 
-When its time is over a card is not dropped, it is the first to go where room is needed: dropped at
-once it would be missed where there was room after all (docs/results/ttl.md).
+When its time is over a card is not dropped, it is the first to go where space is needed: dropped
+at once it would be missed where there was space after all (docs/results/ttl.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_WAITS = 4096
 
 
 def learnt(index: Index, limit: int | None) -> Ttl:
-    """The policy after all waits in the index; room costs nothing where there is no ``limit``."""
+    """The policy after all waits in the index; bytes cost nothing where there is no ``limit``."""
     rows = index.rows("SELECT * FROM waited ORDER BY began")
     waits: dict[str, tuple[Wait, ...]] = {}
     for tool, own in groupby(sorted(rows, key=itemgetter("tool")), itemgetter("tool")):
@@ -32,7 +32,7 @@ def learnt(index: Index, limit: int | None) -> Ttl:
 
 
 def hold(index: Index, digest: str, tool: str, state: State, limit: int | None) -> float:
-    """Let the card's agent wait on ``tool`` from now; returns for how many seconds it claims room.
+    """Let the card's agent wait on ``tool`` from now; returns how many seconds its card is kept.
 
     Within `Index.writing`.
     """
