@@ -88,6 +88,17 @@ def test_agent_b_answers_from_the_card_of_agent_a(address: str, session: Session
     assert not hasattr(second, "kv_transfer_params") or second.kv_transfer_params is None
 
 
+def test_the_store_learns_how_long_an_agent_waits_on_its_tool(
+    address: str, service: Service
+) -> None:
+    waiting = {"keep": True, "agent": "a", "waits_on": "search"}
+    card = say(address, DOCUMENT, more={"kv_transfer_params": waiting}).kv_transfer_params["card"]
+    index = service.stores.of(None).index
+    assert [row["card"] for row in index.rows("SELECT card FROM waiting")] == [card]
+    say(address, QUESTION, more={"kv_transfer_params": {"card": card}})
+    assert [row["tool"] for row in index.rows("SELECT tool FROM waited")] == ["search"]
+
+
 def test_a_conversation_that_grows_is_found_without_naming_a_card(
     address: str, session: Session
 ) -> None:

@@ -218,6 +218,20 @@ async def status_of(request: Any) -> int:
     return raised.value.code
 
 
+def test_a_card_waits_for_the_tool_of_its_agent(folder: Path, session: Session) -> None:
+    store = Store(folder)
+
+    async def ask() -> None:
+        async with Client(server(session, store)) as client:
+            read = await call(client, "capture", text=TEXT, waits_on="search")
+            assert store.index.row("SELECT card FROM waiting")["card"] == read["digest"]
+            await call(client, "resume", card=read["digest"], prompt=ASK, keep=True, waits_on="run")
+            assert store.index.row("SELECT tool FROM waited")["tool"] == "search"
+            assert store.index.row("SELECT tool FROM waiting")["tool"] == "run"
+
+    run(ask())
+
+
 def test_links_are_to_where_a_card_can_be_got(folder: Path, session: Session) -> None:
     store, elsewhere = Store(folder), "http://127.0.0.1:1/v1/cards"
     digest = str(session.read(TEXT, store, Keep()).card)
@@ -287,9 +301,11 @@ def test_a_damaged_card_is_refused(llama_folder: Path, folder: Path, session: Se
     data = bytearray(segment.read_bytes())
     data[-1] ^= 1
     segment.write_bytes(data)
+    # As after a restart: nothing of the card is in memory.
+    again = Session(session.model, session.tokenizer)
 
     async def ask() -> None:
-        async with Client(server(session, store)) as client:
+        async with Client(server(again, store)) as client:
             asked = {"card": digest, "prompt": ASK, "max_tokens": 4}
             assert "CardDigestError" in await refused(client, "resume", **asked)
             with pytest.raises(MCPError, match="CardDigestError"):

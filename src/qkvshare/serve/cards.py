@@ -13,10 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..card import CacheCard
-from ..card.errors import CardSignatureError, QKVShareError
 from ..card.passing import MEDIA_TYPE
-from ..store import Store
-from ..store.upload import Upload
+from ..store import adopt
 from .download import card_response
 from .schema import ErrorBody, PutCard, StoredCard, StoredCards
 from .service import Service
@@ -58,10 +56,15 @@ def router(service: Service) -> APIRouter:
                     await asyncio.to_thread(upload.write, piece)
             except ClientDisconnect as error:
                 raise HTTPException(400, "the body ended too early.") from error
-            digest, card = await asyncio.to_thread(_store, service, store, upload, vouch)
+
+            def accept(card: CacheCard) -> bool:
+                service.session.require(card)
+                return vouch or service.stores.trusts(card)
+
+            card = await asyncio.to_thread(adopt, store, upload, accept)
         service.metrics.bytes.labels("put").inc(card.nbytes)
-        response.headers["Location"] = f"/v1/cards/{digest}"
-        return PutCard(card=digest, tokens=card.tokens, bytes=card.nbytes)
+        response.headers["Location"] = f"/v1/cards/{card.digest}"
+        return PutCard(card=card.digest, tokens=card.tokens, bytes=card.nbytes)
 
     @routes.get("/{digest}", response_class=StreamingResponse, responses={200: _FILE, 206: _FILE})
     async def get(request: Request, digest: Digest) -> Response:
@@ -82,30 +85,3 @@ def router(service: Service) -> APIRouter:
         await asyncio.to_thread(service.store(request).remove, digest)
 
     return routes
-
-
-def _store(service: Service, store: Store, upload: Upload, vouch: bool) -> tuple[str, CacheCard]:
-    """Check the card that has arrived, and put it; its digest in the store, and the card."""
-    card = upload.card()
-    service.session.require(card)  # before its bytes are in memory
-    # A thin card can be decoded only together with what the store has.
-    checked = card.verified() if card.thin else card.verify()
-    card = CacheCard(card.manifest, checked, card.signature)
-    upload.close()
-    vouched = vouch or service.stores.trusts(card)
-    if card.manifest.salt != store.salt:
-        if card.signature is not None:
-            raise CardSignatureError(
-                "the card is signed, and digests here have another salt: its signature would be "
-                "lost. Expected a card captured with this store's salt, or one without signature."
-            )
-        card = card.salted(store.salt)
-    digest = store.put(card, vouched=vouched and not card.thin)
-    if card.thin:
-        try:
-            store.get(digest).verify()
-        except QKVShareError:
-            store.remove(digest)
-            raise
-        store.put(card, vouched=vouched)
-    return digest, card

@@ -37,6 +37,10 @@ _LOOKS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
 Agent = Annotated[str, Field(max_length=256, description="A name for the card's lineage.")]
 Card = Annotated[str, Field(description="A card's digest, or at least 4 digits of it.")]
+Tool = Annotated[
+    Annotated[str, Field(min_length=1, max_length=256)] | None,
+    Field(description="The tool that the agent calls now; the card is kept while it waits."),
+]
 Budget = Annotated[
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     Field(description="Bits per value of the whole card; by default the codec's, or the parent's."),
@@ -102,7 +106,7 @@ def server(
     )
 
     def look(digest: str) -> CacheCard:
-        return store.folder.open_card(digest)  # unlike `get` counts no use
+        return store.peek(digest)
 
     def place(card: CacheCard) -> str | None:
         if card.nbytes <= big:
@@ -118,10 +122,10 @@ def server(
     @mcp.tool(annotations=_ADDS)
     @told(ToolError)
     def capture(
-        text: str, agent: Agent = "", budget: Budget = None
+        text: str, agent: Agent = "", budget: Budget = None, waits_on: Tool = None
     ) -> Annotated[CallToolResult, Captured]:
         """Read a text once and keep what the model understood of it as a card."""
-        kept = session.read(text, store, Keep(agent, budget))
+        kept = session.read(text, store, Keep(agent, budget, waits_on=waits_on))
         card = look(str(kept.card))
         took = kept.stages_ms["keep"]
         captured = Captured(card.digest, card.tokens, card.nbytes, card.bits_per_value, took)
@@ -136,6 +140,7 @@ def server(
         keep: Annotated[bool, Field(description="Keep the longer conversation as a card.")] = False,
         agent: Agent = "",
         budget: Budget = None,
+        waits_on: Tool = None,
     ) -> Annotated[CallToolResult, Resumed]:
         """Answer a prompt from a card, without reading the card's text again."""
 
@@ -145,7 +150,7 @@ def server(
                 session.prompt(store, asked, store.find(card)),
                 Sampling(max_tokens),
                 store=store,
-                keep=Keep(agent, budget) if keep else None,
+                keep=Keep(agent, budget, waits_on=waits_on) if keep else None,
                 said=said,
                 cancelled=cancelled,
             )

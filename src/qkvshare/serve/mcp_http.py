@@ -25,7 +25,7 @@ def http_app(mcp: MCPServer[Any], store: Store) -> Starlette:
     """``mcp`` over HTTP at ``/mcp``, and card files of any size below `CARDS`."""
 
     def find(digest: str) -> CacheCard:
-        return store.folder.open_card(known(store, digest))
+        return store.peek(known(store, digest))
 
     @mcp.custom_route(CARDS + "/{digest}", ["GET"])  # type: ignore[untyped-decorator]
     async def send(request: Request) -> Response:

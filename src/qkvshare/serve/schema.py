@@ -62,7 +62,8 @@ class Transfer(BaseModel):
 
     ``card``: go on from this card. ``from_agent``: go on from the card that this agent kept last.
     ``keep``: keep the conversation, answer included, as a card; ``budget`` (bits per value of its
-    file), ``agent`` (a name in its lineage) and ``ttl`` (seconds) are about that card.
+    file), ``agent`` (a name in its lineage), ``ttl`` (seconds) and ``waits_on`` (the tool that the
+    agent calls now, while which the card is kept) are about that card.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -72,6 +73,7 @@ class Transfer(BaseModel):
     budget: Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)] | None = None
     agent: Agent = ""
     ttl: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    waits_on: Annotated[Agent, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _from_one(self) -> Self:

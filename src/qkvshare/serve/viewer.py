@@ -85,7 +85,7 @@ def router(
 
         def look() -> dict[str, Any]:
             # `find` and not `get`: to look at a card is no use of it.
-            return card_view(store.folder.open_card(store.find(digest)), tokenizer)
+            return card_view(store.peek(store.find(digest)), tokenizer)
 
         return await in_turn(request, look)
 

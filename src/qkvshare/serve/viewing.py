@@ -24,7 +24,6 @@ from ..hf.model.identity import tokenizer_digest
 from ..hf.text.detokenizer import Detokenizer
 from ..store import Store
 from ..store.catalog import Entry
-from ..store.folder import Folder
 
 MOST_CARDS = 500  # whose headers are read for the list and the graph, the last used first
 OVERVIEW_SECONDS = 2.0  # after which no more headers are read
@@ -48,7 +47,7 @@ def overview(store: Store) -> dict[str, Any]:
             break  # what was read is kept in memory: the next look gets further
         read += 1
         try:
-            header, lineage = _header(store.folder, entry.digest)
+            header, lineage = _header(store, entry.digest)
         except CardNotFoundError:
             continue  # removed just now
         except CardError as error:
@@ -64,15 +63,15 @@ def overview(store: Store) -> dict[str, Any]:
         "cards": cards,
         "gone": list(gone.values()),
         "left_out": len(entries) - read,
-        "sealed": store.folder.key is not None,
+        "sealed": store.sealed,
         "stats": store.stats(),
     }
 
 
 @lru_cache(maxsize=8 * MOST_CARDS)  # what a digest stands for never changes
-def _header(folder: Folder, digest: str) -> tuple[dict[str, Any], list[Hop]]:
-    """Of a card its size and last hop, and the last of its lineage; unlike `get` counts no use."""
-    card = folder.open_card(digest)
+def _header(store: Store, digest: str) -> tuple[dict[str, Any], list[Hop]]:
+    """Of a card its size and last hop, and the last of its lineage."""
+    card = store.peek(digest)
     lineage = card.manifest.lineage[-MOST_HOPS - 1 :]
     known = {"nbytes": card.nbytes, "bits_per_value": card.bits_per_value}
     return {**known, **_hop(lineage[-1])}, lineage

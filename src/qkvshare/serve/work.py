@@ -37,7 +37,8 @@ def work_of(
     """
     loop, sampling = asyncio.get_running_loop(), _sampling(ask, session, limits)
     transfer = ask.kv_transfer_params or Transfer()
-    keep = Keep(transfer.agent, transfer.budget, transfer.ttl) if transfer.keep else None
+    kept = Keep(transfer.agent, transfer.budget, transfer.ttl, transfer.waits_on)
+    keep = kept if transfer.keep else None
     salted = store if ask.cache_salt is None else store.under(ask.cache_salt)
     messages = [message.plain() for message in ask.messages]
 
@@ -92,7 +93,7 @@ def latest(store: Store, agent: str) -> str:
     kept = [entry for entry in store.ls() if entry.agent == agent]
     for entry in sorted(kept, key=lambda entry: entry.put_at, reverse=True):
         try:
-            card = store.folder.open_card(entry.digest)
+            card = store.peek(entry.digest)
         except CardError:  # removed since, or damaged
             continue
         # A card from elsewhere may name any agent, so somebody must vouch for it.

@@ -10,11 +10,10 @@ import httpx
 from a2a.types.a2a_pb2 import Part
 
 from ...card import CacheCard
-from ...card.errors import CardDigestError, CardFormatError, CardSignatureError, CardThinError
+from ...card.errors import CardDigestError, CardFormatError, CardThinError
 from ...card.signing import require_signature
 from ...hf.session.session import Session
-from ...store import Store
-from ...store.upload import Upload
+from ...store import Store, adopt
 from .extension import Receiver
 from .fetch import Fetch
 from .parts import Announced, card_part
@@ -60,15 +59,19 @@ async def receive(
             )
         else:
             await asyncio.to_thread(upload.write, part.raw)
-        digest = await asyncio.to_thread(_keep, upload, announced, session, store, fetch)
-    return digest, ""
+
+        def accept(card: CacheCard) -> bool:
+            _require_announced(card, announced, fetch)
+            session.require(card)
+            # Without trusted keys nobody knows what its state says: no prompt finds it by its ids.
+            return fetch.trust is not None
+
+        card = await asyncio.to_thread(adopt, store, upload, accept)
+    return card.digest, ""
 
 
-def _keep(
-    upload: Upload, announced: Announced, session: Session, store: Store, fetch: Fetch
-) -> str:
-    """Put the card that has arrived into the store; returns its digest there."""
-    card = upload.card()
+def _require_announced(card: CacheCard, announced: Announced, fetch: Fetch) -> None:
+    """Raise unless a card is signed as ``fetch`` wants it, the announced one, and whole."""
     if fetch.trust is not None:
         require_signature(card.digest, card.signature, fetch.trust)
     if card.digest != announced.digest:
@@ -81,16 +84,3 @@ def _keep(
             f"the card lacks the bytes of its first {card.thin} segments; an agent hands on whole "
             "cards. Ask for one."
         )
-    session.require(card)
-    card = CacheCard(card.manifest, card.verify(), card.signature)
-    upload.close()
-    if card.manifest.salt != store.salt:
-        if card.signature is not None:
-            raise CardSignatureError(
-                "the card is signed, and its digests have another salt than this store: with the "
-                "store's they would be others than those that were signed. Receive it into a "
-                f"store {'with its salt' if card.manifest.salt else 'without a salt'}."
-            )
-        card = card.salted(store.salt)
-    # Without trusted keys nobody knows what its state says: no prompt finds it by its ids.
-    return store.put(card, vouched=fetch.trust is not None)
