@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.codecs import Kivi, Uniform
 from benchmarks.evals.fidelity import measure_fidelity
 from benchmarks.evals.handoff import Setting
-from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture
-from qkvshare.codecs import Kivi
+from qkvshare import CacheCard, Packed, Raw, Transform, capture
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.hf.calibrate.texts import read_text, windows
 from qkvshare.hf.model.load import embedded_folder

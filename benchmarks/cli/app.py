@@ -12,6 +12,7 @@ from .kernels import kernels
 from .recall import recall
 from .relay import relay
 from .store import store
+from .train import train
 from .ttft import ttft
 
 app = typer.Typer(
@@ -21,5 +22,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (fidelity, recall, relay, gsm8k, ttft, capture, codecs, kernels, store):
+for verb in (fidelity, recall, relay, gsm8k, ttft, capture, codecs, kernels, store, train):
     app.command()(verb)

@@ -72,17 +72,17 @@ def make_settings(
 
     ``packed`` at its default budget where none is named.
     """
-    from qkvshare.allocators import Lagrangian, make_allocator
+    from qkvshare.allocation import Lagrangian, make_allocator
     from qkvshare.codecs import Stepped, Tiered, make_codec
     from qkvshare.profile import Profile
-    from qkvshare.scorers import Attention, Scorer, make_scorer
+    from qkvshare.scoring import AttentionScorer, Scorer, make_scorer
 
     from ..evals.handoff import Setting
 
     learned = None if profile is None else Profile.load(profile)
     limits: list[float | None] = [*budgets] if budgets else [None]
     spenders = [make_allocator(name, learned) for name in allocators or [Lagrangian.name]]
-    judges = [make_scorer(name) for name in scorers or [Attention.name]]
+    judges = [make_scorer(name) for name in scorers or [AttentionScorer.name]]
     settings = []
     for name in codecs or ["packed"]:
         codec = make_codec(name, learned)
@@ -115,8 +115,6 @@ def open_journal(json: str | None, resume: bool, **measured: Any) -> Journal:
 
 def name_setting(model: str, setting: Setting | None) -> dict[str, Any]:
     """The first keys of a row."""
-    from qkvshare.scorers import label_scorer
-
     how = None if setting is None else setting.spending()
     # A codec that is not told how to spend treats all rows alike.
     spender = "uniform" if how is None else label(how.allocator)
@@ -124,7 +122,7 @@ def name_setting(model: str, setting: Setting | None) -> dict[str, Any]:
         "model": model,
         "codec": "none" if setting is None else label(setting.codec),
         "allocator": None if setting is None else spender,
-        "scorer": None if how is None or how.scored_by is None else label_scorer(how.scored_by),
+        "scorer": None if how is None or how.scored_by is None else label(how.scored_by),
         "budget": None if setting is None else setting.budget,
     }
 

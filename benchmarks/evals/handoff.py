@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkvshare.allocators import Allocator
 from qkvshare.card import CacheCard
 from qkvshare.card.digest import TokenIds
-from qkvshare.codecs import Codec
+from qkvshare.codecs import Allocator, Codec
 from qkvshare.hf.capture.allocate import Spending, look_back, spending
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.state import State, read
 from qkvshare.hf.model.identity import identify
-from qkvshare.scorers import Scorer, parts_of
+from qkvshare.scoring import Scorer
 
 
 @dataclass(frozen=True)
@@ -30,18 +29,20 @@ class Setting:
     allocator: Allocator | None = None
     scorer: Scorer | None = None
 
-    def spending(self, focus: TokenIds | None = None) -> Spending | None:
-        """As capture would spend; ``focus`` where a scorer is asked."""
-        how = spending(self.codec, self.scorer, self.allocator, None)
-        if focus is None or how is None or how.scored_by is None:
-            return how
-        return spending(self.codec, self.scorer, self.allocator, focus)
+    def spending(self) -> Spending | None:
+        """As capture would spend."""
+        return spending(self.codec, self.scorer, self.allocator)
+
+    @property
+    def asked(self) -> Scorer | None:
+        """The scorer that is really asked."""
+        how = self.spending()
+        return None if how is None else how.scored_by
 
 
 def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) -> State:
     """Prefill, at full precision; every scorer of ``settings`` is asked once."""
-    spenders = [how for setting in settings if (how := setting.spending()) is not None]
-    asked = {part for how in spenders if how.scored_by for part in parts_of(how.scored_by)}
+    asked = {scorer for setting in settings if (scorer := setting.asked) is not None}
     state = read(model, ids, list(asked))
     late = {scorer: look_back(state, scorer, state.ids) for scorer in asked if scorer.rereads}
     return replace(state, scores={**state.scores, **late})
@@ -50,10 +51,17 @@ def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) ->
 def hand_over(
     state: State, settings: Sequence[Setting], folder: Path, focus: TokenIds | None = None
 ) -> Iterator[CacheCard]:
-    """The card of one context under each setting, as the receiver loads it from ``folder``."""
+    """The card of one context under each setting, as the receiver loads it from ``folder``.
+
+    With ``focus``, the receiver's question, scorers say what that looks at, instead of what a
+    sample of the context does.
+    """
     identity = identify(state.model)
     for setting in settings:
-        how = setting.spending(focus)
+        if focus is not None and setting.asked is not None:
+            seen = look_back(state, setting.asked, focus)
+            state = replace(state, scores={**state.scores, setting.asked: seen})
+        how = setting.spending()
         card = make_card(state, identity, setting.codec, how, setting.budget)
         yield CacheCard.load(card.save(folder / "card"))
 

@@ -256,3 +256,22 @@ def test_codecs(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     for row in rows:
         speed = row["decode_values_per_second"] * row["decode_ms"]["median"]
         assert speed == pytest.approx(row["encode_values_per_second"] * row["encode_ms"]["median"])
+
+
+def test_train_then_allocate(run: Any, llama_folder: Path, tmp_path: Path) -> None:
+    text, profile = tmp_path / "text.txt", tmp_path / "learned.profile"
+    text.write_text("Grain of sand. " * 20)
+    code, out, err = run(
+        *("train", "-m", llama_folder, "--text", text, "-o", profile, "--contexts", 2),
+        *("--context-tokens", 80, "--following-tokens", 10),
+    )
+    assert code == 0, err
+    assert "learned from 2 contexts" in " ".join(out.split())
+    asked = ("fidelity", "-m", llama_folder, "--text", text, "--contexts", 2, "--json", "-")
+    sizes = ("--context-tokens", 80, "--continuation-tokens", 10, "--budget", 9)
+    code, out, err = run(*asked, *sizes, "--allocator", "controller", "--profile", profile)
+    assert code == 0, err
+    assert json.loads(out)["rows"][0]["allocator"] == "controller"
+    code, _, err = run(*asked, *sizes, "--allocator", "controller")
+    assert code == 1
+    assert "ProfileError: the allocator 'controller' is learned" in err

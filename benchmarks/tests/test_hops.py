@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.codecs import Uniform
 from benchmarks.evals.facts import random_records
 from benchmarks.evals.gsm8k import Sampling, _turns, measure_gsm8k, roles
 from benchmarks.evals.handoff import Setting
@@ -27,7 +28,7 @@ from benchmarks.evals.problems import Problem, first_number, last_number, read_p
 from benchmarks.evals.recall import Haystack, build_haystack
 from benchmarks.evals.recall_hops import measure_recall_hops
 from benchmarks.evals.relay import measure_relay
-from qkvshare import Packed, Raw, Uniform
+from qkvshare import Packed, Raw
 from qkvshare.hf.calibrate.texts import TextError
 from tests.conftest import some_ids, tiny_model, tiny_tokenizer
 

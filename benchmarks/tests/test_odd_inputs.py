@@ -23,6 +23,7 @@ VERBS: dict[str, dict[str, str]] = {
     "kernels": {},
     "store": {},
     "ttft": TEXT,
+    "train": {**TEXT, "output": "new"},
 }
 
 COMMAND = get_command(app)

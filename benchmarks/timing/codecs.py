@@ -33,7 +33,7 @@ def measure_codecs(
     identity = identify(model)
     for length in lengths:
         for codec in codecs:
-            how = spending(codec, None, None, None)
+            how = spending(codec)
             state = read(model, ids[:length], [how.scorer] if how and how.scorer else [])
             encode: list[float] = []
             decode: list[float] = []

@@ -49,7 +49,7 @@ from .card.errors import (
 )
 
 if TYPE_CHECKING:
-    from .codecs import Packed, Raw, Transform, Uniform, trim
+    from .codecs import Packed, Raw, Transform, trim
     from .hf.attention import attention
     from .hf.capture.capture import capture
     from .hf.model.identity import identify
@@ -96,7 +96,6 @@ __all__ = [
     "StoreError",
     "StoreFullError",
     "Transform",
-    "Uniform",
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "attention",
@@ -114,7 +113,6 @@ _LAZY = {
     "Session": "hf.session.session",
     "Store": "store",
     "Transform": "codecs",
-    "Uniform": "codecs",
     "attention": "hf.attention",
     "capture": "hf.capture.capture",
     "identify": "hf.model.identity",

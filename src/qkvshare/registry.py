@@ -33,7 +33,8 @@ def find(
             f"the entry point {point.value} is not a dataclass derived from {base.__name__} that "
             f"is named {name!r}."
         )
-    raise error(f"there is no {kind} {name!r}; known: {', '.join(sorted(known))}.")
+    others = (point.name for point in entry_points(group=f"qkvshare.{kind}s"))
+    raise error(f"there is no {kind} {name!r}; known: {', '.join(sorted({*known, *others}))}.")
 
 
 def build(text: str, find_kind: Callable[[str], type[T]], error: type[QKVShareError]) -> T:

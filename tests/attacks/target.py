@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import torch
 
+from benchmarks.codecs import Kivi, Uniform
 from qkvshare import profile
 from qkvshare.card import CacheCard, Key
 from qkvshare.card.container import MAGIC, blob_name, ids_name, to_bytes
@@ -31,13 +32,11 @@ from qkvshare.cli import inspect
 from qkvshare.codecs import (
     DTYPES,
     Codec,
-    Kivi,
     Packed,
     Raw,
     Shape,
     Transform,
     Trimmable,
-    Uniform,
     decode_runs,
     empty,
     shapes_of,

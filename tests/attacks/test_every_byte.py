@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from qkvshare import CacheCard, Raw, Uniform
+from benchmarks.codecs import Kivi, Uniform
+from qkvshare import CacheCard, Raw
 from qkvshare.card.errors import QKVShareError
-from qkvshare.codecs import Codec, Kivi, Packed, Transform
+from qkvshare.codecs import Codec, Packed, Transform
 from qkvshare.profile import Profile
 
 from ..cards import make_card

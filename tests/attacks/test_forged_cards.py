@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from qkvshare import CacheCard, Uniform
+from benchmarks.codecs import Kivi, Uniform
+from qkvshare import CacheCard
 from qkvshare.card import Hop, Layer, Manifest, Part, Segment
 from qkvshare.card.digest import empty_chain
 from qkvshare.card.errors import CardFormatError, CodecError
 from qkvshare.card.opening import decode_manifest
 from qkvshare.cli import inspect
-from qkvshare.codecs import Codec, Kivi, LayerBits, LayerKV, Packed, Shape, Transform, empty
+from qkvshare.codecs import Codec, LayerBits, LayerKV, Packed, Shape, Transform, empty
 from qkvshare.profile import Profile
 
 from ..cards import IDENTITY, edit_manifest, make_card, put_together, take_apart

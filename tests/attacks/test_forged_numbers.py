@@ -11,11 +11,12 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from qkvshare import CacheCard, Raw, Uniform, capture
+from benchmarks.codecs import Kivi, Uniform
+from qkvshare import CacheCard, Raw, capture
 from qkvshare.card.container import blob_name
 from qkvshare.card.digest import digest_bytes
 from qkvshare.card.errors import CardFormatError
-from qkvshare.codecs import Codec, Kivi, LayerBits, LayerKV, Packed, Shape, Transform, empty
+from qkvshare.codecs import Codec, LayerBits, LayerKV, Packed, Shape, Transform, empty
 from qkvshare.codecs.finite import MOST
 from qkvshare.profile import Profile
 

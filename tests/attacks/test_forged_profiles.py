@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from qkvshare.allocators import make_allocator
-from qkvshare.allocators.base import Demand, Features
 from qkvshare.card.errors import ProfileError
-from qkvshare.codecs import Energy, Packed, Shape, Transform, empty
+from qkvshare.codecs import Shape, Transform, empty
 from qkvshare.profile import Profile
 
 from ..profiles import made_up_layers, made_up_profile
@@ -110,31 +108,6 @@ def test_the_good_one_is_taken(tmp_path: Path) -> None:
     GOOD.save(tmp_path / "profile")
     loaded = Profile.load(tmp_path / "profile")
     assert len(list(Transform.of(loaded).at(0).decode(BLOBS, empty(SHAPES, torch.float32)))) == 3
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda arrays: arrays.pop("controller.0.bias"),
-        lambda arrays: arrays.pop("controller.deviation"),
-        lambda arrays: arrays.update({"controller.1.bias": np.zeros(3, np.float32)}),
-        lambda arrays: arrays.update({"controller.0.weight": np.zeros((5, 9), np.float32)}),
-        lambda arrays: arrays.update({"controller.0.weight": np.zeros((5, 4), np.int32)}),
-        lambda arrays: arrays.update({"controller.mean": np.full(4, np.nan, np.float32)}),
-    ],
-)
-def test_network_that_cannot_be(change: Edit) -> None:
-    sizes = {"mean": 4, "deviation": 4, "0.weight": (5, 4), "0.bias": 5, "1.weight": (4, 5)}
-    arrays = {
-        f"controller.{k}": np.ones(of, np.float32) for k, of in (sizes | {"1.bias": 4}).items()
-    }
-    shapes = [Shape(1, 20, 64, 64)]
-    energies = [Energy(torch.ones(1, 20), torch.ones(1, 20))]
-    features = Features(torch.zeros(20, 4), torch.zeros(20, 8))
-    demand = Demand(Packed(), shapes, energies, None, 0, None, features)
-    change(arrays)
-    with pytest.raises(ProfileError, match="has no 'controller'"):
-        make_allocator("controller", Profile("1" * 64, arrays)).allocate(demand, 9999)
 
 
 def test_file_that_is_cut_short_or_of_another_kind(tmp_path: Path) -> None:

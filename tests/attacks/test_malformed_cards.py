@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from qkvshare import CacheCard, Raw, Uniform
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Raw
 from qkvshare.card.container import MAGIC
 from qkvshare.card.digest import digest_bytes, extend_chain
 from qkvshare.card.errors import (

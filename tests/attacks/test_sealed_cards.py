@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from qkvshare import CacheCard, Uniform
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard
 from qkvshare.card import Key
 from qkvshare.card.container import MAGIC
 from qkvshare.card.errors import (

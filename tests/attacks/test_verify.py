@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qkvshare import CacheCard, Packed, Raw, Uniform, profile
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Packed, Raw, profile
 from qkvshare.card import Layer
 from qkvshare.card.digest import digest_bytes, extend_chain
 from qkvshare.card.errors import CardFormatError, CardThinError, CodecError, ProfileError

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from qkvshare import CacheCard, Raw, Uniform, capture
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Raw, capture
 from qkvshare.card import Run, container
 from qkvshare.card.container import blob_name
 from qkvshare.card.errors import CardDigestError, CardNotFoundError

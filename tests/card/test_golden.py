@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from qkvshare import CacheCard, Raw, Uniform
+from benchmarks.codecs import Kivi, Uniform
+from qkvshare import CacheCard, Raw
 from qkvshare.card import Key, Signer
 from qkvshare.card.digest import digest_bytes
-from qkvshare.codecs import Codec, Kivi, Packed, Transform, decode_runs
+from qkvshare.codecs import Codec, Packed, Transform, decode_runs
 from qkvshare.profile import Profile
 
 from ..cards import make_card

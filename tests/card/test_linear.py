@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qkvshare import CacheCard, Uniform
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard
 from qkvshare.card.contents import Contents
 from qkvshare.cli import inspect
 from qkvshare.codecs import decode_runs, stats

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qkvshare import CacheCard, Raw, Uniform
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Raw
 from qkvshare.card import Key, reading
 from qkvshare.card.container import FileTensors
 from qkvshare.card.errors import (

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from benchmarks.codecs import Kivi, Uniform
 from qkvshare import CacheCard
 from qkvshare.card.container import blob_name
 from qkvshare.card.errors import (
@@ -17,7 +18,7 @@ from qkvshare.card.errors import (
     CardFormatError,
     CardThinError,
 )
-from qkvshare.codecs import Kivi, Packed, Raw, Uniform, decode_runs, trim
+from qkvshare.codecs import Packed, Raw, decode_runs, trim
 from tests.cards import edit_manifest, make_card, read_envelope, write_envelope
 
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkvshare import CacheCard, Transform, Uniform, trim
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Transform, trim
 from qkvshare.card.container import blob_name
 from qkvshare.card.errors import CardDigestError, CardError, CardThinError
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from qkvshare import CacheCard, Packed, Raw, Uniform
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Packed, Raw
 from qkvshare.card import Key
 from qkvshare.card.container import MAX_HEADER_BYTES, FileTensors
 from qkvshare.card.errors import CardDigestError, CardWriteError, SecretError

@@ -71,7 +71,7 @@ WRONG: dict[str, list[str]] = {
 # Models that are not there, and text that may be anything: wrong or not, there is no traceback.
 MODELS = ["", "text.txt", "device", "pipe", "folder", "damaged", "a/b/c", "../x", "n" * 300, "a b"]
 ANYTHING = ["", "[/]", "\x1b[2J", "n" * 10_000]
-FREE = {"prompt", "focus", "agent", "name", "tenant", "link"}
+FREE = {"prompt", "agent", "name", "tenant", "link"}
 TTFT_PATH = ["", "x", "[/]"]  # of `benchmarks ttft`: not a file
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qkvshare import CacheCard, Uniform
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard
 from qkvshare.card import Key, Signer
 from qkvshare.store import Store
 
@@ -221,12 +222,9 @@ def test_calibrate_then_capture(run: Any, llama_folder: Path, tmp_path: Path) ->
         out.split()
     )
     made = ("capture", "-m", llama_folder, "--text", text, "-o", tmp_path / "card")
-    code, _, err = run(*made, "--allocator", "controller", "--profile", profile)
+    code, _, err = run(*made, "--profile", profile)
     assert code == 0, err
-    assert CacheCard.load(tmp_path / "card").manifest.segments[0].allocation.allocator
-    code, _, err = run(*made, "--allocator", "controller")
-    assert code == 1
-    assert "ProfileError: the allocator 'controller' is learned" in err
+    assert CacheCard.load(tmp_path / "card").manifest.segments[0].codec.name == "transform"
 
 
 def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:

@@ -10,19 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.codecs import Kivi, Uniform
+from benchmarks.codecs.affine import pack, unpack
 from qkvshare.card import Codec as CodecRecord
 from qkvshare.card.errors import CardFormatError, CardVersionError, CodecError
 from qkvshare.codecs import (
-    CODECS,
     Codec,
-    Kivi,
     LayerBits,
     LayerKV,
     Packed,
     Raw,
     Shape,
     Tiered,
-    Uniform,
     empty,
     find_codec,
     from_record,
@@ -32,7 +31,6 @@ from qkvshare.codecs.bits import BitMap
 from qkvshare.codecs.layers import RotatedKV, before_rope
 from qkvshare.codecs.packed import _mean
 from qkvshare.codecs.packed_layout import MEAN_TOKENS
-from qkvshare.kernels.planes import pack, unpack
 from qkvshare.kernels.rotation import rotate
 
 from ..cards import encode
@@ -252,7 +250,6 @@ def test_third_party_codecs_come_by_entry_point(monkeypatch: pytest.MonkeyPatch)
         def __init__(self, thing: Any) -> None:
             self.load = lambda: thing
 
-    monkeypatch.delitem(CODECS, "uniform")
     for thing, accepted in ((Uniform, True), (Shape, False), ("text", False)):
         found = [Point(thing)]
         monkeypatch.setattr("qkvshare.registry.entry_points", lambda found=found, **_: found)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.codecs import Kivi, Uniform
 from qkvshare.card import CacheCard, Layer
-from qkvshare.codecs import Codec, Kivi, LayerBits, Packed, Raw, Transform, Uniform
+from qkvshare.codecs import Codec, LayerBits, Packed, Raw, Transform
 from qkvshare.codecs.stats import bytes_of, token_bits
 
 from ..cards import card_of, make_card

@@ -10,9 +10,10 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from qkvshare import CacheCard, Packed, Raw, Uniform, capture, identify
+from benchmarks.codecs import Kivi, Uniform
+from qkvshare import CacheCard, Packed, Raw, capture, identify
 from qkvshare.card.errors import CancelledError, IdentityError, PromptError
-from qkvshare.codecs import Codec, Kivi, Shape
+from qkvshare.codecs import Codec, Shape
 from qkvshare.hf.session.answers import Prompt, Sampling
 from qkvshare.hf.session.session import Session
 

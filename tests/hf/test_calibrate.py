@@ -1,42 +1,18 @@
-"""Learned allocators from calibration to a card."""
+"""The texts that calibration makes: of the model, and in many languages."""
 
 from __future__ import annotations
 
 import re
 from importlib.resources import files
 
-import pytest
 import torch
 
-from qkvshare import capture
-from qkvshare.allocators import ChunkRouter, Controller
-from qkvshare.allocators.learned import Learned
-from qkvshare.card.errors import ProfileError
-from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.hf.calibrate.languages import languages
 from qkvshare.hf.calibrate.own_text import own_text
-from qkvshare.hf.capture.features import read_features
-from qkvshare.hf.capture.state import read
 
-from ..conftest import FAMILIES, some_ids, tiny_model, tiny_tokenizer
+from ..conftest import tiny_model, tiny_tokenizer
 
 TEXT = (files("qkvshare.hf.calibrate") / "languages.txt").read_text(encoding="utf-8")
-CONTEXT, NEW = some_ids(150), some_ids(5, seed=1)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", [Controller, ChunkRouter])
-def test_from_calibration_to_card(family: str, kind: type[Learned]) -> None:
-    model = tiny_model(family)
-    profile = calibrate(model, [some_ids(120, seed=3), some_ids(100, seed=4)], 20)
-    again = calibrate(model, [some_ids(120, seed=3), some_ids(100, seed=4)], 20)
-    for name, array in profile.arrays.items():
-        assert (again.arrays[name] == array).all()
-    allocator = kind(profile=profile)
-    card = capture(model, token_ids=CONTEXT, allocator=allocator, bits=9.5)
-    assert card.manifest.segments[0].allocation.allocator == allocator.name
-    assert card.bits_per_value <= 9.5
-    model(**card.inputs(model, new=NEW, new_only=True))
 
 
 def test_own_text_is_that_of_its_seed() -> None:
@@ -87,23 +63,3 @@ def test_languages_have_no_french() -> None:
     words = re.findall(r"[\w']+", TEXT.lower())
     assert len(words) > 1000
     assert not {"avec", "cette", "dans", "est", "nous", "pour", "une", "vous"} & set(words)
-
-
-def test_features_are_the_models_own() -> None:
-    model = tiny_model()
-    ids = read(model, CONTEXT).ids
-    features = read_features(model, ids)
-    with torch.no_grad():
-        out = model(input_ids=torch.tensor([CONTEXT]), output_hidden_states=True)
-    chances = out.logits[0].softmax(-1)
-    entropy = torch.distributions.Categorical(chances).entropy()
-    assert torch.allclose(features.signals[:, 0], entropy, atol=1e-4)
-    assert torch.allclose(features.signals[:, 1], chances.amax(-1), atol=1e-4)
-    middle = out.hidden_states[len(out.hidden_states) // 2][0]
-    assert torch.allclose(features.hidden, middle, atol=1e-4)
-
-
-def test_a_profile_of_another_model_is_refused() -> None:
-    profile = calibrate(tiny_model("qwen3"), [some_ids(60)], 10)
-    with pytest.raises(ProfileError, match="Run qkvshare calibrate with this model"):
-        capture(tiny_model(), token_ids=CONTEXT, allocator=Controller(profile))

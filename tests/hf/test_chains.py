@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, Packed, Raw, Transform, Uniform, capture
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Packed, Raw, Transform, capture
 from qkvshare.card.errors import BudgetError, CaptureError, CardThinError
 from qkvshare.codecs import Codec
 

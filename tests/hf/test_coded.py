@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.codecs import Kivi, Uniform
 from qkvshare import CacheCard, capture
 from qkvshare.card.errors import (
     CaptureError,
@@ -17,7 +18,7 @@ from qkvshare.card.errors import (
     CodecError,
     UnsupportedModelError,
 )
-from qkvshare.codecs import Kivi, LayerKV, Packed, Raw, Transform, Uniform
+from qkvshare.codecs import LayerKV, Packed, Raw, Transform
 from qkvshare.hf.attention import NAME
 from qkvshare.hf.cache.coded import Coded, CodedLayer, Scratch
 from qkvshare.hf.cache.growing import SPARE

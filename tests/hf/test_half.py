@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.codecs import Kivi, Uniform
 from qkvshare import capture
 from qkvshare.card.errors import CodecError, PromptError, UnsupportedModelError
-from qkvshare.codecs import Kivi, Packed, Raw, Uniform
+from qkvshare.codecs import Packed, Raw
 from qkvshare.hf.attention import NAME
 from qkvshare.hf.cache import growing as room
 from qkvshare.hf.cache.growing import FullLayer

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import CacheCard, Raw, Uniform, capture
+from benchmarks.codecs import Uniform
+from qkvshare import CacheCard, Raw, capture
 from qkvshare.card.errors import CaptureError
 from qkvshare.codecs import Codec
 

@@ -16,7 +16,8 @@ from transformers import (
     StaticCache,
 )
 
-from qkvshare import Raw, Uniform, capture
+from benchmarks.codecs import Uniform
+from qkvshare import Raw, capture
 from qkvshare.card.errors import (
     BudgetError,
     CaptureError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qkvshare import capture, identify
-from qkvshare.allocators import Lagrangian
+from qkvshare.allocation import Lagrangian
 from qkvshare.card.errors import UnsupportedModelError
 from qkvshare.hf.capture import sensitivity as module
 from qkvshare.hf.capture.sensitivity import sensitivity

@@ -1,8 +1,9 @@
-"""Capture with a codec that spends bits row by row: budgets, probes, focus."""
+"""Capture with a codec that spends bits row by row: budgets and probes."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from qkvshare import CacheCard, Uniform, capture
-from qkvshare.allocators import Allocator, Lagrangian, Salient, make_allocator
-from qkvshare.allocators import Uniform as Evenly
+from benchmarks.allocators import Salient, UniformAllocator
+from benchmarks.codecs import Uniform
+from benchmarks.scorers import KeyNorm
+from qkvshare import CacheCard, capture
+from qkvshare.allocation import Lagrangian, make_allocator
 from qkvshare.card.errors import (
     BudgetError,
-    CaptureError,
     CodecError,
-    PromptError,
     UnsupportedModelError,
 )
-from qkvshare.codecs import Packed
+from qkvshare.codecs import Allocator, Packed
 from qkvshare.hf.capture import segments
-from qkvshare.hf.capture.allocate import Spent, salience, spend
+from qkvshare.hf.capture.allocate import Spent, look_back, salience, spend
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.probe import choose_probes
 from qkvshare.hf.capture.state import read
-from qkvshare.scorers import Attention, KeyNorm, make_scorer
+from qkvshare.scoring import AttentionScorer
 
-from ..conftest import FAMILIES, greedy, some_ids, tiny_model, tiny_tokenizer
+from ..conftest import FAMILIES, greedy, some_ids, tiny_model
 
 CONTEXT, NEW = some_ids(200), some_ids(5, seed=1)
 
@@ -39,7 +40,7 @@ def live_cache(model: Any, ids: list[int]) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("allocator", [Lagrangian(), Salient(), Evenly()], ids=str)
+@pytest.mark.parametrize("allocator", [Lagrangian(), Salient(), UniformAllocator()], ids=str)
 def test_budget_of_the_written_file(family: str, allocator: Any, tmp_path: Path) -> None:
     model = tiny_model(family)
     least = None
@@ -93,8 +94,9 @@ def test_salience_of_probes_behind_is_the_models_attention(family: str) -> None:
     probes = np.array(some_ids(6, seed=3), np.int32)
     state = pick_row(model, live_cache(model, CONTEXT), CONTEXT)
     weights = eager_attention(model, CONTEXT + probes.tolist())
-    scorer = Attention(local=0, shared=0.0)
-    for number, score in enumerate(salience(state, scorer, probes)):
+    scorer = AttentionScorer(local=0, shared=0.0)
+    state = replace(state, scores={scorer: look_back(state, scorer, probes)})
+    for number, score in enumerate(salience(state, scorer)):
         kv_heads, held = score.shape
         seen = weights[number][0, :, -6:, len(CONTEXT) - held : len(CONTEXT)]
         window = state.layers[number].window or 1000
@@ -107,7 +109,7 @@ def test_salience_of_probes_behind_is_the_models_attention(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_salience_of_a_context_read_for_the_card_is_the_models_attention(family: str) -> None:
     model = tiny_model(family)
-    scorer = Attention(count=16, recent=0, local=0, shared=0.0)
+    scorer = AttentionScorer(count=16, recent=0, local=0, shared=0.0)
     state = read(model, CONTEXT, [scorer])
     weights = eager_attention(model, CONTEXT)
     chosen = scorer.probes(len(CONTEXT))
@@ -134,7 +136,7 @@ def eager_attention(model: Any, ids: list[int]) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_watching_a_context_being_read_changes_nothing(family: str) -> None:
     model = tiny_model(family)
-    plain, watched = read(model, CONTEXT), read(model, CONTEXT, [Attention()])
+    plain, watched = read(model, CONTEXT), read(model, CONTEXT, [AttentionScorer()])
     assert not plain.scores
     assert watched.scores
     for one, two in zip(plain.held, watched.held, strict=True):
@@ -145,9 +147,9 @@ def test_watching_a_context_being_read_changes_nothing(family: str) -> None:
 def test_attention_that_is_not_sdpa_is_left_alone_and_looked_at_behind() -> None:
     model = tiny_model()
     model.set_attn_implementation("eager")
-    state = read(model, CONTEXT, [Attention()])
+    state = read(model, CONTEXT, [AttentionScorer()])
     assert not state.scores
-    assert len(salience(state, Attention())) == 3
+    assert len(salience(state, AttentionScorer())) == 3
 
 
 def test_a_live_cache_is_probed_by_a_sample_of_its_context() -> None:
@@ -158,41 +160,23 @@ def test_a_live_cache_is_probed_by_a_sample_of_its_context() -> None:
     assert np.array_equal(choose_probes(ids[:20]), ids[:20])
 
 
-def test_focus_moves_bits() -> None:
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    cards = [
-        capture(model, tokenizer, "x" * 150, codec=Packed(), bits=6, focus=focus)
-        for focus in (None, "where is it?", some_ids(4, seed=9))
-    ]
-    assert len({card.digest for card in cards}) == 3
-    sizes = [card.nbytes for card in cards]
-    assert max(sizes) - min(sizes) < 0.02 * max(sizes)
-    with pytest.raises(CaptureError, match="focus is empty"):
-        capture(model, token_ids=CONTEXT, codec=Packed(), focus=[])
-    with pytest.raises(CaptureError, match="needs the tokenizer"):
-        capture(model, token_ids=CONTEXT, codec=Packed(), focus="where?")
-    with pytest.raises(PromptError, match="focus"):
-        capture(model, token_ids=CONTEXT, codec=Packed(), focus=[10**6])
-
-
 def test_strategies_need_a_codec_with_tiers() -> None:
     model = tiny_model()
-    for wrong in ({"scorer": KeyNorm()}, {"allocator": Evenly()}, {"focus": NEW}):
+    for wrong in ({"scorer": KeyNorm()}, {"allocator": UniformAllocator()}):
         with pytest.raises(CodecError, match="'uniform' treats all tokens alike"):
             capture(model, token_ids=CONTEXT, codec=Uniform(), **wrong)
 
 
 def test_a_scorer_that_nobody_asks_is_refused() -> None:
     model = tiny_model()
-    for ignored in ({"scorer": KeyNorm()}, {"focus": NEW}):
-        with pytest.raises(CodecError, match="'uniform' asks no scorer"):
-            capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly(), **ignored)
-
-
-def test_a_focus_that_nobody_looks_from_is_refused() -> None:
-    with pytest.raises(CodecError, match="'key-norm' looks at no query"):
-        capture(tiny_model(), token_ids=CONTEXT, scorer=KeyNorm(), focus=NEW)
-    capture(tiny_model(), token_ids=CONTEXT, scorer=make_scorer("key-norm+window"), focus=NEW)
+    with pytest.raises(CodecError, match="'uniform' asks no scorer"):
+        capture(
+            model,
+            token_ids=CONTEXT,
+            codec=Packed(),
+            scorer=KeyNorm(),
+            allocator=UniformAllocator(),
+        )
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
@@ -207,7 +191,7 @@ def test_model_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "set_attn_implementation", lambda _: None)
     with pytest.raises(UnsupportedModelError, match="lets 0 of its 3 attention layers"):
         capture(model, token_ids=CONTEXT, codec=Packed())
-    capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly())
+    capture(model, token_ids=CONTEXT, codec=Packed(), allocator=UniformAllocator())
 
 
 def test_manifest_says_who_spent() -> None:
@@ -218,7 +202,7 @@ def test_manifest_says_who_spent() -> None:
         "lagrangian",
         None,
     )
-    card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=Evenly(), bits=6.5)
+    card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=UniformAllocator(), bits=6.5)
     allocation = card.manifest.segments[0].allocation
     assert (allocation.scorer, allocation.allocator, allocation.budget) == (None, "uniform", 6.5)
 
@@ -270,7 +254,7 @@ def test_an_allocator_without_slopes_goes_on_at_the_rate_last_asked_for(
     rooms: list[int] = []
     monkeypatch.setattr(segments, "spend", lambda *given: rooms.append(given[5]) or spend(*given))
     card = capture(
-        tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), bits=9, allocator=Evenly()
+        tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), bits=9, allocator=UniformAllocator()
     )
     card = append_twice(card, CONTEXT[:150], 40)
     assert {segment.allocation.slope for segment in card.manifest.segments} == {None}

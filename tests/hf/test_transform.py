@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qkvshare import CacheCard, Transform, capture
-from qkvshare.allocators import Uniform
+from qkvshare.allocation import Lagrangian
 from qkvshare.card.errors import BudgetError, CodecError, ProfileError
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.profile import Profile
@@ -83,7 +83,7 @@ def test_a_profile_of_another_model_is_refused() -> None:
 def test_an_allocator_of_tiers_is_refused() -> None:
     codec = Transform.of(profile_of("llama"))
     with pytest.raises(CodecError, match="no tiers"):
-        capture(tiny_model(), token_ids=CONTEXT, codec=codec, allocator=Uniform())
+        capture(tiny_model(), token_ids=CONTEXT, codec=codec, allocator=Lagrangian())
 
 
 def test_a_budget_below_the_header_is_refused() -> None:

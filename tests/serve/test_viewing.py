@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qkvshare
+from benchmarks.codecs import Kivi, Uniform
 from qkvshare.card import Key, Signer
-from qkvshare.codecs import Codec, Kivi, Packed, Raw, Transform, Uniform
+from qkvshare.codecs import Codec, Packed, Raw, Transform
 from qkvshare.codecs.stats import token_bits
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.serve.viewing import MOST_HOPS, card_view, overview, token_texts

@@ -1,4 +1,4 @@
-"""``qkvshare calibrate``: learn once for a model what codec and allocators can use."""
+"""``qkvshare calibrate``: learn once for a model what the transform codec needs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def calibrate(
         ),
     ] = 1.0,
 ) -> None:
-    """Fit the codec transform to a model, train the allocators controller and chunk-router."""
+    """Fit the codec transform to a model."""
     from ..hf.calibrate.calibrate import calibrate as learn
     from ..hf.calibrate.languages import languages
     from ..hf.calibrate.own_text import own_text

@@ -36,10 +36,6 @@ def capture(
     allocator: AllocatorName = None,
     bits: Bits = None,
     profile: ProfileFile = None,
-    focus: Annotated[
-        str | None,
-        typer.Option(help="The receiver's question, where it is known (packed, transform)."),
-    ] = None,
     agent: Annotated[
         str, typer.Option(callback=lineage, help="A name for the card's lineage.")
     ] = "",
@@ -57,13 +53,13 @@ def capture(
 
     seal, signer = key_of(key), None if sign is None else Signer.load(sign)
     with progress.status("loading the model …") as status:
-        from ..allocators import make_allocator
+        from ..allocation import make_allocator
         from ..codecs import default_codec, make_codec
         from ..hf.capture.capture import capture as capture_state
         from ..hf.model.identity import identify
         from ..hf.model.load import load_model
         from ..profile import Profile
-        from ..scorers import make_scorer
+        from ..scoring import make_scorer
 
         learned = None if profile is None else Profile.load(profile)
         # What can be refused is refused before the model is loaded.
@@ -83,7 +79,6 @@ def capture(
             scorer=judge,
             allocator=spender,
             bits=bits,
-            focus=focus,
             agent=agent,
         )
         if signer is not None:

@@ -70,24 +70,22 @@ Model = Annotated[
 CodecName = Annotated[
     str | None,
     typer.Option(
-        help="How to encode: raw, uniform, kivi, packed, transform (with a profile), or a "
+        help="How to encode: raw, packed, transform (with a profile), or a "
         "plug-in's; by default transform where a profile of the model is at hand, else packed; "
-        "parameters as in kivi:bits=3 or transform:refinements=1."
+        "parameters as in transform:refinements=1."
     ),
 ]
 ScorerName = Annotated[
     str | None,
     typer.Option(
-        help="Who tells what later queries look at (packed, transform): attention, accumulated, "
-        "normalized, window, expected, reconstruction, key-norm, recency, random; several joined "
-        "by +; parameters as in attention:count=32."
+        help="Who tells what later queries look at (packed, transform): attention, or a plug-in's; "
+        "parameters as in attention:count=32."
     ),
 ]
 AllocatorName = Annotated[
     str | None,
     typer.Option(
-        help="Who allocates the bits (for packed): lagrangian, uniform, random, recency, salient, "
-        "controller, chunk-router (these two with --profile); "
+        help="Who allocates the bits (packed): lagrangian, or that of a plug-in; "
         "parameters as in lagrangian:floor=0.02."
     ),
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from .base import Codec
 from .bits import BitMap, Energy, LayerBits
 from .kinds import Attended, Stepped, Trimmable
-from .kivi import Kivi
 from .layers import LayerKV, RotatedKV, Shape, empty
 from .packed import Packed
 from .raw import Raw
@@ -26,7 +25,6 @@ from .runs import DTYPES, decode_runs, dtype_of, shapes_of
 from .tiered import Allocator, Demand, Tiered
 from .transform import Transform
 from .trimming import trim
-from .uniform import Uniform
 
 __all__ = [
     "CODECS",
@@ -37,7 +35,6 @@ __all__ = [
     "Codec",
     "Demand",
     "Energy",
-    "Kivi",
     "LayerBits",
     "LayerKV",
     "Packed",
@@ -48,7 +45,6 @@ __all__ = [
     "Tiered",
     "Transform",
     "Trimmable",
-    "Uniform",
     "codec_names",
     "decode_runs",
     "default_codec",

@@ -34,7 +34,7 @@ from ..kernels.levels import DISTORTION, LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.operators import encode_rows
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
-from ..scorers.base import Scorer
+from ..scoring import Scorer
 from . import packed_cpu
 from .base import ENCODER_ONLY, BitCounts, leave
 from .bits import BitMap, Energy, LayerBits

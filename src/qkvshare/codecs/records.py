@@ -13,15 +13,11 @@ from ..card.errors import CardFormatError, CardVersionError, CodecError
 from ..profile import Profile
 from ..registry import build, find
 from .base import Codec, recorded
-from .kivi import Kivi
 from .packed import Packed
 from .raw import Raw
 from .transform import Transform
-from .uniform import Uniform
 
-CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Raw, Uniform, Kivi, Packed, Transform)
-}
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, Packed, Transform)}
 
 
 def find_codec(name: str) -> type[Codec]:

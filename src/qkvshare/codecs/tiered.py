@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..card.digest import Bytes
-from ..scorers.base import Scorer
+from ..card.digest import Bytes, TokenIds
+from ..scoring import Scorer
 from .base import Codec
 from .bits import BitMap, Energy
 from .layers import LayerKV, Shape
@@ -58,21 +58,6 @@ class Tiered(Codec):
 
 
 @dataclass(frozen=True)
-class Features:
-    """What learned allocators look at: tokens, not rows.
-
-    Attributes:
-        signals: ``[tokens, 4]``: entropy of the next token's distribution in nats, its largest
-            probability, rarity of the token in its context in nats, and the log of the variance of
-            the attention that it receives.
-        hidden: hidden states in the middle of the model, ``[tokens, hidden_size]``.
-    """
-
-    signals: Tensor
-    hidden: Tensor
-
-
-@dataclass(frozen=True)
 class Demand:
     """What there is to spend bits on, layer by layer.
 
@@ -85,7 +70,8 @@ class Demand:
         sinks: how many of the first tokens get the widest tier.
         sensitivity: Fisher information of each layer's heads, ``[2 (keys, values), kv_heads]``;
             None for allocators that do without.
-        features: of all tokens; None for allocators that are not learned.
+        model: read the context; for allocators that let it read again.
+        ids: of the context, whose last tokens the layers hold: those before them are a parent's.
     """
 
     codec: Tiered
@@ -94,7 +80,8 @@ class Demand:
     salience: Sequence[Tensor] | None
     sinks: int
     sensitivity: Sequence[Tensor] | None = None
-    features: Features | None = None
+    model: Any = None
+    ids: TokenIds | None = None
 
     def costs(self) -> Tensor:
         """Bits of a row in every tier, ``[layers, 2 (keys, values), tiers]``, int64."""
@@ -111,8 +98,11 @@ class Allocator(ABC):
     """Base of all allocators: frozen dataclasses whose fields are their parameters."""
 
     name: ClassVar[str]
-    # Whether `allocate` looks at `Demand.salience`: scoring costs a forward pass.
-    uses_salience: ClassVar[bool] = False
+
+    @property
+    def uses_salience(self) -> bool:
+        """Whether `allocate` looks at `Demand.salience`: scoring costs a forward pass."""
+        return False
 
     @property
     def uses_sensitivity(self) -> bool:

@@ -25,7 +25,7 @@ from ..card.errors import CardFormatError, CodecError, ProfileError
 from ..kernels import rans
 from ..kernels.product import add as add_product
 from ..profile import Profile
-from ..scorers.base import Scorer
+from ..scoring import Scorer
 from . import streams
 from .base import ENCODER_ONLY, BitCounts, leave
 from .basis import Basis

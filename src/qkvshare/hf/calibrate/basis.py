@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...allocators import SINKS
 from ...card import Layer
 from ...codecs.fitting import fit
+from ...codecs.tiered import SINKS
 from ..capture.sensitivity import fisher, sensitivity
 from ..capture.state import read
 from ..model.identity import identify

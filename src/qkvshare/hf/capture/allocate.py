@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...allocators import SINKS, Allocator, Demand, Features, Lagrangian, Learned
+from ...allocation import Lagrangian
 from ...card import Identity
 from ...card.digest import TokenIds
 from ...card.errors import CodecError, UnsupportedModelError
-from ...codecs import Codec, Shape, Stepped, Tiered
-from ...codecs.bits import BitMap
-from ...scorers import Attention, Glance, Scorer, Sight, parts_of
+from ...codecs import Allocator, BitMap, Codec, Demand, Shape, Stepped, Tiered
+from ...codecs.tiered import SINKS
+from ...scoring import AttentionProbe, AttentionScorer, Scorer, Visibility
 from .probe import Watch, choose_probes, watched
 from .sensitivity import sensitivity
 from .state import State
@@ -27,14 +27,13 @@ _TOKENS_PER_SINK = 64
 
 @dataclass(frozen=True)
 class Spending:
-    """How capture spends bits: who scores, who allocates, and the receiver's question if known.
+    """How capture spends bits: who scores and who allocates.
 
     ``allocator`` is None for codecs with steps, which turn scores into exponents themselves.
     """
 
     scorer: Scorer | None
     allocator: Allocator | None
-    focus: TokenIds | None = None
 
     @property
     def scored_by(self) -> Scorer | None:
@@ -43,10 +42,9 @@ class Spending:
 
 
 def spending(
-    codec: Codec, scorer: Scorer | None, allocator: Allocator | None, focus: TokenIds | None
+    codec: Codec, scorer: Scorer | None = None, allocator: Allocator | None = None
 ) -> Spending | None:
     """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
-    given = scorer is not None or focus is not None
     spender: Allocator | None = None
     if isinstance(codec, Stepped):
         if allocator is not None:
@@ -55,26 +53,20 @@ def spending(
                 f"{allocator.name!r} would change nothing. Leave it out."
             )
     elif not isinstance(codec, Tiered):
-        if given or allocator is not None:
+        if scorer is not None or allocator is not None:
             raise CodecError(
-                f"{codec.name!r} treats all tokens alike: scorer=, allocator= and focus= need a "
+                f"{codec.name!r} treats all tokens alike: scorer= and allocator= need a "
                 "codec with tiers, such as 'packed'."
             )
         return None
     else:
         spender = allocator or codec.allocator or Lagrangian()
-    if given and spender is not None and not spender.uses_salience:
+    if scorer is not None and spender is not None and not spender.uses_salience:
         raise CodecError(
-            f"the allocator {spender.name!r} asks no scorer: scorer= and focus= would change "
-            "nothing. Leave them out, or choose one that does, such as 'lagrangian'."
+            f"the allocator {spender.name!r} asks no scorer: scorer= would change "
+            "nothing. Leave it out, or choose one that does, such as 'lagrangian'."
         )
-    scorer = scorer or codec.scorer or Attention()
-    if focus is not None and not any(len(part.probes(1)) for part in parts_of(scorer)):
-        raise CodecError(
-            f"the scorer {scorer.name!r} looks at no query: focus= would change nothing. Leave it "
-            "out, or choose one that does, such as 'attention'."
-        )
-    return Spending(scorer, spender, focus)
+    return Spending(scorer or codec.scorer or AttentionScorer(), spender)
 
 
 def shapes_of(state: State, start: int) -> list[Shape]:
@@ -130,7 +122,8 @@ def spend(
         sensitivity=(
             sensitivity(state.model, identity) if how.allocator.uses_sensitivity else None
         ),
-        features=_features(state, start) if isinstance(how.allocator, Learned) else None,
+        model=state.model,
+        ids=state.ids,
     )
     if not isinstance(how.allocator, Lagrangian):
         return Spent(how.allocator.allocate(demand, budget), None)
@@ -151,31 +144,24 @@ def spend_steps(
 
 def _salience_from(state: State, start: int, how: Spending) -> list[Tensor]:
     assert how.scored_by is not None
-    scores = salience(state, how.scored_by, how.focus)
+    scores = salience(state, how.scored_by)
     return [
         score[:, score.shape[1] - at.tokens :]
         for score, at in zip(scores, shapes_of(state, start), strict=True)
     ]
 
 
-def salience(state: State, scorer: Scorer, focus: TokenIds | None = None) -> list[Tensor]:
+def salience(state: State, scorer: Scorer) -> list[Tensor]:
     """Salience of each layer's held tokens, ``[kv_heads, tokens]`` with mean 1, float32.
 
-    What ``scorer`` said while the context was read; where it was not asked, or a focus is given,
-    probes are read behind the context. Raises `UnsupportedModelError` for models whose attention
-    cannot be watched.
+    What ``scorer`` said while the context was read; where it was not asked, probes are read behind
+    the context. Raises `UnsupportedModelError` for models whose attention cannot be watched.
     """
-    parts = [_salience_of_one(state, part, focus) for part in parts_of(scorer)]
-    return [torch.stack(layer).mean(0) for layer in zip(*parts, strict=True)]
-
-
-def _salience_of_one(state: State, scorer: Scorer, focus: TokenIds | None) -> list[Tensor]:
-    seen = state.scores.get(scorer) if focus is None else None
+    seen = state.scores.get(scorer)
     if seen is None and len(scorer.probes(len(state.ids))) == 0:
         seen = [scorer.score(_unlooked(held.keys)) for held in state.held]
     elif seen is None:
-        sample = state.ids if scorer.rereads else choose_probes(state.ids)
-        seen = look_back(state, scorer, sample if focus is None else focus)
+        seen = look_back(state, scorer, state.ids if scorer.rereads else choose_probes(state.ids))
     out = []
     for score, held in zip(seen, state.held, strict=True):
         # A token that only a roll back can need has left the window: nobody looks at it.
@@ -185,13 +171,12 @@ def _salience_of_one(state: State, scorer: Scorer, focus: TokenIds | None) -> li
     return out
 
 
-def _unlooked(keys: Tensor) -> Glance:
+def _unlooked(keys: Tensor) -> AttentionProbe:
     """A layer that no query looks at."""
     kv_heads, tokens, dim = keys.shape
     nobody = torch.zeros(0, tokens, dtype=torch.bool, device=keys.device)
-    return Glance(
-        keys.new_zeros(kv_heads, 1, 0, dim), keys, Sight(nobody), 1.0, tokens, lambda x, _: x
-    )
+    queries = keys.new_zeros(kv_heads, 1, 0, dim)
+    return AttentionProbe(queries, keys, Visibility(nobody), 1.0, tokens, lambda x, _: x)
 
 
 def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
@@ -207,13 +192,9 @@ def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
         raise UnsupportedModelError(
             f"{type(model).__name__} lets {len(found)} of its {len(state.held)} attention layers "
             "be observed, so its tokens cannot be scored. Choose an allocator that needs no "
-            "scorer, such as 'uniform'."
+            "scorer, such as 'lagrangian:share=0'."
         )
     return list(found.values())
-
-
-def _features(state: State, start: int) -> Features:
-    return Features(state.features.signals[start:], state.features.hidden[start:])
 
 
 def _sinks(state: State, start: int) -> int:

@@ -11,15 +11,14 @@ import numpy as np
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ...allocators import Allocator, Learned
 from ...card import CacheCard, Hop, Identity
-from ...card.digest import TokenIds, is_digest
+from ...card.digest import is_digest
 from ...card.errors import BudgetError, CaptureError
-from ...codecs import Codec, Packed, Stepped, Tiered, from_record
-from ...scorers import Scorer, parts_of
+from ...codecs import Allocator, Codec, Packed, Stepped, Tiered, from_record
+from ...scoring import Scorer
 from ..model.identity import identify
 from ..model.text_only import require_text
-from ..text.tokens import Ids, Message, as_ids, require_vocabulary, tokenize
+from ..text.tokens import Ids, Message, as_ids, tokenize
 from .allocate import Spending, spending
 from .live import pick_row
 from .segments import Before, encode_alike, encode_steps, encode_tiers
@@ -39,7 +38,6 @@ def capture(
     bits: float | None = None,
     scorer: Scorer | None = None,
     allocator: Allocator | None = None,
-    focus: str | Ids | None = None,
     parent: CacheCard | Literal["cache"] | None = "cache",
     agent: str = "",
     ttl: float | None = None,
@@ -65,10 +63,9 @@ def capture(
             and comes within 2 % of it; any other is narrowed until it fits. Without it new
             tokens are encoded as finely as the parent's: at its slope (`Lagrangian`), its step
             (`Transform`), or its bits. Without a parent it is `DEFAULT_BITS`.
-        scorer: for codecs with tiers: who tells what later queries look at; by default `Attention`.
+        scorer: for codecs with tiers: who tells what later queries look at; by default
+            `AttentionScorer`.
         allocator: for codecs with tiers: who allocates the bits; by default `Lagrangian`.
-        focus: the receiver's instruction or question (text, or token ids), where the sender knows
-            it: the scorer then asks what that looks at, instead of a sample of the context.
         parent: the card this context went on from: its segments are kept byte for byte, and only
             the tokens after it are encoded. By default the card that ``cache`` was injected from,
             if it was; None encodes everything anew, and a lossy codec loses again.
@@ -88,11 +85,10 @@ def capture(
     if (source is None) == (token_ids is None):
         raise CaptureError("give a prompt, chat messages or token_ids=, and only one of them.")
     identity = identify(model, tokenizer)  # refuses models before anything long is read
-    ids = _focus(model, tokenizer, focus)
     if cache is None:
         parent = None if parent == "cache" else parent
-        how = spending(codec or _inherited(parent), scorer, allocator, ids)
-        early = parts_of(how.scored_by) if how and how.scored_by and how.focus is None else ()
+        how = spending(codec or _inherited(parent), scorer, allocator)
+        early = [how.scored_by] if how is not None and how.scored_by is not None else []
         given = tokenize(tokenizer, source) if token_ids is None else as_ids(token_ids)
         require_text(model, given)
         state = read(model, given, early)
@@ -105,7 +101,7 @@ def capture(
         if parent == "cache":
             grown = state.card is not None and state.card.tokens < len(state.ids)
             parent = state.card if grown else None
-        how = spending(codec or _inherited(parent), scorer, allocator, ids)
+        how = spending(codec or _inherited(parent), scorer, allocator)
     codec = codec or _inherited(parent)
     return make_card(
         state, identity, codec, how, bits, parent=parent, agent=agent, ttl=ttl, salt=salt
@@ -127,9 +123,6 @@ def make_card(
     """The card of ``state``; ``how`` for codecs with tiers. Raises as `capture`."""
     start = 0 if parent is None else _require_parent(parent, state, identity)
     salt = _salt(parent, salt)
-    learned = how.allocator if how is not None else None
-    if isinstance(learned, Learned) and learned.profile is not None:
-        learned.profile.require(identity.weights)
     if parent is not None and parent.thin and bits is not None:
         raise BudgetError(
             f"bits= is for the whole card, and the parent is thin: the bytes of its first "
@@ -190,21 +183,3 @@ def _salt(parent: CacheCard | None, salt: str | None) -> str | None:
             "Leave salt= out, or go on from parent.salted(salt)."
         )
     return salt
-
-
-def _focus(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, focus: str | Ids | None
-) -> TokenIds | None:
-    """The receiver's words as ids; text without the tokens that begin a prompt."""
-    if focus is None:
-        return None
-    if isinstance(focus, str):
-        if tokenizer is None:
-            raise CaptureError("a focus in words needs the tokenizer; pass tokenizer= or ids.")
-        ids = as_ids(tokenizer(focus, add_special_tokens=False)["input_ids"])
-    else:
-        ids = as_ids(focus, "focus")
-    if len(ids) == 0:
-        raise CaptureError("the focus is empty; expected the receiver's question or None.")
-    require_vocabulary(model, ids, "focus")
-    return ids

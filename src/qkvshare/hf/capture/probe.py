@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from ...card.digest import TokenIds
-from ...scorers import Glance, Scorer, Sight
+from ...scoring import AttentionProbe, Scorer, Visibility
 from .. import attention
 from ..model.rope import Rope
 
@@ -59,7 +59,7 @@ class Watch:
     scorers: Sequence[Scorer]
     behind: int = 0
     scores: dict[Scorer, dict[int, Tensor]] = field(default_factory=dict)
-    _looks: dict[tuple[Scorer, torch.device], tuple[Tensor | None, Tensor, Sight]] = field(
+    _looks: dict[tuple[Scorer, torch.device], tuple[Tensor | None, Tensor, Visibility]] = field(
         default_factory=dict
     )
 
@@ -76,14 +76,20 @@ class Watch:
         kv_heads, total = key.shape[:2]
         rows = query.view(kv_heads, heads // kv_heads, read, dim)
         for scorer in self.scorers:
-            chosen, sight = self._look(scorer, read, total, mask, key.device)
-            turn = _turner(self._rope, layer)
-            glance = Glance(rows[:, :, chosen], key, sight, scaling, total - self.behind, turn)
-            self.scores.setdefault(scorer, {})[layer] = scorer.score(glance).float()
+            chosen, visibility = self._look(scorer, read, total, mask, key.device)
+            probe = AttentionProbe(
+                rows[:, :, chosen],
+                key,
+                visibility,
+                scaling,
+                total - self.behind,
+                _rotation(self._rope, layer),
+            )
+            self.scores.setdefault(scorer, {})[layer] = scorer.score(probe).float()
 
     def _look(
         self, scorer: Scorer, read: int, total: int, mask: Tensor | None, device: torch.device
-    ) -> tuple[Tensor, Sight]:
+    ) -> tuple[Tensor, Visibility]:
         """Which queries are looked at, ``[chosen]``, and what each sees.
 
         Layers of one kind share their mask, so this is worked out once for each kind.
@@ -98,20 +104,20 @@ class Watch:
         else:
             part = mask[0, 0, chosen, :total]
             visible = part if part.dtype == torch.bool else part > -1
-        sight = Sight(visible)
-        self._looks[scorer, device] = mask, chosen, sight
-        return chosen, sight
+        visibility = Visibility(visible)
+        self._looks[scorer, device] = mask, chosen, visibility
+        return chosen, visibility
 
 
-def _turner(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """`Glance.turn`: positions are those of the held keys, and only differences matter."""
+def _rotation(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """`AttentionProbe.rotate`: of positions of the held keys only differences matter."""
 
-    def turn(vectors: Tensor, positions: Tensor) -> Tensor:
-        back = bool((positions < 0).any())
-        way, places = (rope.unrotate, -positions) if back else (rope.rotate, positions)
-        return way(layer, vectors, places)
+    def rotate(vectors: Tensor, positions: Tensor) -> Tensor:
+        if (positions < 0).any():
+            return rope.unrotate(layer, vectors, -positions)
+        return rope.rotate(layer, vectors, positions)
 
-    return turn
+    return rotate
 
 
 def can_watch_reading(model: PreTrainedModel) -> bool:

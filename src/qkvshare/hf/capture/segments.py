@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from msgspec.structs import replace
 
-from ...allocators import Lagrangian
+from ...allocation import Lagrangian
 from ...card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
 from ...card.container import Array, blob_name, ids_name
 from ...card.digest import Bytes, digest_bytes, empty_chain, extend_chain
@@ -21,7 +21,6 @@ from ...card.errors import BudgetError
 from ...card.manifest import LOWEST_SLOPE, runs_of
 from ...codecs import Codec, Stepped, Tiered, Trimmable
 from ...registry import label
-from ...scorers import label_scorer
 from .allocate import Spending, least_bits, shapes_of, spend, spend_steps
 from .state import State
 from .steps import fit_step, sample_size
@@ -89,7 +88,7 @@ def encode_tiers(
     shapes = shapes_of(state, start)
     scorer = how.scored_by
     allocation = Allocation(
-        scorer=None if scorer is None else label_scorer(scorer),
+        scorer=None if scorer is None else label(scorer),
         allocator=label(how.allocator),
         budget=bits,
         slope=LOWEST_SLOPE if isinstance(how.allocator, Lagrangian) else None,
@@ -141,9 +140,7 @@ def encode_steps(
     """A codec with steps: the finest step that ``bits`` per value allow, or the codec's own."""
     exponents = spend_steps(state, start, codec, how)
     assert how.scored_by is not None
-    allocation = Allocation(
-        scorer=label_scorer(how.scored_by), allocator=codec.allocation, budget=bits
-    )
+    allocation = Allocation(scorer=label(how.scored_by), allocator=codec.allocation, budget=bits)
 
     def make(step: int) -> CacheCard:
         fitted = codec.at(step)

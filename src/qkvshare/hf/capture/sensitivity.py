@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...allocators import SINKS
 from ...card import Identity
 from ...card.errors import UnsupportedModelError
 from ...codecs import LayerKV
+from ...codecs.tiered import SINKS
 from ..model.config import text_config
 from .state import read
 

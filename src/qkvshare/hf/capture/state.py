@@ -14,12 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from ...allocators import Features
 from ...card import CacheCard, Layer
 from ...card.digest import TokenIds
 from ...card.errors import CaptureError, IdentityError, UnsupportedModelError
 from ...codecs import Codec, LayerKV, RotatedKV
-from ...scorers import Scorer
+from ...scoring import Scorer
 from ..cache.half import HALF, HalfLayer
 from ..cache.layers import (
     attention_layers,
@@ -33,7 +32,6 @@ from ..cache.layers import (
 from ..model.rope import Rope
 from ..model.text_only import forget_positions
 from ..text.tokens import Ids, as_ids, require_length, require_vocabulary
-from .features import read_features
 from .probe import Watch, can_watch_reading, watched
 
 
@@ -52,11 +50,6 @@ class State:
     held: list[LayerKV]
     card: CacheCard | None = None
     scores: Mapping[Scorer, list[Tensor]] = field(default_factory=dict)
-
-    @cached_property
-    def features(self) -> Features:
-        """For learned allocators; read once more for them, and only then."""
-        return read_features(self.model, self.ids)
 
     @cached_property
     def _rope(self) -> Rope:

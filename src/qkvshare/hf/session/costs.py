@@ -133,7 +133,7 @@ def _measure(model: Any, codec: Codec) -> Costs:
     plain = codec.at(None) if isinstance(codec, Stepped) else codec
     for count in (_SHORT, _LONG):
         state = read(model, ids[:count])
-        card = make_card(state, identity, plain, spending(plain, None, None, None), None)
+        card = make_card(state, identity, plain, spending(plain), None)
         times.append(_median(lambda card=card: inject(card, model, new=new)))  # type: ignore[misc]
     token = max(0.0, (times[1] - times[0]) / (_LONG - _SHORT))
     step, long = _median(lambda: forward(new)), _median(lambda: forward(ids[:_LONG]))

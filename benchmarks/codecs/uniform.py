@@ -14,10 +14,11 @@ from typing import Self
 import numpy as np
 import torch
 
-from ..card.digest import Bytes
+from qkvshare.card.digest import Bytes
+from qkvshare.codecs.base import BitCounts, Codec, alike, leave, require_bytes
+from qkvshare.codecs.layers import Into, LayerKV, Shape
+
 from . import affine
-from .base import BitCounts, Codec, alike, leave, require_bytes
-from .layers import Into, LayerKV, Shape
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..card.digest import Bytes
-from ..card.errors import CodecError
-from ..kernels.planes import pack, unpack
-from .finite import most, require_finite
+from qkvshare.card.digest import Bytes
+from qkvshare.card.errors import CodecError
+from qkvshare.codecs.finite import most, require_finite
 
 GROUP = 64
 BITS = (2, 3, 4, 8)
@@ -88,3 +87,34 @@ def _groups(length: int) -> int:
 
 def _eights(length: int) -> int:
     return -(-length // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack ``[..., 8n]`` integer codes below ``2**bits`` into uint8 ``[..., n·bits]``.
+
+    Codes form a little-endian bit stream per row: code ``i`` occupies the bits
+    ``[i·bits, (i+1)·bits)``. Eight codes are ``bits`` bytes, so rows are multiples of eight.
+    """
+    assert 1 <= bits <= 8
+    assert codes.shape[-1] % 8 == 0
+    if bits == 8:
+        return codes.to(torch.uint8)
+    eights = codes.to(torch.int64).reshape(*codes.shape[:-1], codes.shape[-1] // 8, 8)
+    word = (eights << _steps(bits, 8, codes)).sum(-1, keepdim=True)
+    return ((word >> _steps(8, bits, codes)) & 0xFF).to(torch.uint8).flatten(-2)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """Undo `pack`: uint8 ``[..., n·bits]`` to uint8 codes ``[..., 8n]``."""
+    assert 1 <= bits <= 8
+    assert packed.shape[-1] % bits == 0
+    if bits == 8:
+        return packed
+    parts = packed.to(torch.int64).reshape(*packed.shape[:-1], packed.shape[-1] // bits, bits)
+    word = (parts << _steps(8, bits, packed)).sum(-1, keepdim=True)
+    codes: Tensor = (word >> _steps(bits, 8, packed)) & (2**bits - 1)
+    return codes.to(torch.uint8).flatten(-2)
+
+
+def _steps(step: int, count: int, like: Tensor) -> Tensor:
+    return torch.arange(0, step * count, step, device=like.device)

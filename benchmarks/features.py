@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -10,16 +11,29 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...allocators.base import Features
-from ...card.digest import TokenIds
-from ...card.errors import UnsupportedModelError
-from ...scorers import Glance, Scorer
-from ...scorers.base import evenly_spaced
-from ..model.config import text_config
-from .probe import Watch, watched
+from qkvshare.card.digest import TokenIds
+from qkvshare.card.errors import UnsupportedModelError
+from qkvshare.hf.capture.probe import Watch, watched
+from qkvshare.hf.model.config import text_config
+from qkvshare.scoring import AttentionProbe, Scorer, evenly_spaced
 
 # Rows of logits made at a time: a vocabulary is large.
 _ROWS = 128
+
+
+@dataclass(frozen=True)
+class Features:
+    """What learned allocators look at: tokens, not rows.
+
+    Attributes:
+        signals: ``[tokens, 4]``: entropy of the next token's distribution in nats, its largest
+            probability, rarity of the token in its context in nats, and the log of the variance of
+            the attention that it receives.
+        hidden: hidden states in the middle of the model, ``[tokens, hidden_size]``.
+    """
+
+    signals: Tensor
+    hidden: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,8 +42,8 @@ class _Variance(Scorer):
 
     name = "variance"
 
-    def score(self, glance: Glance) -> Tensor:
-        found = glance.attention()[..., : glance.tokens].flatten(1, 2)
+    def score(self, probe: AttentionProbe) -> Tensor:
+        found = probe.attention()[..., : probe.tokens].flatten(1, 2)
         return found.var(1, correction=0)
 
     def probes(self, tokens: int) -> Tensor:
@@ -37,8 +51,14 @@ class _Variance(Scorer):
 
 
 def read_features(model: PreTrainedModel, ids: TokenIds) -> Features:
-    """Read ``ids`` once more. Raises `UnsupportedModelError`."""
-    tokens = torch.from_numpy(ids).long()[None].to(model.device)
+    """Read ``ids``, unless they were the last to be read. Raises `UnsupportedModelError`."""
+    return _read(model, ids.tobytes())
+
+
+@lru_cache(maxsize=1)
+def _read(model: PreTrainedModel, content: bytes) -> Features:
+    ids: TokenIds = np.frombuffer(content, np.int32)
+    tokens = torch.tensor(ids.tolist())[None].to(model.device)
     watch = Watch(model, [_Variance()])
     decoder, head = cast(Any, model).get_decoder(), cast(Any, model).get_output_embeddings()
     with torch.no_grad(), watched(model, watch):

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..card.digest import Bytes
+from qkvshare.card.digest import Bytes
+from qkvshare.codecs.base import leave, require_bytes
+from qkvshare.codecs.layers import Into, LayerKV, Shape
+
 from . import affine
-from .base import leave, require_bytes
-from .layers import Into, LayerKV, Shape
 from .uniform import Uniform
 
 
