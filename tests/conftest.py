@@ -30,15 +30,21 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-_SERVERS = ("serve/", "cli/test_ends.py", "test_hops.py", "test_results.py")
+_ROOT = Path(__file__).parents[1]
+_SERVERS = (
+    "tests/serve/",
+    "tests/cli/test_ends.py",
+    "benchmarks/tests/test_hops.py",
+    "benchmarks/tests/test_results.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks that follow from what a test uses; `slow` and `nightly` stand beside the tests."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        if "smollm2" in fixtures or path in ("test_readme.py", "test_smollm2.py"):
+        path = item.path.relative_to(_ROOT).as_posix()
+        if "smollm2" in fixtures or path in ("tests/test_readme.py", "tests/test_smollm2.py"):
             item.add_marker(pytest.mark.model)
         if path.startswith(_SERVERS):
             item.add_marker(pytest.mark.server)
