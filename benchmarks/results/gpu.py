@@ -69,7 +69,8 @@ def floor_ms(path: str, config: dict[str, Any], tokens: int, card: float, at: Ma
         "card-gpu": (card + cache) / at.memory,
         "hf-quantized": (card + cache) / at.memory,
     }
-    return 1e3 * (go_on + before.get(path, max(card / at.link, (card + cache) / at.memory)))
+    floor = before.get(path, max(card / at.link, (card + cache) / at.memory))
+    return float(1e3 * (go_on + floor))
 
 
 def floors() -> Iterator[str]:
@@ -101,7 +102,8 @@ def first_token(bench: Bench, machine: Machine, lengths: list[int], rounds: int)
     name = "toy" if bench.tiny else "Llama-3.1-8B, random weights"
     torch.manual_seed(0)
     with torch.device(bench.device):
-        model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**config), dtype=torch.bfloat16)
+        auto: Any = AutoModelForCausalLM  # has no types
+        model = auto.from_config(LlamaConfig(**config), dtype=torch.bfloat16)
     model = model.to(bench.device).eval()
     ids = torch.randint(1, config["vocab_size"], (max(lengths) + NEW,)).tolist()
     ours = [RePrefill, Session, FullPrecisionFile, CardStaged, CardPinned, Card, CardFile]

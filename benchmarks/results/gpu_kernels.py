@@ -86,10 +86,10 @@ class Bench:
         rows = torch.randn(heads * tokens, dim, generator=generator) * units[scale, None]
         info = (tiers | scale << 3).to(torch.uint8)
         scales = units / 256 / power_of_two(dim) ** 0.5
-        made = (at.to(self.device) for at in (codes, info, scales))
+        codes, info, scales = (at.to(self.device) for at in (codes, info, scales))
         dtype = torch.float32 if self.tiny else torch.bfloat16
         numbers = torch.empty(heads, tokens, dim, dtype=dtype, device=self.device)
-        return Part(*made, numbers), rows.to(self.device)
+        return Part(codes, info, scales, numbers), rows.to(self.device)
 
 
 def parity(bench: Bench) -> None:

@@ -6,6 +6,7 @@ python -m benchmarks.results.half --text FILE [--contexts N]
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from qkvshare.hf.model.load import load_model
 CONTEXT, FOLLOWING = 1024, 64  # tokens
 
 
-def said(model: Any, given: dict[str, Any]) -> Tensor:
+def said(model: Any, given: Mapping[str, Any]) -> Tensor:
     """Log probabilities ``[tokens, vocabulary]`` of what follows."""
     with torch.no_grad():
         return torch.log_softmax(model(**given).logits[0].double(), -1)

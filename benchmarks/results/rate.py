@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,18 @@ def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+# Of a mean with its interval: the mean, and both ends.
+_FIGURES: tuple[Callable[[Any], float], ...] = (
+    lambda kl: kl["mean"],
+    lambda kl: kl["ci95"][0],
+    lambda kl: kl["ci95"][1],
+)
+
+
 def bits_at(rows: list[dict[str, Any]], log_kl: float) -> tuple[float, float]:
     """Bits at a KL, by the two rows of a `curve` around it, and their relative standard error."""
     bits = np.array([row["bits_per_value"] for row in rows])
-    logs, lows, highs = (
-        np.log([of(row["kl"]) for row in rows])
-        for of in (lambda kl: kl["mean"], lambda kl: kl["ci95"][0], lambda kl: kl["ci95"][1])
-    )
+    logs, lows, highs = (np.log([of(row["kl"]) for row in rows]) for of in _FIGURES)
     at = int(np.clip(np.searchsorted(-logs, -log_kl), 1, len(rows) - 1))
     slope = (bits[at] - bits[at - 1]) / (logs[at] - logs[at - 1])
     found = bits[at] + slope * (log_kl - logs[at])

@@ -71,7 +71,7 @@ def main() -> None:
         card = capture(model, token_ids=own, codec=codec, bits=given.bits)
         exact = codec.at(int(card.manifest.segments[0].codec.parameters["step"]))
         spy = Spy()
-        streams.write, before = spy, streams.write  # type: ignore[assignment]
+        streams.write, before = spy, streams.write
         try:
             again = capture(model, token_ids=own, codec=exact)
         finally:

@@ -49,6 +49,10 @@ CHANGED: dict[str, Make] = {
 }
 
 
+def _fixed(seconds: float) -> Make:
+    return lambda limit: Fixed(seconds)
+
+
 def crowded(seeds: int) -> list[dict[str, Any]]:
     """Every policy at every size and load; the fixed time to live is the best of the grid."""
     rows = []
@@ -57,7 +61,7 @@ def crowded(seeds: int) -> list[dict[str, Any]]:
         for size in SIZES:
             limit = size * 10**6
             runs = {name: played(traces, make, limit) for name, make in POLICIES.items()}
-            fixed = {at: played(traces, lambda _, at=at: Fixed(at), limit) for at in GRID}
+            fixed = {at: played(traces, _fixed(at), limit) for at in GRID}
             best = min(fixed, key=lambda at: sum(run.paid_ms for run in fixed[at]))
             runs[f"fixed TTL, {best} s"] = fixed[best]
             for name, run in runs.items():

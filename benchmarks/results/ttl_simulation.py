@@ -77,8 +77,8 @@ def simulate(calls: list[Call], policy: Policy, limit: int, middle: float = math
     end = events[-1][0]
     area += sum(call.bytes * (end - call.at) for call in held.values())
     why = [gone[number] for number, call in enumerate(calls) if math.isfinite(call.seconds)]
-    lost = [why.count(cause) for cause in ("evicted", "expired", "refused")]
-    return Outcome(paid, late, foreground, len(why), hits, *lost, area, peak)
+    evicted, expired, refused = (why.count(cause) for cause in ("evicted", "expired", "refused"))
+    return Outcome(paid, late, foreground, len(why), hits, evicted, expired, refused, area, peak)
 
 
 def _events(calls: list[Call]) -> list[tuple[float, int, int]]:

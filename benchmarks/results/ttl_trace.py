@@ -88,7 +88,7 @@ class World:
 
     def _session(self, rng: Rng, now: float, times: Times) -> list[Call]:
         state: State = "foreground" if rng.random() < 0.5 else "background"
-        tokens, calls = float(rng.integers(1024, 4097)), []
+        tokens, calls = float(rng.integers(1024, 4097)), list[Call]()
         names, shares = list(TOOLS), [share for share, _ in TOOLS.values()]
         while True:
             now += _GENERATION(rng)
