@@ -24,17 +24,10 @@ def take_turn(
     model: Any, tokenizer: Any, card: qkvshare.CacheCard, agent: str, task: str
 ) -> tuple[str, qkvshare.CacheCard]:
     """What ``agent`` says after ``task``, and the card it hands on."""
-    arguments = card.inputs(model, tokenizer, task)
-    out = model.generate(
-        **arguments, max_new_tokens=40, do_sample=False, return_dict_in_generate=True
-    )
-    # generate has not read the last token that it said, so it is not in the cache.
-    ids = out.sequences[0, :-1]
-    longer = qkvshare.capture(
-        model, tokenizer, token_ids=ids, cache=out.past_key_values, agent=agent
-    )
-    said = out.sequences[0, arguments["input_ids"].shape[1] :]
-    return tokenizer.decode(said, skip_special_tokens=True), longer
+    inputs = card.inputs(model, tokenizer, task)
+    out = model.generate(**inputs, max_new_tokens=40, do_sample=False, return_dict_in_generate=True)
+    said = out.sequences[0, inputs["input_ids"].shape[1] :]
+    return tokenizer.decode(said, skip_special_tokens=True), card.extend(model, out, agent=agent)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 from benchmarks.codecs import Kivi, Uniform
 from benchmarks.evals.fidelity import measure_fidelity
 from benchmarks.evals.handoff import Setting
-from qkvshare import CacheCard, Packed, Raw, Transform, capture
+from qkvshare import CacheCard, Packed, Raw, Transform, capture, capture_cache
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.hf.calibrate.texts import read_text, windows
 from qkvshare.hf.model.load import embedded_folder
@@ -70,7 +70,7 @@ def test_the_tenth_hop_costs_what_the_first_does(smollm2: Any, codec: Any) -> No
     """64 new tokens each time; what was before is not encoded again. Fastest of four."""
     model, tokenizer = smollm2
     ids = tokenizer((files("qkvshare.cli") / "manual.txt").read_text())["input_ids"][:1152]
-    card = capture(model, token_ids=ids[:512], codec=codec)
+    card = capture(model, None, ids[:512], codec=codec)
     seconds: list[float] = []
     size = 0
     for end in range(576, 1153, 64):
@@ -80,7 +80,7 @@ def test_the_tenth_hop_costs_what_the_first_does(smollm2: Any, codec: Any) -> No
         cache, tries = arguments["past_key_values"], []
         for _ in range(4):
             start = time.perf_counter()
-            longer = capture(model, token_ids=ids[:end], cache=cache)
+            longer = capture_cache(model, cache, ids[:end])
             tries.append(time.perf_counter() - start)
         seconds.append(min(tries))
         new = [blobs[-1] for blobs in longer.blob_bytes]

@@ -13,7 +13,7 @@ from torch import Tensor
 from qkvshare.card import CacheCard
 from qkvshare.card.digest import TokenIds
 from qkvshare.codecs import Allocator, Codec
-from qkvshare.hf.capture.allocate import Spending, look_back, spending
+from qkvshare.hf.capture.allocate import Spending, look_back, spending, with_allocation
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.state import State, read
 from qkvshare.hf.model.identity import identify
@@ -29,9 +29,18 @@ class Setting:
     allocator: Allocator | None = None
     scorer: Scorer | None = None
 
+    @property
+    def encoder(self) -> Codec:
+        """The codec with its scorer and allocator."""
+        return self.on(self.codec)
+
+    def on(self, codec: Codec) -> Codec:
+        """Another codec with this scorer and allocator."""
+        return with_allocation(codec, self.scorer, self.allocator)
+
     def spending(self) -> Spending | None:
         """As capture would spend."""
-        return spending(self.codec, self.scorer, self.allocator)
+        return spending(self.encoder)
 
     @property
     def asked(self) -> Scorer | None:
@@ -61,8 +70,7 @@ def hand_over(
         if focus is not None and setting.asked is not None:
             seen = look_back(state, setting.asked, focus)
             state = replace(state, scores={**state.scores, setting.asked: seen})
-        how = setting.spending()
-        card = make_card(state, identity, setting.codec, how, setting.budget)
+        card = make_card(state, identity, setting.encoder, setting.budget)
         yield CacheCard.load(card.save(folder / "card"))
 
 

@@ -57,7 +57,7 @@ class Preamble:
         for way in ways:
             if way.policy == "append":
                 at = way.setting
-                card = make_card(state, identify(model), at.codec, at.spending(), at.budget)
+                card = make_card(state, identify(model), at.encoder, at.budget)
                 # Any token will do: the cache is wanted, not what comes after it.
                 cache = card.inputs(model, new=ids[:1], new_only=True)["past_key_values"]
                 cards[way] = card, cache
@@ -108,11 +108,10 @@ class Line:
         at = self.way.setting
         state = self.state or pick_row(self.model, self.cache, self.ids)
         parent = self.card if self.way.policy == "append" else None
-        codec, budget = at.codec, at.budget
+        codec, budget = at.encoder, at.budget
         if parent is not None:
-            codec, budget = from_record(parent.manifest.segments[-1].codec), None
-        how = at.spending()
-        card = make_card(state, identify(self.model), codec, how, budget, parent=parent)
+            codec, budget = at.on(from_record(parent.manifest.segments[-1].codec)), None
+        card = make_card(state, identify(self.model), codec, budget, parent=parent)
         self.card = CacheCard.load(card.save(self.folder / "card"))
         self.handed_over = True
 

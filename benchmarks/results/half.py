@@ -42,7 +42,7 @@ def main() -> None:
     sums = [0.0, 0.0, 0.0]
     for run in windows(ids, asked.contexts, CONTEXT + FOLLOWING):
         context, new = run[:CONTEXT], run[CONTEXT:]
-        card = capture(model, token_ids=context)
+        card = capture(model, None, context)
         whole = said(model, {"input_ids": torch.tensor([list(run)])})[CONTEXT:]
         ways = [
             card.inputs(model, new=new, new_only=True, kv_format=at) for at in ("model", "bfloat16")

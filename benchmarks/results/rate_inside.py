@@ -68,12 +68,12 @@ def main() -> None:
     counts: dict[int, Any] = {}
     values = model_bytes = 0.0
     for own in windows(ids, given.contexts, given.context_tokens):
-        card = capture(model, token_ids=own, codec=codec, bits=given.bits)
+        card = capture(model, None, own, codec=codec, bits=given.bits)
         exact = codec.at(int(card.manifest.segments[0].codec.parameters["step"]))
         spy = Spy()
         streams.write, before = spy, streams.write
         try:
-            again = capture(model, token_ids=own, codec=exact)
+            again = capture(model, None, own, codec=exact)
         finally:
             streams.write = before
         layers, chunks = len(card.manifest.layers), len(streams.chunks(len(own)))

@@ -8,7 +8,7 @@ import torch
 from benchmarks.features import read_features
 from benchmarks.learned import ChunkRouter, Controller, Learned
 from benchmarks.training import train_allocators
-from qkvshare import capture
+from qkvshare import Packed, capture
 from qkvshare.card.errors import ProfileError
 from qkvshare.hf.capture.state import read
 from tests.conftest import FAMILIES, some_ids, tiny_model
@@ -25,7 +25,7 @@ def test_from_training_to_card(family: str, kind: type[Learned]) -> None:
     for name, array in profile.arrays.items():
         assert (again.arrays[name] == array).all()
     allocator = kind(profile=profile)
-    card = capture(model, token_ids=CONTEXT, allocator=allocator, bits=9.5)
+    card = capture(model, None, CONTEXT, codec=Packed(allocator=allocator), bits=9.5)
     assert card.manifest.segments[0].allocation.allocator == allocator.name
     assert card.bits_per_value <= 9.5
     model(**card.inputs(model, new=NEW, new_only=True))
@@ -48,4 +48,4 @@ def test_features_are_the_models_own() -> None:
 def test_a_profile_of_another_model_is_refused() -> None:
     profile = train_allocators(tiny_model("qwen3"), [some_ids(60)], 10)
     with pytest.raises(ProfileError, match="Run qkvshare calibrate with this model"):
-        capture(tiny_model(), token_ids=CONTEXT, allocator=Controller(profile))
+        capture(tiny_model(), None, CONTEXT, codec=Packed(allocator=Controller(profile)))

@@ -46,4 +46,4 @@ def measure_capture(
 
 
 def _write(model: Any, ids: Sequence[int], budget: float, path: Path) -> None:
-    capture(model, token_ids=ids, bits=budget).save(path)
+    capture(model, None, ids, bits=budget).save(path)

@@ -39,7 +39,7 @@ def measure_codecs(
             decode: list[float] = []
             for number in range(rounds + 1):
                 start = time.perf_counter()
-                card = make_card(state, identity, codec, how, None)
+                card = make_card(state, identity, codec)
                 middle = time.perf_counter()
                 for _ in decode_runs(card)[0]:
                     pass

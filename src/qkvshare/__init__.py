@@ -51,7 +51,8 @@ from .card.errors import (
 if TYPE_CHECKING:
     from .codecs import Packed, Raw, Transform, trim
     from .hf.attention import attention
-    from .hf.capture.capture import capture
+    from .hf.capture.capture import capture, capture_cache
+    from .hf.capture.saved import load_cache, save_cache
     from .hf.model.identity import identify
     from .hf.session.session import Session
     from .store import Store
@@ -100,7 +101,10 @@ __all__ = [
     "UnsupportedParameterError",
     "attention",
     "capture",
+    "capture_cache",
     "identify",
+    "load_cache",
+    "save_cache",
     "trim",
 ]
 
@@ -115,7 +119,10 @@ _LAZY = {
     "Transform": "codecs",
     "attention": "hf.attention",
     "capture": "hf.capture.capture",
+    "capture_cache": "hf.capture.capture",
     "identify": "hf.model.identity",
+    "load_cache": "hf.capture.saved",
+    "save_cache": "hf.capture.saved",
     "trim": "codecs",
 }
 

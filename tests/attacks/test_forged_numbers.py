@@ -156,7 +156,7 @@ def test_transform_whose_numbers_grow_beyond_bounds() -> None:
 @pytest.mark.parametrize("how", ["model", "codes", "bfloat16"])
 @pytest.mark.parametrize("what", ["mean", "exponent"])
 def test_forged_card_is_refused_before_the_model_reads_it(llama: Any, how: Any, what: str) -> None:
-    card = capture(llama, token_ids=some_ids(130), codec=Packed())
+    card = capture(llama, None, some_ids(130), codec=Packed())
     changed = {name: array.copy() for name, array in card.verified().items()}
     blob = changed[blob_name(1, 0)]
     edit = put("<f", 0, NAN) if what == "mean" else put("<h", MEAN, 384)

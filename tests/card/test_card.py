@@ -139,5 +139,5 @@ def test_no_such_file(tmp_path: Path, missing: str) -> None:
 
 def test_a_budget_in_whole_bits(tmp_path: Path, llama: Any) -> None:
     """An int where the header has a float: what is written can be read."""
-    card = capture(llama, token_ids=some_ids(100), bits=15)
+    card = capture(llama, None, some_ids(100), bits=15)
     assert CacheCard.load(card.save(tmp_path / "card")).digest == card.digest

@@ -45,7 +45,7 @@ def test_they_are_found_by_name() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_capture_and_inject(codec: Codec, family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
-    made = capture(model, token_ids=CONTEXT, codec=codec, bits=14.0, agent="first")
+    made = capture(model, None, CONTEXT, codec=codec, bits=14.0, agent="first")
     card = CacheCard.load(made.save(tmp_path / "card"))
     assert card.bits_per_value <= 14
     assert from_record(card.manifest.segments[0].codec) == codec
@@ -53,7 +53,7 @@ def test_capture_and_inject(codec: Codec, family: str, tmp_path: Path) -> None:
 
     inputs = card.inputs(model, None, NEW)
     if codec.name == "acme-bytes":
-        exact = capture(model, token_ids=CONTEXT, codec=Raw()).inputs(model, None, NEW)
+        exact = capture(model, None, CONTEXT, codec=Raw()).inputs(model, None, NEW)
         keys, expected = (at["past_key_values"].layers[1].keys for at in (inputs, exact))
         torch.testing.assert_close(keys, expected, rtol=0, atol=0.03 * expected.abs().max().item())
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False, return_dict_in_generate=True)
@@ -67,7 +67,7 @@ def test_capture_and_inject(codec: Codec, family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kv_format", ["bfloat16", "codes"])
 def test_caches_of_other_formats(codec: Codec, kv_format: Any) -> None:
     model = tiny_model()
-    card = capture(model, token_ids=CONTEXT, codec=codec)
+    card = capture(model, None, CONTEXT, codec=codec)
     plain, other = (
         model(**card.inputs(model, None, NEW, new_only=True, kv_format=how)).logits
         for how in ("model", kv_format)
@@ -77,7 +77,7 @@ def test_caches_of_other_formats(codec: Codec, kv_format: Any) -> None:
 
 def test_a_store_keeps_their_cards(codec: Codec, tmp_path: Path) -> None:
     model, store = tiny_model(), Store(tmp_path)
-    card = capture(model, token_ids=CONTEXT, codec=codec)
+    card = capture(model, None, CONTEXT, codec=codec)
     assert store.get(store.put(card)).digest == card.digest
 
 

@@ -156,12 +156,12 @@ def test_sinks_and_caps_are_not_dropped(family: str) -> None:
     assert greedy_from_text(model, some_ids(90, seed=5) + NEW) != expected
     model.set_attn_implementation(NAME)
     with pytest.warns(UserWarning, match="'qkvshare' leaves 's(_aux|oftcap)' to transformers"):
-        card = capture(model, token_ids=CONTEXT, codec=Raw())
+        card = capture(model, None, CONTEXT, codec=Raw())
     with pytest.warns(UserWarning, match="to transformers"):
         assert greedy(model, **card.inputs(model, new=NEW)) == expected
     model.set_attn_implementation("eager")
     assert greedy(model, **card.inputs(model, new=NEW)) == expected
-    capture(model, token_ids=CONTEXT, bits=9)  # looks on while the model reads
+    capture(model, None, CONTEXT, bits=9)  # looks on while the model reads
 
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
@@ -177,7 +177,7 @@ def test_same_text(family: str, mode: dict[str, Any]) -> None:
     assert identify(model) == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        card = capture(model, token_ids=CONTEXT, codec=Raw())
+        card = capture(model, None, CONTEXT, codec=Raw())
         assert greedy(model, **card.inputs(model, new=NEW), **mode) == expected
 
 
@@ -200,9 +200,9 @@ def test_a_model_that_cannot_be_switched(llama: Any, monkeypatch: pytest.MonkeyP
 def test_probes_see_the_same(llama: Any) -> None:
     """Scores, and so the bits of a card, do not depend on the attention function."""
     model = tiny_model()
-    cards = [capture(model, token_ids=CONTEXT, bits=9)]
+    cards = [capture(model, None, CONTEXT, bits=9)]
     model.set_attn_implementation(NAME)
-    cards.append(capture(model, token_ids=CONTEXT, bits=9))
+    cards.append(capture(model, None, CONTEXT, bits=9))
     assert cards[0].manifest.segments[0].blobs == cards[1].manifest.segments[0].blobs
 
 

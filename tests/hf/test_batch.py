@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qkvshare import Raw, capture
+from qkvshare import Raw, capture, capture_cache
 from qkvshare.card.errors import CaptureError, PromptError
 
 from ..conftest import FAMILIES, greedy, greedy_from_text, some_ids, tiny_model
@@ -33,14 +33,14 @@ def read_batch(model: Any, side: str, positions: bool = True) -> dict[str, Any]:
     extra = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if positions else {}
     with torch.no_grad():
         model(input_ids=ids, attention_mask=mask, past_key_values=cache, **extra)
-    return {"token_ids": ids, "attention_mask": mask, "cache": cache, "codec": Raw()}
+    return {"ids": ids, "attention_mask": mask, "cache": cache, "codec": Raw()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("row", [0, 1])
 def test_left_padded_row(family: str, row: int) -> None:
     model = tiny_model(family)
-    card = capture(model, **read_batch(model, "left"), row=row)
+    card = capture_cache(model, **read_batch(model, "left"), row=row)
     assert card.token_ids.tolist() == ROWS[row]
     expected = greedy_from_text(model, ROWS[row] + NEW)
     assert greedy(model, **card.inputs(model, new=NEW)) == expected
@@ -48,7 +48,7 @@ def test_left_padded_row(family: str, row: int) -> None:
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_right_padded_row(llama: Any, row: int) -> None:
-    card = capture(llama, **read_batch(llama, "right"), row=row)
+    card = capture_cache(llama, **read_batch(llama, "right"), row=row)
     expected = greedy_from_text(llama, ROWS[row] + NEW)
     assert greedy(llama, **card.inputs(llama, new=NEW)) == expected
 
@@ -56,26 +56,26 @@ def test_right_padded_row(llama: Any, row: int) -> None:
 def test_right_padding_that_pushed_tokens_out_of_a_window() -> None:
     model = tiny_model("mistral")
     with pytest.raises(CaptureError, match="Pad on the left"):
-        capture(model, **read_batch(model, "right"), row=1)
+        capture_cache(model, **read_batch(model, "right"), row=1)
 
 
 def test_padding_that_moved_the_positions(llama: Any) -> None:
     # a plain forward counts the padding as positions; the keys are not where a card puts them
     with pytest.raises(CaptureError, match="every row starts at position 0"):
-        capture(llama, **read_batch(llama, "left", positions=False), row=1)
+        capture_cache(llama, **read_batch(llama, "left", positions=False), row=1)
 
 
 def test_batch_needs_a_row(llama: Any) -> None:
     batch = read_batch(llama, "left")
     with pytest.raises(CaptureError, match="2 sequences; pick one"):
-        capture(llama, **batch)
+        capture_cache(llama, **batch)
     with pytest.raises(CaptureError, match="row 2 of a batch of 2"):
-        capture(llama, **batch, row=2)
+        capture_cache(llama, **batch, row=2)
 
 
 def test_several_prompts_at_once(llama: Any) -> None:
     with pytest.raises(PromptError, match="One card is one sequence"):
-        capture(llama, token_ids=torch.zeros(2, 5, dtype=torch.long))
+        capture(llama, None, torch.zeros(2, 5, dtype=torch.long))
 
 
 def test_after_generate(llama: Any) -> None:
@@ -88,7 +88,7 @@ def test_after_generate(llama: Any) -> None:
         return_dict_in_generate=True,
     )
     with pytest.raises(CaptureError, match=r"pass sequences\[:, :-1\]"):
-        capture(llama, token_ids=done.sequences, cache=done.past_key_values)
-    card = capture(llama, token_ids=done.sequences[:, :-1], cache=done.past_key_values, codec=Raw())
+        capture_cache(llama, done.past_key_values, done.sequences)
+    card = capture_cache(llama, done.past_key_values, done.sequences[:, :-1], codec=Raw())
     expected = greedy_from_text(llama, done.sequences[0].tolist())
     assert greedy(llama, **card.inputs(llama, new=done.sequences[0, -1:])) == expected

@@ -17,7 +17,7 @@ from peft import (
 )
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from qkvshare import Raw, capture
+from qkvshare import Raw, capture, capture_cache
 from qkvshare.card.errors import CaptureError, PromptError, UnsupportedModelError
 
 from ..conftest import COMMON, greedy, greedy_from_text, some_ids, tiny_model
@@ -43,11 +43,11 @@ _CPT = {"cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1,
     ids=lambda config: str(config.peft_type.value),
 )
 def test_prompt_learning_is_refused(llama: Any, config: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     model = get_peft_model(tiny_model(), config).eval()
     refused = pytest.raises(UnsupportedModelError, match=f"{config.peft_type.value} .prompt learn")
     with refused:
-        capture(model, token_ids=CONTEXT)
+        capture(model, None, CONTEXT)
     with refused:
         card.inputs(model, new=NEW)
 
@@ -70,32 +70,32 @@ def with_alora(invocation: list[int]) -> Any:
 )
 def test_tokens_that_switch_an_adapter_on_are_not_in_a_card(invocation: list[int], at: int) -> None:
     with pytest.raises(PromptError, match=f"token {at} begins the tokens that switch"):
-        capture(with_alora(invocation), token_ids=CONTEXT)
+        capture(with_alora(invocation), None, CONTEXT)
     # The same weights, so the same identity, and nothing of that kind in these ids.
-    card = capture(with_alora([127]), token_ids=CONTEXT)
+    card = capture(with_alora([127]), None, CONTEXT)
     with pytest.raises(PromptError, match=f"token {at} begins the tokens that switch"):
         card.inputs(with_alora(invocation), new=NEW)
 
 
 def test_tokens_that_switch_an_adapter_on_after_a_card() -> None:
     model = with_alora(NEW[2:4])
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     expected = greedy_from_text(model, CONTEXT + NEW)
     assert greedy(model, **card.inputs(model, new=NEW)) == expected
     assert expected != greedy_from_text(tiny_model(), CONTEXT + NEW)
 
 
 def test_training_mode_is_refused(llama: Any) -> None:
-    card, live = capture(llama, token_ids=CONTEXT), live_cache(llama, CONTEXT)
+    card, live = capture(llama, None, CONTEXT), live_cache(llama, CONTEXT)
     model = tiny_model(attention_dropout=0.5)
-    capture(model, token_ids=CONTEXT)
+    capture(model, None, CONTEXT)
     refused = pytest.raises(UnsupportedModelError, match=r"training mode.* Call model.eval\(\)")
     model.model.layers[1].self_attn.train()  # a part is enough
     for _ in range(2):
         with refused:
-            capture(model, token_ids=CONTEXT)
+            capture(model, None, CONTEXT)
         with refused:
-            capture(model, token_ids=CONTEXT, cache=live)
+            capture_cache(model, live, CONTEXT)
         with refused:
             card.inputs(model, new=NEW)
         model.train()
@@ -141,7 +141,7 @@ def test_an_earlier_picture_does_not_shift_a_text() -> None:
         expected = model(input_ids=torch.tensor([CONTEXT + NEW])).logits[0, -1]
     text = greedy_from_text(model, CONTEXT + NEW)
     look_at_a_picture(model)
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     look_at_a_picture(model)
     assert greedy(model, **card.inputs(model, new=NEW)) == text
     look_at_a_picture(model)
@@ -154,8 +154,8 @@ def test_placeholders_of_pictures_are_refused() -> None:
     model = qwen2_vl()
     for ids in (IMAGE, [*CONTEXT, 121]):
         with pytest.raises(PromptError, match="the model's (image|video)_token_id: it stands for"):
-            capture(model, token_ids=ids)
-    capture(model, token_ids=[*CONTEXT, 122, 123], codec=Raw())  # tokens as others are
+            capture(model, None, ids)
+    capture(model, None, [*CONTEXT, 122, 123], codec=Raw())  # tokens as others are
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -169,4 +169,4 @@ def test_layers_of_unequal_length_are_refused(family: str, change: int) -> None:
         other = held[:, :, -change:] if change < 0 else torch.cat([held, held[:, :, :change]], 2)
         setattr(layer, part, other)
     with pytest.raises(CaptureError, match=f"layer 1 of the cache holds {40 + change} tokens, exp"):
-        capture(model, token_ids=CONTEXT, cache=cache)
+        capture_cache(model, cache, CONTEXT)

@@ -23,7 +23,7 @@ from ..conftest import greedy, some_ids, tiny_model, tiny_tokenizer
 
 def forged(model: Any, tokens: int, **geometry: int) -> CacheCard:
     """Rows of no bits: a byte each, whatever they stand for."""
-    known = capture(model, token_ids=[5, 6]).manifest
+    known = capture(model, None, [5, 6]).manifest
     layers = [replace(layer, **geometry) for layer in known.layers]
     shapes = [Shape.of(layer, tokens) for layer in layers]
     blobs = [np.zeros(Packed().overhead(shape), np.uint8) for shape in shapes]
@@ -60,7 +60,7 @@ def test_inject_stops_between_layers(
     codec: Codec, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(family)
-    card = capture(model, token_ids=some_ids(140), codec=codec)
+    card = capture(model, None, some_ids(140), codec=codec)
     asked, read = 0, []
 
     def cancelled() -> bool:
@@ -92,7 +92,7 @@ def test_inject_stops_between_layers(
 def test_answer_that_is_called_off_while_its_card_is_injected() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     resident = Session(model, tokenizer)
-    card = capture(model, tokenizer, token_ids=some_ids(140))
+    card = capture(model, tokenizer, some_ids(140))
     prompt = Prompt(np.array([*card.token_ids, 5, 6], np.int32), card, named=True)
     with torch.no_grad():
         answer = resident.answer(prompt, Sampling(max_tokens=4), cancelled=lambda: True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.codecs import Uniform
-from qkvshare import CacheCard, Packed, Raw, Transform, capture
+from qkvshare import CacheCard, Packed, Raw, Transform, capture, capture_cache
 from qkvshare.card.errors import BudgetError, CaptureError, CardThinError
 from qkvshare.codecs import Codec
 
@@ -31,7 +31,7 @@ def step(model: Any, card: CacheCard, new: list[int], held: Any = None) -> tuple
     with torch.no_grad():
         model(**arguments)
     cache = arguments["past_key_values"]
-    return capture(model, token_ids=[*card.token_ids.tolist(), *new], cache=cache), cache
+    return capture_cache(model, cache, [*card.token_ids.tolist(), *new]), cache
 
 
 def same(one: Any, two: Any) -> bool:
@@ -44,7 +44,7 @@ def same(one: Any, two: Any) -> bool:
 @pytest.mark.parametrize("codec", CODECS, ids=str)
 def test_after_ten_hops_every_byte_is_that_of_its_first_hop(codec: Codec | str) -> None:
     model = tiny_model()
-    card = capture(model, token_ids=CONTEXT, codec=codec_of("llama", codec), agent="reader")
+    card = capture(model, None, CONTEXT, codec=codec_of("llama", codec), agent="reader")
     chain = [card]
     for hop in range(10):
         card, _ = step(model, card, some_ids(6, seed=hop))
@@ -62,7 +62,7 @@ def test_after_ten_hops_every_byte_is_that_of_its_first_hop(codec: Codec | str) 
 def test_a_held_parent_gives_the_same_cache(family: str, codec: Codec | str) -> None:
     """Whatever the receiver holds; where its windows have forgotten it, by decoding."""
     model = tiny_model(family)
-    first = capture(model, token_ids=CONTEXT, codec=codec_of(family, codec))
+    first = capture(model, None, CONTEXT, codec=codec_of(family, codec))
     received = first.inputs(model, new=NEW, new_only=True)["past_key_values"]
     for more in (1, WINDOW - 2, WINDOW + 3):
         second, grown = step(model, first, some_ids(more, seed=2))
@@ -78,7 +78,7 @@ def test_a_held_parent_gives_the_same_cache(family: str, codec: Codec | str) -> 
 
 
 def test_a_thin_card_goes_to_a_receiver_who_holds_the_parent(llama: Any, tmp_path: Path) -> None:
-    first = capture(llama, token_ids=CONTEXT, codec=Uniform(3))
+    first = capture(llama, None, CONTEXT, codec=Uniform(3))
     received = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     second, _ = step(llama, first, NEW)
     thin = CacheCard.load(second.without(first).save(tmp_path / "thin"))
@@ -102,7 +102,7 @@ def live(model: Any) -> Any:
 
 
 def test_a_cropped_or_batched_cache_is_not_taken_for_the_parent(llama: Any) -> None:
-    first = capture(llama, token_ids=CONTEXT, codec=Uniform(2))
+    first = capture(llama, None, CONTEXT, codec=Uniform(2))
     second, _ = step(llama, first, NEW)
     whole = second.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     held = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
@@ -124,7 +124,7 @@ def test_a_cropped_or_batched_cache_is_not_taken_for_the_parent(llama: Any) -> N
 
 
 def test_the_chain_of_a_thin_parent_stays_thin(llama: Any) -> None:
-    first = capture(llama, token_ids=CONTEXT, codec=Packed(), bits=8)
+    first = capture(llama, None, CONTEXT, codec=Packed(), bits=8)
     received = first.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     second, _ = step(llama, first, NEW)
     thin = second.without(first)
@@ -133,8 +133,8 @@ def test_the_chain_of_a_thin_parent_stays_thin(llama: Any) -> None:
         llama(**arguments)
     ids, cache = [*CONTEXT, *NEW, *NEW], arguments["past_key_values"]
     with pytest.raises(BudgetError, match="parent is thin"):
-        capture(llama, token_ids=ids, cache=cache, bits=8)
-    third = capture(llama, token_ids=ids, cache=cache)
+        capture_cache(llama, cache, ids, bits=8)
+    third = capture_cache(llama, cache, ids)
     assert (third.thin, len(third.manifest.segments)) == (1, 3)
     assert third.whole(first).thin == 0
 
@@ -142,7 +142,7 @@ def test_the_chain_of_a_thin_parent_stays_thin(llama: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_compacted_chain_is_injected_alike_and_goes_on(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
-    card = capture(model, token_ids=CONTEXT, codec=Packed())
+    card = capture(model, None, CONTEXT, codec=Packed())
     for hop in range(3):
         card, _ = step(model, card, some_ids(4, seed=hop))
     small = CacheCard.load(card.compact().save(tmp_path / "small"))
@@ -161,26 +161,26 @@ def test_a_compacted_chain_is_injected_alike_and_goes_on(family: str, tmp_path: 
 
 def test_salt_is_handed_on(llama: Any) -> None:
     salt, other = "a" * 64, "b" * 64
-    card = capture(llama, token_ids=CONTEXT, salt=salt)
+    card = capture(llama, None, CONTEXT, salt=salt)
     longer, cache = step(llama, card, NEW)
     assert longer.manifest.salt == salt
     assert longer.manifest.segments[0] == card.manifest.segments[0]
     longer.verify()
     ids = [*CONTEXT, *NEW]
     with pytest.raises(CaptureError, match="has another salt"):
-        capture(llama, token_ids=ids, cache=cache, salt=other)
+        capture_cache(llama, cache, ids, salt=other)
     with pytest.raises(CaptureError, match="salt is malformed"):
-        capture(llama, token_ids=ids, cache=cache, salt="salt")
+        capture_cache(llama, cache, ids, salt="salt")
     # encoded anew, and still not for others to recognize
-    assert capture(llama, token_ids=ids, cache=cache, parent=None).manifest.salt == salt
-    mine = capture(llama, token_ids=ids, cache=cache, parent=None, salt=other)
-    turned = capture(llama, token_ids=ids, parent=card.salted(other), salt=other)
+    assert capture_cache(llama, cache, ids, anew=True).manifest.salt == salt
+    mine = capture_cache(llama, cache, ids, anew=True, salt=other)
+    turned = capture(llama, None, ids, parent=card.salted(other), salt=other)
     assert mine.manifest.salt == turned.manifest.salt == other
     said = [greedy(llama, **at.inputs(llama, new=NEW)) for at in (card, card.salted(other))]
     assert said[0] == said[1]
 
 
 def test_a_card_without_salt_does_not_come_to_have_one(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     with pytest.raises(CaptureError, match=r"parent.salted\(salt\)"):
-        capture(llama, token_ids=[*CONTEXT, *NEW], parent=card, salt="a" * 64)
+        capture(llama, None, [*CONTEXT, *NEW], parent=card, salt="a" * 64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.codecs import Kivi, Uniform
-from qkvshare import CacheCard, capture
+from qkvshare import CacheCard, capture, capture_cache
 from qkvshare.card.errors import (
     CaptureError,
     CardDigestError,
@@ -39,7 +39,7 @@ def logits(model: Any, arguments: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_numbers(family: str, codec: Any) -> None:
     model = tiny_model(family)
-    card = capture(model, token_ids=CONTEXT, codec=codec)
+    card = capture(model, None, CONTEXT, codec=codec)
     numbers, codes = (
         card.inputs(model, new=NEW, new_only=True),
         card.inputs(model, new=NEW, kv_format="codes", new_only=True),
@@ -54,14 +54,14 @@ def test_same_numbers(family: str, codec: Any) -> None:
 
 def test_chains_and_exact_hits(llama: Any) -> None:
     """Several segments, a compacted one, and a last token that is read again."""
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     given = card.inputs(llama, new=NEW, kv_format="codes", new_only=True)
     logits(llama, given)
-    longer = capture(llama, token_ids=CONTEXT + NEW, cache=given["past_key_values"])
+    longer = capture_cache(llama, given["past_key_values"], CONTEXT + NEW)
     assert len(longer.manifest.segments) == 2
     plain = card.inputs(llama, new=NEW, new_only=True)
     logits(llama, plain)
-    same = capture(llama, token_ids=CONTEXT + NEW, cache=plain["past_key_values"])
+    same = capture_cache(llama, plain["past_key_values"], CONTEXT + NEW)
     assert same.manifest.segments == longer.manifest.segments
     for made in (longer, longer.compact()):
         for new in (NEW, []):
@@ -75,9 +75,9 @@ def test_chains_and_exact_hits(llama: Any) -> None:
 def test_it_holds_no_numbers_of_the_card() -> None:
     """Beside the bytes of the card two layers, however many there are."""
     model = tiny_model(num_hidden_layers=6)
-    cache = capture(model, token_ids=CONTEXT).inputs(
-        model, new=NEW, kv_format="codes", new_only=True
-    )["past_key_values"]
+    cache = capture(model, None, CONTEXT).inputs(model, new=NEW, kv_format="codes", new_only=True)[
+        "past_key_values"
+    ]
     assert all(isinstance(layer, CodedLayer) for layer in cache.layers)
     assert all(layer.keys.numel() == 0 for layer in cache.layers)
     logits(model, {"input_ids": torch.tensor([NEW]), "past_key_values": cache})
@@ -86,7 +86,7 @@ def test_it_holds_no_numbers_of_the_card() -> None:
 
 
 def test_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     segment = card.manifest.segments[0]
     name = sorted(name for name in card.tensors if name.startswith("kv"))[-1]
     wrong = card.tensors[name].copy()
@@ -100,10 +100,10 @@ def test_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_as_a_held_cache_it_is_decoded_again(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     held = card.inputs(llama, new=NEW, kv_format="codes", new_only=True)
     logits(llama, held)
-    longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
+    longer = capture_cache(llama, held["past_key_values"], CONTEXT + NEW)
     one = longer.inputs(llama, new=NEW, cached=held["past_key_values"], new_only=True)
     assert torch.equal(
         logits(llama, one), logits(llama, longer.inputs(llama, new=NEW, new_only=True))
@@ -112,7 +112,7 @@ def test_as_a_held_cache_it_is_decoded_again(llama: Any) -> None:
 
 def test_what_was_decoded_ahead_for_less_room_is_decoded_again(llama: Any) -> None:
     """Layer 1 comes ahead with layer 0, and then is asked for with more tokens than fit."""
-    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    card = capture(llama, None, CONTEXT, codec=Raw())
     cache = card.inputs(llama, new=NEW, kv_format="codes", new_only=True)["past_key_values"]
     plain = card.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     before = torch.get_num_threads()
@@ -140,14 +140,14 @@ def test_layers_of_different_heads_have_rooms_of_their_own() -> None:
 
 
 def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
-    cache = capture(llama, token_ids=CONTEXT).inputs(
-        llama, new=NEW, kv_format="codes", new_only=True
-    )["past_key_values"]
+    cache = capture(llama, None, CONTEXT).inputs(llama, new=NEW, kv_format="codes", new_only=True)[
+        "past_key_values"
+    ]
     cache.reset()
     cache.crop(-3)
     assert cache.get_seq_length() == 0
     with pytest.raises(CaptureError, match="layer 0 of the cache is empty"):
-        capture(llama, token_ids=CONTEXT, cache=cache)
+        capture_cache(llama, cache, CONTEXT)
     ids = torch.tensor([CONTEXT])
     found = logits(llama, {"input_ids": ids, "past_key_values": cache})
     assert torch.equal(found, logits(llama, {"input_ids": ids}))
@@ -161,7 +161,7 @@ def test_attention_reads_codes_as_they_are(family: str, monkeypatch: pytest.Monk
     as many queries as go to ``sdpa``."""
     model = tiny_model(family, head_dim=64, hidden_size=256)
     model.set_attn_implementation(NAME)
-    card = capture(model, token_ids=CONTEXT)
+    card = capture(model, None, CONTEXT)
     expected = [
         logits(model, card.inputs(model, new=new, new_only=True))
         for new in (NEW, NEW[:1], [], some_ids(64, seed=2))
@@ -198,7 +198,7 @@ def test_codes_that_nobody_reads_are_not_silently_lost() -> None:
     """A model that hands attention something else than what its cache gave it."""
     model = tiny_model(head_dim=64)
     model.set_attn_implementation(NAME)
-    card = capture(model, token_ids=CONTEXT)
+    card = capture(model, None, CONTEXT)
     cache = card.inputs(model, new=NEW, kv_format="codes", new_only=True)["past_key_values"]
     heads, dim = cache.layers[0].keys.shape[1], 64
     more = torch.randn(2, 1, heads, 1, dim)

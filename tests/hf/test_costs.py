@@ -33,7 +33,7 @@ def given(model: Any, monkeypatch: pytest.MonkeyPatch, **changed: float) -> None
 
 
 def test_a_longer_text_and_a_slower_link(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    card = capture(llama, None, CONTEXT, codec=Raw())
     given(llama, monkeypatch, step=0.0, billion=0.0)
     assert choose(llama, card, 7).policy == "prefill"
     given(llama, monkeypatch, step=0.0, billion=1e6)
@@ -48,7 +48,7 @@ def test_a_longer_text_and_a_slower_link(llama: Any, monkeypatch: pytest.MonkeyP
 
 def test_another_model_is_refused_before_anything_is_measured(llama: Any, folder: Path) -> None:
     with pytest.raises(IdentityError):
-        choose(tiny_model(seed=1), capture(llama, token_ids=CONTEXT), 7)
+        choose(tiny_model(seed=1), capture(llama, None, CONTEXT), 7)
     assert not folder.exists()
 
 
@@ -89,14 +89,14 @@ def test_measured_once(llama: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("new", [NEW, []], ids=["new", "exact hit"])
 def test_prefill_gives_what_inject_gives(family: str, new: list[int]) -> None:
     model = tiny_model(family)
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     read = prefill(card, model, new=new)
     assert torch.equal(read["input_ids"], card.inputs(model, new=new)["input_ids"])
     assert greedy(model, **read) == greedy(model, **card.inputs(model, new=new))
 
 
 def test_prefill_refuses_what_inject_refuses(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     with pytest.raises(PromptError, match="repeats the card"):
         prefill(card, llama, new=CONTEXT + NEW)
     prefill(card.without(card), llama, new=NEW)  # the bytes are not needed

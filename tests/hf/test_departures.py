@@ -64,7 +64,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_computed_besides_counts(llama: Any, change: str) -> None:
     model = tiny_model()
-    card = capture(model, token_ids=CONTEXT)
+    card = capture(model, None, CONTEXT)
     first = identify(model)
     CHANGES[change](model)
     model.eval()
@@ -134,15 +134,15 @@ def test_wrappers_do_not_count(llama: Any) -> None:
 def test_a_compiled_model_takes_cards(llama: Any) -> None:
     compiled = torch.compile(tiny_model(), backend="eager")
     expected = greedy_from_text(llama, CONTEXT + NEW)
-    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    card = capture(llama, None, CONTEXT, codec=Raw())
     assert greedy(compiled, **card.inputs(compiled, new=NEW)) == expected
-    card = capture(compiled, token_ids=CONTEXT, codec=Raw())
+    card = capture(compiled, None, CONTEXT, codec=Raw())
     assert greedy(llama, **card.inputs(llama, new=NEW)) == expected
 
 
 def test_names_of_adapters_and_wrappers_do_not_count(tmp_path: Path) -> None:
     one = with_lora()
-    card = capture(one, token_ids=CONTEXT, codec=Raw())
+    card = capture(one, None, CONTEXT, codec=Raw())
     expected = greedy_from_text(one, CONTEXT + NEW)
     inner = one.base_model.model
     assert greedy(inner, **card.inputs(inner, new=NEW)) == expected
@@ -178,7 +178,7 @@ def test_two_adapters_in_force_count_both() -> None:
 def test_weights_without_bytes_are_refused(llama: Any, how: str) -> None:
     from accelerate import cpu_offload
 
-    card, model = capture(llama, token_ids=CONTEXT), copy.deepcopy(llama)
+    card, model = capture(llama, None, CONTEXT), copy.deepcopy(llama)
     if how == "meta":
         model.model.layers[1].to("meta")
     elif how == "offloaded":

@@ -15,7 +15,7 @@ CONTEXT, NEW = some_ids(40), some_ids(7, seed=1)
 
 
 def test_a_card_that_is_handed_on(llama: Any) -> None:
-    card = qkvshare.capture(llama, token_ids=CONTEXT, codec=qkvshare.Raw())
+    card = qkvshare.capture(llama, None, CONTEXT, codec=qkvshare.Raw())
     out = llama.generate(
         **card.inputs(llama, new=NEW), max_new_tokens=5, return_dict_in_generate=True
     )
@@ -28,7 +28,7 @@ def test_a_card_that_is_handed_on(llama: Any) -> None:
 
 
 def test_only_an_output_of_this_card_extends_it(llama: Any) -> None:
-    card, other = (qkvshare.capture(llama, token_ids=CONTEXT, agent=name) for name in "ab")
+    card, other = (qkvshare.capture(llama, None, CONTEXT, agent=name) for name in "ab")
     out = llama.generate(
         **other.inputs(llama, new=NEW), max_new_tokens=2, return_dict_in_generate=True
     )
@@ -39,14 +39,14 @@ def test_only_an_output_of_this_card_extends_it(llama: Any) -> None:
 
 
 def test_a_text_needs_a_tokenizer_and_no_text_does_not(llama: Any) -> None:
-    card = qkvshare.capture(llama, token_ids=CONTEXT)
+    card = qkvshare.capture(llama, None, CONTEXT)
     assert card.inputs(llama)["input_ids"].tolist() == [CONTEXT]
     with pytest.raises(errors.PromptError, match="a text needs its tokenizer"):
         card.inputs(llama, new="more")
 
 
 def test_a_card_in_short(llama: Any) -> None:
-    card = qkvshare.capture(llama, token_ids=CONTEXT, agent="A", codec=qkvshare.Packed())
+    card = qkvshare.capture(llama, None, CONTEXT, agent="A", codec=qkvshare.Packed())
     bits, size = f"{card.bits_per_value:.1f}", f"{card.nbytes / 1e6:.1f}"
     layers = len(card.manifest.layers)
     assert repr(card) == (
@@ -61,3 +61,27 @@ def test_all_that_users_need_is_at_the_top() -> None:
     assert kinds < set(qkvshare.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'inject'"):
         qkvshare.inject  # noqa: B018
+
+
+def test_several_sequences_are_refused(llama: Any) -> None:
+    card = qkvshare.capture(llama, None, CONTEXT)
+    modes: list[dict[str, Any]] = [
+        {"num_beams": 2},
+        {"do_sample": True, "num_return_sequences": 2},
+    ]
+    for mode in modes:
+        out = llama.generate(
+            **card.inputs(llama, new=NEW), max_new_tokens=2, return_dict_in_generate=True, **mode
+        )
+        with pytest.raises(errors.CaptureError, match="out has 2 sequences or beams"):
+            card.extend(llama, out)
+
+
+def test_a_child_is_bound_to_its_parents_tokenizer(llama: Any, tokenizer: Any) -> None:
+    card = qkvshare.capture(llama, tokenizer, "some words")
+    out = llama.generate(
+        **card.inputs(llama, tokenizer, " more"), max_new_tokens=2, return_dict_in_generate=True
+    )
+    child = card.extend(llama, out)
+    assert child.manifest.identity == card.manifest.identity
+    assert child.inputs(llama, tokenizer, "!")["input_ids"].shape[1] > child.tokens

@@ -23,9 +23,9 @@ def test_a_new_family_says_from_a_card_what_it_says_from_the_text(family: str) -
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(NEW[family](**COMMON)).eval()
     context, new, other = some_ids(40), some_ids(5, seed=1), some_ids(40, seed=2)
-    card = qkvshare.capture(model, token_ids=context, codec=qkvshare.Raw())
+    card = qkvshare.capture(model, None, context, codec=qkvshare.Raw())
     expected = greedy_from_text(model, context + new)
     assert greedy(model, **card.inputs(model, new=new)) == expected
     # A card of another context gives another text: the model does look at its context.
-    wrong = qkvshare.capture(model, token_ids=other, codec=qkvshare.Raw())
+    wrong = qkvshare.capture(model, None, other, codec=qkvshare.Raw())
     assert greedy(model, **wrong.inputs(model, new=new)) != expected

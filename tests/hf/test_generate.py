@@ -58,7 +58,7 @@ def from_text(model: Any, mode: dict[str, Any]) -> list[list[int]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_sequences(family: str, mode: str, spare: int, kv_format: Any) -> None:
     model = tiny_model(family)
-    arguments = capture(model, token_ids=CONTEXT, codec=Raw()).inputs(
+    arguments = capture(model, None, CONTEXT, codec=Raw()).inputs(
         model, new=NEW, kv_format=kv_format
     )
     found = generated(model, IDS.shape[1], MODES[mode], **arguments)
@@ -69,7 +69,7 @@ def test_same_sequences(family: str, mode: str, spare: int, kv_format: Any) -> N
 def test_assisted_generation(family: str, spare: int, kv_format: Any) -> None:
     """Guesses of another model are cropped away again."""
     model, assistant = tiny_model(family), tiny_model("llama", seed=1, num_hidden_layers=1)
-    arguments = capture(model, token_ids=CONTEXT, codec=Raw()).inputs(
+    arguments = capture(model, None, CONTEXT, codec=Raw()).inputs(
         model, new=NEW, kv_format=kv_format
     )
     greedy = {"do_sample": False}
@@ -79,7 +79,7 @@ def test_assisted_generation(family: str, spare: int, kv_format: Any) -> None:
 
 def test_several_sequences_from_one_card(llama: Any, spare: int, kv_format: Any) -> None:
     """A batch of different continuations, padded on the left."""
-    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    card = capture(llama, None, CONTEXT, codec=Raw())
     arguments = card.inputs(llama, new=NEW, kv_format=kv_format)
     short = NEW[:4]
     arguments["input_ids"] = torch.tensor([CONTEXT + NEW, [*CONTEXT, 0, 0, 0, *short]])
@@ -114,7 +114,7 @@ def both(family: str, kv_format: Any = "model") -> tuple[Any, Any, Any]:
     model = tiny_model(family)
     plain = DynamicCache(config=model.config)
     step(model, plain, CONTEXT)
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     return (
         model,
         plain,
@@ -162,7 +162,7 @@ def test_a_recorded_window_can_be_rolled_back(family: str, spare: int) -> None:
 
 
 def test_a_token_does_not_copy_the_context(llama: Any) -> None:
-    arguments = capture(llama, token_ids=CONTEXT, codec=Raw()).inputs(llama, new=NEW)
+    arguments = capture(llama, None, CONTEXT, codec=Raw()).inputs(llama, new=NEW)
     cache = arguments["past_key_values"]
     layer = cache.layers[0]
     assert isinstance(layer, FullLayer)

@@ -144,7 +144,7 @@ def hand_off(family: str) -> tuple[Any, Any, Said]:
     """A model, a card that loses nothing, and what the model says greedily after the text."""
     # Attention of transformers' own, the only one that gives its weights out.
     model = tiny_model(family, attn_implementation="eager")
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     return model, card, sequences(model, from_text(), {})[0][LENGTH:]
 
 
@@ -221,7 +221,7 @@ def test_a_model_config_that_forbids_the_cache() -> None:
     """As trainers leave it; there is no generation_config.json then."""
     model = tiny_model(use_cache=False)
     assert model.config.use_cache is False
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     expected = sequences(model, from_text(), {})
     assert sequences(model, card.inputs(model, new=NEW), {}) == expected
     with torch.no_grad():
@@ -278,7 +278,7 @@ def lora(model: Any) -> Any:
 def test_models_in_wrappers(wrap: Callable[[Any], Any]) -> None:
     torch.manual_seed(1)
     model = wrap(tiny_model(seed=2))
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     for options in ({}, LOOKUP | {"repetition_penalty": 1.4}):
         expected = sequences(model, from_text(), options)
         assert sequences(model, card.inputs(model, new=NEW), options) == expected
@@ -334,7 +334,7 @@ def test_a_cache_goes_on_from_its_own_text() -> None:
 def test_inference_mode_inside_and_outside(inside: tuple[bool, bool], more: dict[str, Any]) -> None:
     """Injected in inference mode or not, read on in it and out of it."""
     model, _, _ = hand_off("mistral")
-    card = capture(model, token_ids=CONTEXT)
+    card = capture(model, None, CONTEXT)
     torch.manual_seed(0)
     expected = sequences(model, card.inputs(model, new=NEW, **more), {"max_new_tokens": 12})
     with torch.inference_mode(inside[0]):
@@ -353,7 +353,7 @@ def test_inference_mode_inside_and_outside(inside: tuple[bool, bool], more: dict
 
 def test_a_model_that_changes_before_it_generates() -> None:
     model = tiny_model(seed=3)
-    given = capture(model, token_ids=CONTEXT, codec=Raw()).inputs(model, new=NEW)
+    given = capture(model, None, CONTEXT, codec=Raw()).inputs(model, new=NEW)
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1.0
     with pytest.raises(QKVShareError, match="belongs to another model: weights"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.codecs import Kivi, Uniform
-from qkvshare import capture
+from qkvshare import capture, capture_cache
 from qkvshare.card.errors import CodecError, PromptError, UnsupportedModelError
 from qkvshare.codecs import Packed, Raw
 from qkvshare.hf.attention import NAME
@@ -49,7 +49,7 @@ def rounded(arguments: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
     model = tiny_model(family)
-    card = capture(model, token_ids=CONTEXT, codec=codec)
+    card = capture(model, None, CONTEXT, codec=codec)
     caches = [
         card.inputs(model, new=NEW, kv_format=at, new_only=True)["past_key_values"]
         for at in ("model", "bfloat16")
@@ -70,7 +70,7 @@ def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
 def test_every_way_to_generate(family: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "SPARE", 3)  # moved again and again
     model = tiny_model(family)
-    card = capture(model, token_ids=CONTEXT)
+    card = capture(model, None, CONTEXT)
     found, expected = (
         generated(model, len(CONTEXT + NEW), MODES[mode], **given)
         for given in (
@@ -89,7 +89,7 @@ def test_attention_reads_them_as_they_are(
 ) -> None:
     """But for as many queries as go to ``sdpa``."""
     model = tiny_model(family, **WIDE)
-    card = capture(model, token_ids=CONTEXT)
+    card = capture(model, None, CONTEXT)
     model.set_attn_implementation(NAME)
     seen = []
 
@@ -109,7 +109,7 @@ def test_attention_reads_them_as_they_are(
 
 def test_the_attention_function_may_change(llama: Any) -> None:
     """In a copy of a cache too, and for what comes after."""
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     cache = card.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)["past_key_values"]
     other = copy.deepcopy(cache)
     one = [step(llama, cache, NEW[:2]), step(llama, cache, NEW[2:4])]
@@ -127,11 +127,11 @@ def test_the_attention_function_may_change(llama: Any) -> None:
 
 def test_it_is_handed_on(llama: Any) -> None:
     """The card's bytes stay, and what came since is captured as it was kept."""
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     given = card.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)
     with torch.no_grad():
         llama(**given)
-    longer = capture(llama, token_ids=CONTEXT + NEW, cache=given["past_key_values"], codec=Raw())
+    longer = capture_cache(llama, given["past_key_values"], CONTEXT + NEW, codec=Raw())
     assert longer.manifest.segments[0] == card.manifest.segments[0]
     found = longer.inputs(llama, new=NEW, new_only=True)["past_key_values"]
     for one, two in zip(found.layers, given["past_key_values"].layers, strict=True):
@@ -143,11 +143,11 @@ def test_it_is_handed_on(llama: Any) -> None:
 
 @pytest.mark.parametrize("one_format", ["model", "bfloat16"])
 def test_a_held_cache_of_another_format_is_not_copied(llama: Any, one_format: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     held = card.inputs(llama, new=NEW, kv_format=one_format, new_only=True)
     with torch.no_grad():
         llama(**held)
-    longer = capture(llama, token_ids=CONTEXT + NEW, cache=held["past_key_values"])
+    longer = capture_cache(llama, held["past_key_values"], CONTEXT + NEW)
     for other in ("model", "bfloat16"):
         alone = longer.inputs(llama, new=NEW, kv_format=other, new_only=True)["past_key_values"]
         given = longer.inputs(
@@ -163,7 +163,7 @@ def test_a_held_cache_of_another_format_is_not_copied(llama: Any, one_format: An
 
 
 def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     cache = card.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)["past_key_values"]
     cache.reset()
     assert cache.get_seq_length() == 0
@@ -173,13 +173,11 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
 
 
 def test_refused(llama: Any) -> None:
-    card, exact = (capture(llama, token_ids=CONTEXT, codec=at) for at in (Packed(), Raw()))
+    card, exact = (capture(llama, None, CONTEXT, codec=at) for at in (Packed(), Raw()))
     with pytest.raises(CodecError, match="'raw' keeps every bit"):
         exact.inputs(llama, new=NEW, kv_format="bfloat16", new_only=True)
     with pytest.raises(PromptError, match="kv_format is 'int4'; expected one of model, bfloat16"):
         card.inputs(llama, new=NEW, kv_format="int4", new_only=True)
     small = tiny_model(dtype=torch.bfloat16)
     with pytest.raises(UnsupportedModelError, match="is for models in torch.float32"):
-        capture(small, token_ids=CONTEXT).inputs(
-            small, new=NEW, kv_format="bfloat16", new_only=True
-        )
+        capture(small, None, CONTEXT).inputs(small, new=NEW, kv_format="bfloat16", new_only=True)

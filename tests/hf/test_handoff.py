@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.codecs import Uniform
-from qkvshare import CacheCard, Raw, capture
+from qkvshare import CacheCard, Raw, capture, capture_cache
 from qkvshare.card.errors import CaptureError
 from qkvshare.codecs import Codec
 
@@ -49,7 +49,7 @@ def in_second_process(folder: Path, card: Path, new: list[int], tokens: int) -> 
 def test_same_text_from_card(family: str, length: int, new: int, tmp_path: Path) -> None:
     model = tiny_model(family)
     context, more = CONTEXT[:length], NEW[:new]
-    card = CacheCard.load(capture(model, token_ids=context, codec=Raw()).save(tmp_path / "card"))
+    card = CacheCard.load(capture(model, None, context, codec=Raw()).save(tmp_path / "card"))
     assert greedy(model, **card.inputs(model, new=more)) == greedy_from_text(model, context + more)
 
 
@@ -57,7 +57,7 @@ def test_same_text_from_card(family: str, length: int, new: int, tmp_path: Path)
 def test_same_text_in_second_process(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     model.save_pretrained(tmp_path / "model")
-    path = capture(model, token_ids=CONTEXT, codec=Raw()).save(tmp_path / "card")
+    path = capture(model, None, CONTEXT, codec=Raw()).save(tmp_path / "card")
     said = in_second_process(tmp_path / "model", path, NEW, 16)
     assert said == greedy_from_text(model, CONTEXT + NEW)
 
@@ -67,7 +67,7 @@ def test_same_text_in_second_process(family: str, tmp_path: Path) -> None:
 def test_raw_is_bit_for_bit(family: str, dtype: torch.dtype) -> None:
     model = tiny_model(family, dtype=dtype)
     cache = live_cache(model, CONTEXT)
-    card = capture(model, token_ids=CONTEXT, cache=cache, codec=Raw())
+    card = capture_cache(model, cache, CONTEXT, codec=Raw())
     back = card.inputs(model, new=NEW)["past_key_values"]
     for ours, theirs in zip(cache.layers, back.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)
@@ -79,14 +79,14 @@ def test_raw_is_bit_for_bit(family: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_grouped_and_multi_head(heads: int) -> None:
     model = tiny_model("llama", num_key_value_heads=heads)
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     assert greedy(model, **card.inputs(model, new=NEW)) == greedy_from_text(model, CONTEXT + NEW)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plain_forward_takes_the_same_arguments(family: str) -> None:
     model = tiny_model(family)
-    card = capture(model, token_ids=CONTEXT, codec=Raw())
+    card = capture(model, None, CONTEXT, codec=Raw())
     with torch.no_grad():
         found = model(**card.inputs(model, new=NEW, new_only=True)).logits
         expected = model(input_ids=torch.tensor([CONTEXT + NEW])).logits[:, len(CONTEXT) :]
@@ -94,13 +94,13 @@ def test_plain_forward_takes_the_same_arguments(family: str) -> None:
 
 
 def test_each_injection_is_a_copy(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    card = capture(llama, None, CONTEXT, codec=Raw())
     first = greedy(llama, **card.inputs(llama, new=NEW))
     assert greedy(llama, **card.inputs(llama, new=NEW)) == first
 
 
 def test_beam_search_from_one_card(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT, codec=Raw())
+    card = capture(llama, None, CONTEXT, codec=Raw())
     ids = torch.tensor([CONTEXT + NEW])
     beams = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
     arguments = card.inputs(llama, new=NEW)
@@ -116,7 +116,7 @@ def test_beam_search_from_one_card(llama: Any) -> None:
 def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
     model = tiny_model(family)
     ids = some_ids(12)
-    card = capture(model, token_ids=ids, codec=codec, agent="first")
+    card = capture(model, None, ids, codec=codec, agent="first")
     for hop in range(1, 4):
         new = some_ids(5, seed=hop)
         arguments = card.inputs(model, new=new, new_only=True)
@@ -124,7 +124,7 @@ def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
             model(**arguments)
         ids, before = ids + new, card
         cache = arguments["past_key_values"]
-        card = capture(model, token_ids=ids, cache=cache, codec=codec)
+        card = capture_cache(model, cache, ids, codec=codec)
         assert card.manifest.segments[:-1] == before.manifest.segments
         assert card.manifest.lineage[-1].parent == before.digest
         assert card.manifest.lineage[-1].hop == hop
@@ -135,21 +135,21 @@ def test_hop_after_hop_keeps_old_bytes(family: str, codec: Codec) -> None:
 
 
 def test_capture_of_an_injected_cache(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT, codec=Uniform(3))
+    card = capture(llama, None, CONTEXT, codec=Uniform(3))
     arguments = card.inputs(llama, new=NEW, new_only=True)
     with torch.no_grad():
         llama(**arguments)
     cache = copy.deepcopy(arguments["past_key_values"])  # as people fork caches
     with pytest.raises(CaptureError, match="injected from a card whose token 3 is"):
-        capture(llama, token_ids=[*CONTEXT[:3], 99, *CONTEXT[4:], *NEW], cache=cache)
+        capture_cache(llama, cache, [*CONTEXT[:3], 99, *CONTEXT[4:], *NEW])
     with pytest.raises(CaptureError, match="first at token 41"):
-        capture(llama, token_ids=[*CONTEXT, NEW[0], 99, *NEW[2:]], cache=cache)
-    appended = capture(llama, token_ids=CONTEXT + NEW, cache=cache)
+        capture_cache(llama, cache, [*CONTEXT, NEW[0], 99, *NEW[2:]])
+    appended = capture_cache(llama, cache, CONTEXT + NEW)
     assert appended.manifest.segments[0] == card.manifest.segments[0]
-    anew = capture(llama, token_ids=CONTEXT + NEW, cache=cache, parent=None)
+    anew = capture_cache(llama, cache, CONTEXT + NEW, anew=True)
     assert len(anew.manifest.segments) == 1
     cache.crop(-len(NEW) - 2)  # back to a part of the card
-    shorter = capture(llama, token_ids=CONTEXT[:-2], cache=cache)
+    shorter = capture_cache(llama, cache, CONTEXT[:-2])
     assert shorter.manifest.lineage[0].parent is None
 
 

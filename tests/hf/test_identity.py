@@ -117,7 +117,7 @@ def test_adapters() -> None:
     assert identities[0].adapter is None
     assert identify(with_lora()) == identities[1]
 
-    card = capture(one, token_ids=CONTEXT, codec=Raw())
+    card = capture(one, None, CONTEXT, codec=Raw())
     assert greedy(one, **card.inputs(one, new=NEW)) == greedy_from_text(one, CONTEXT + NEW)
     for other in (plain, two):
         with pytest.raises(IdentityError, match="adapter: card has"):

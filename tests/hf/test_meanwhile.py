@@ -29,7 +29,7 @@ CONTEXT, NEW = some_ids(150), some_ids(7, seed=1)
 def card(monkeypatch: pytest.MonkeyPatch) -> CacheCard:
     """Two threads take its layers."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    return capture(tiny_model(), token_ids=CONTEXT, codec=Packed(), bits=8)
+    return capture(tiny_model(), None, CONTEXT, codec=Packed(), bits=8)
 
 
 def other_model() -> Any:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from benchmarks.codecs import Uniform
-from qkvshare import Raw, capture
+from qkvshare import Raw, capture, capture_cache
 from qkvshare.card.errors import (
     BudgetError,
     CaptureError,
@@ -37,29 +37,26 @@ LIMIT = 256
 
 @pytest.mark.parametrize("empty", [[], "", torch.empty(0, dtype=torch.long)])
 def test_empty_context(llama: Any, tokenizer: Any, empty: Any) -> None:
-    origin = {"source": empty} if isinstance(empty, str) else {"token_ids": empty}
     with pytest.raises(CaptureError, match="empty"):
-        capture(llama, tokenizer, **origin)
-    with pytest.raises(CaptureError, match="empty"):
-        capture(llama, tokenizer, [])
+        capture(llama, tokenizer, empty)
 
 
 @pytest.mark.parametrize("bad", [VOCABULARY, -1, 2**40])
 def test_ids_outside_the_vocabulary(llama: Any, bad: int) -> None:
     with pytest.raises(PromptError):
-        capture(llama, token_ids=[*CONTEXT, bad])
-    card = capture(llama, token_ids=CONTEXT)
+        capture(llama, None, [*CONTEXT, bad])
+    card = capture(llama, None, CONTEXT)
     with pytest.raises(PromptError):
         card.inputs(llama, new=[bad])
 
 
 def test_context_at_the_models_limit(llama: Any) -> None:
-    full = capture(llama, token_ids=some_ids(LIMIT))
+    full = capture(llama, None, some_ids(LIMIT))
     assert full.inputs(llama)["attention_mask"].shape == (1, LIMIT)  # the last token again
     with pytest.raises(PromptError, match=f"{LIMIT + 1} tokens are more than the {LIMIT}"):
         full.inputs(llama, new=NEW[:1])
     with pytest.raises(PromptError, match="more than"):
-        capture(llama, token_ids=some_ids(LIMIT + 1))
+        capture(llama, None, some_ids(LIMIT + 1))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
@@ -68,7 +65,7 @@ def test_non_finite_cache(llama: Any, part: str, poison: float) -> None:
     cache = live_cache(llama, CONTEXT)
     getattr(cache.layers[2], part)[0, 1, 17, 3] = poison
     with pytest.raises(CaptureError, match=f"the {part} of layer 2 contain NaN or infinity"):
-        capture(llama, token_ids=CONTEXT, cache=cache)
+        capture_cache(llama, cache, CONTEXT)
 
 
 def test_cache_in_another_number_format(llama: Any) -> None:
@@ -77,7 +74,7 @@ def test_cache_in_another_number_format(llama: Any) -> None:
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys.half(), layer.values.half()
     with pytest.raises(CaptureError, match=r"layer 0 of the cache is in torch.float16"):
-        capture(llama, token_ids=CONTEXT, cache=cache, codec=Raw())
+        capture_cache(llama, cache, CONTEXT, codec=Raw())
 
 
 def test_another_tokenizer_or_template(llama: Any) -> None:
@@ -92,7 +89,7 @@ def test_another_tokenizer_or_template(llama: Any) -> None:
 
 
 def test_card_that_does_not_know_its_tokenizer(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     with pytest.raises(IdentityError, match="tokenizer: card has none"):
         card.inputs(llama, tiny_tokenizer(), NEW)
 
@@ -106,69 +103,64 @@ def test_card_that_does_not_know_its_tokenizer(llama: Any) -> None:
     ],
 )
 def test_another_configuration(llama: Any, change: dict[str, Any], field: str) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     with pytest.raises(IdentityError, match=f"{field}: card has"):
         card.inputs(tiny_model(**change), new=NEW)
 
 
 def test_another_number_format(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     with pytest.raises(IdentityError, match="dtype: card has float32, receiver has bfloat16"):
         card.inputs(copy.deepcopy(llama).bfloat16(), new=NEW)
 
 
 def test_parent_that_is_another_context(llama: Any) -> None:
-    parent = capture(llama, token_ids=CONTEXT)
+    parent = capture(llama, None, CONTEXT)
     with pytest.raises(CaptureError, match="do not go on from the parent's 40"):
-        capture(llama, token_ids=some_ids(50, seed=4), parent=parent)
+        capture(llama, None, some_ids(50, seed=4), parent=parent)
     with pytest.raises(CaptureError, match="do not go on"):
-        capture(llama, token_ids=CONTEXT, parent=parent)
+        capture(llama, None, CONTEXT, parent=parent)
     with pytest.raises(IdentityError):
-        capture(tiny_model(seed=1), token_ids=CONTEXT + NEW, parent=parent)
+        capture(tiny_model(seed=1), None, CONTEXT + NEW, parent=parent)
 
 
 def test_expired_card(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT, ttl=-1)
+    card = capture(llama, None, CONTEXT, ttl=-1)
     with pytest.raises(CardExpiredError, match="expired at"):
         card.inputs(llama, new=NEW)
-    capture(llama, token_ids=CONTEXT, ttl=60).inputs(llama, new=NEW)
+    capture(llama, None, CONTEXT, ttl=60).inputs(llama, new=NEW)
 
 
 def test_origins_do_not_mix(llama: Any, tokenizer: Any) -> None:
-    with pytest.raises(CaptureError, match="only one"):
-        capture(llama, tokenizer)
-    with pytest.raises(CaptureError, match="only one"):
-        capture(llama, tokenizer, "text", token_ids=CONTEXT)
+    assert capture(llama, tokenizer, CONTEXT).token_ids.tolist() == CONTEXT
     with pytest.raises(CaptureError, match="its tokenizer"):
         capture(llama, None, "text")
-    with pytest.raises(CaptureError, match="token_ids="):
-        capture(llama, tokenizer, "text", cache=live_cache(llama, CONTEXT))
     with pytest.raises(CaptureError, match="no chat template"):
         capture(llama, tiny_tokenizer(template=False), [{"role": "user", "content": "hi"}])
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     with pytest.raises(PromptError, match="not both"):
         card.inputs(llama, new=NEW, prompt_ids=CONTEXT + NEW)
 
 
-@pytest.mark.parametrize("ids", [[[1, 2], [3, 4]], [1.5, 2.0], "text"])
+@pytest.mark.parametrize("ids", [[[1, 2], [3, 4]], [1.5, 2.0], ["text"]])
 def test_ids_that_are_none(llama: Any, ids: Any) -> None:
     with pytest.raises(PromptError, match="expected integers of shape"):
-        capture(llama, token_ids=ids)
+        capture(llama, None, ids)
 
 
 def test_budget_is_met_or_refused(llama: Any) -> None:
     long = some_ids(250)
-    unlimited = capture(llama, token_ids=long, codec=Uniform())
+    unlimited = capture(llama, None, long, codec=Uniform())
     assert unlimited.manifest.segments[0].codec.parameters == {"bits": 8}
     for bits in (4, 3, 2):
-        limit = capture(llama, token_ids=long, codec=Uniform(bits)).bits_per_value * 1.02
-        card = capture(llama, token_ids=long, codec=Uniform(), bits=limit)
+        limit = capture(llama, None, long, codec=Uniform(bits)).bits_per_value * 1.02
+        card = capture(llama, None, long, codec=Uniform(), bits=limit)
         assert card.manifest.segments[0].codec.parameters == {"bits": bits}
         assert card.bits_per_value <= limit
     with pytest.raises(BudgetError, match=r"the least for these 250 tokens is \d+\.\d+"):
-        capture(llama, token_ids=long, codec=Uniform(), bits=2)
+        capture(llama, None, long, codec=Uniform(), bits=2)
     with pytest.raises(BudgetError, match="choose another codec"):
-        capture(llama, token_ids=long, codec=Raw(), bits=8)
+        capture(llama, None, long, codec=Raw(), bits=8)
     with pytest.raises(CodecError, match="no width of 5 bits"):
         Uniform(5)
 
@@ -177,8 +169,8 @@ def test_values_that_float16_scales_cannot_hold(llama: Any) -> None:
     cache = live_cache(llama, CONTEXT)
     cache.layers[1].values[0, 0, 3, 0] = -1e6
     with pytest.raises(CodecError, match="Use the codec 'raw'"):
-        capture(llama, token_ids=CONTEXT, cache=cache, codec=Uniform())
-    capture(llama, token_ids=CONTEXT, cache=cache, codec=Raw())
+        capture_cache(llama, cache, CONTEXT, codec=Uniform())
+    capture_cache(llama, cache, CONTEXT, codec=Raw())
 
 
 def test_caches_of_other_kinds(llama: Any) -> None:
@@ -186,15 +178,15 @@ def test_caches_of_other_kinds(llama: Any) -> None:
     with torch.no_grad():
         llama(input_ids=torch.tensor([CONTEXT]), past_key_values=static)
     with pytest.raises(UnsupportedModelError, match="StaticCache"):
-        capture(llama, token_ids=CONTEXT, cache=static)
+        capture_cache(llama, static, CONTEXT)
     quantized = QuantizedCache("fp8", config=llama.config)
     with pytest.raises(UnsupportedModelError, match="QuantizedCache"):
-        capture(llama, token_ids=CONTEXT, cache=quantized)
+        capture_cache(llama, quantized, CONTEXT)
     pairs: Any = tuple((at.keys, at.values) for at in live_cache(llama, CONTEXT).layers)
     with pytest.raises(UnsupportedModelError, match="the cache is a tuple"):
-        capture(llama, token_ids=CONTEXT, cache=pairs)
+        capture_cache(llama, pairs, CONTEXT)
     with pytest.raises(CaptureError, match="layer 0 of the cache is empty"):
-        capture(llama, token_ids=CONTEXT, cache=DynamicCache(config=llama.config))
+        capture_cache(llama, DynamicCache(config=llama.config), CONTEXT)
 
 
 def test_layer_kinds_that_a_card_cannot_carry() -> None:
@@ -209,7 +201,7 @@ def test_layer_kinds_that_a_card_cannot_carry() -> None:
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UnsupportedModelError, match="layer 1 of the model is of kind 'conv'"):
-        capture(model, token_ids=CONTEXT)
+        capture(model, None, CONTEXT)
 
 
 def test_shared_and_chunked_layers_are_refused() -> None:
@@ -217,27 +209,27 @@ def test_shared_and_chunked_layers_are_refused() -> None:
     kinds = ["full_attention", "chunked_attention", "full_attention"]
     model.config.layer_types = kinds
     with pytest.raises(UnsupportedModelError, match="layer 1 .* 'chunked_attention'"):
-        capture(model, token_ids=CONTEXT)
+        capture(model, None, CONTEXT)
     model.config.layer_types = ["full_attention"] * 3
     model.config.num_kv_shared_layers = 1
     with pytest.raises(UnsupportedModelError, match="layer 2 .* 'keys and values of another"):
-        capture(model, token_ids=CONTEXT)
+        capture(model, None, CONTEXT)
     del model.config.num_kv_shared_layers
     model.config.kv_sharing_modes = [None, None, "reuse"]
     with pytest.raises(UnsupportedModelError, match="layer 2 .* 'DummyLayer'"):
-        capture(model, token_ids=CONTEXT)
+        capture(model, None, CONTEXT)
 
 
 def test_model_in_double_precision(llama: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="the model is in float64; a card carries"):
-        capture(copy.deepcopy(llama).double(), token_ids=CONTEXT)
+        capture(copy.deepcopy(llama).double(), None, CONTEXT)
 
 
 def test_model_without_rotary_positions() -> None:
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UnsupportedModelError, match="no rope_parameters"):
-        capture(model, token_ids=CONTEXT)
+        capture(model, None, CONTEXT)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -245,11 +237,11 @@ def test_rope_that_changes_with_length(llama: Any, kind: str) -> None:
     model = copy.deepcopy(llama)
     model.config.rope_parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(UnsupportedModelError, match=f"RoPE type '{kind}'"):
-        capture(model, token_ids=CONTEXT)
+        capture(model, None, CONTEXT)
 
 
 def test_refusals_come_before_the_model_is_touched(llama: Any) -> None:
-    card = capture(llama, token_ids=CONTEXT)
+    card = capture(llama, None, CONTEXT)
     other = tiny_model(seed=1)
     calls = []
     other.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -261,4 +253,4 @@ def test_refusals_come_before_the_model_is_touched(llama: Any) -> None:
 @pytest.mark.parametrize("ttl", [float("nan"), float("inf"), 1e300])
 def test_times_that_are_none(llama: Any, ttl: float) -> None:
     with pytest.raises(CaptureError, match="ttl="):
-        capture(llama, token_ids=CONTEXT, ttl=ttl)
+        capture(llama, None, CONTEXT, ttl=ttl)

@@ -113,9 +113,9 @@ def test_unrotated_keys_do_not_depend_on_the_position(name: str) -> None:
 @pytest.mark.parametrize("make", list(models()))
 def test_same_text_by_way_of_unrotated_keys(make: Any) -> None:
     model = make()
-    card = capture(model, token_ids=CONTEXT, codec=PlainPreRope())
+    card = capture(model, None, CONTEXT, codec=PlainPreRope())
     assert greedy(model, **card.inputs(model, new=NEW)) == greedy_from_text(model, CONTEXT + NEW)
-    longer = capture(model, token_ids=CONTEXT + NEW, codec=PlainPreRope(), parent=card)
+    longer = capture(model, None, CONTEXT + NEW, codec=PlainPreRope(), parent=card)
     assert greedy(model, **longer.inputs(model)) == greedy_from_text(model, CONTEXT + NEW)
 
 

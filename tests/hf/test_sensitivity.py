@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvshare import capture, identify
+from qkvshare import Packed, capture, identify
 from qkvshare.allocation import Lagrangian
 from qkvshare.card.errors import UnsupportedModelError
 from qkvshare.hf.capture import sensitivity as module
@@ -56,12 +56,12 @@ def test_once_for_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     measure = module._measure
     monkeypatch.setattr(module, "_measure", lambda model: calls.append(model) or measure(model))
     for _ in range(2):
-        capture(tiny_model("llama"), token_ids=some_ids(200), bits=6)
+        capture(tiny_model("llama"), None, some_ids(200), bits=6)
     assert len(calls) == 1
-    capture(tiny_model("qwen3"), token_ids=some_ids(200), bits=6)
+    capture(tiny_model("qwen3"), None, some_ids(200), bits=6)
     assert len(calls) == 2
     alike = Lagrangian(sensitivity=0)
-    capture(tiny_model("phi3"), token_ids=some_ids(200), bits=6, allocator=alike)
+    capture(tiny_model("phi3"), None, some_ids(200), bits=6, codec=Packed(allocator=alike))
     assert len(calls) == 2
 
 
@@ -79,5 +79,5 @@ def test_a_model_without_gradients_is_named() -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()  # all tokens alike, whatever is in the cache
     with pytest.raises(UnsupportedModelError, match=r"cannot be measured.*sensitivity=0"):
-        capture(model, token_ids=some_ids(200), bits=6)
-    capture(model, token_ids=some_ids(200), bits=6, allocator=Lagrangian(sensitivity=0))
+        capture(model, None, some_ids(200), bits=6)
+    capture(model, None, some_ids(200), bits=6, codec=Packed(allocator=Lagrangian(sensitivity=0)))

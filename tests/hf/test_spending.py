@@ -14,7 +14,7 @@ import torch
 from benchmarks.allocators import Salient, UniformAllocator
 from benchmarks.codecs import Uniform
 from benchmarks.scorers import KeyNorm
-from qkvshare import CacheCard, capture
+from qkvshare import CacheCard, Transform, capture, capture_cache
 from qkvshare.allocation import Lagrangian, make_allocator
 from qkvshare.card.errors import (
     BudgetError,
@@ -23,7 +23,7 @@ from qkvshare.card.errors import (
 )
 from qkvshare.codecs import Allocator, Packed
 from qkvshare.hf.capture import segments
-from qkvshare.hf.capture.allocate import Spent, look_back, salience, spend
+from qkvshare.hf.capture.allocate import Spent, look_back, salience, spend, with_allocation
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.probe import choose_probes
 from qkvshare.hf.capture.state import read
@@ -45,16 +45,16 @@ def test_budget_of_the_written_file(family: str, allocator: Any, tmp_path: Path)
     model = tiny_model(family)
     least = None
     try:
-        capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, bits=0.1)
+        capture(model, None, CONTEXT, codec=Packed(allocator=allocator), bits=0.1)
     except BudgetError as error:
         least = float(str(error).split("tokens is ")[1].split(",")[0])
     assert least is not None
     # Where windows have forgotten tokens, even the widest tier leaves a large budget unspent.
-    most = capture(model, token_ids=CONTEXT, codec=Packed(), bits=99).bits_per_value
+    most = capture(model, None, CONTEXT, codec=Packed(), bits=99).bits_per_value
     budgets = [at for at in (least + 0.01, least + 0.1, least + 1, least + 3.3) if at < most]
     assert len(budgets) >= 2
     for budget in budgets:
-        card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=allocator, bits=budget)
+        card = capture(model, None, CONTEXT, codec=Packed(allocator=allocator), bits=budget)
         path = card.save(tmp_path / "card")
         assert budget * 0.98 <= 8 * path.stat().st_size / card.values <= budget
         assert CacheCard.load(path).manifest.segments[0].allocation.allocator == allocator.name
@@ -66,7 +66,7 @@ def test_wide_enough_is_nearly_exact(family: str) -> None:
     """At 8 bits everywhere; the error of a wrong position or mean would be as large as the keys."""
     model = tiny_model(family)
     cache = live_cache(model, CONTEXT)
-    card = capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), bits=99)
+    card = capture_cache(model, cache, CONTEXT, codec=Packed(), bits=99)
     back = card.inputs(model, new=NEW)["past_key_values"]
     for ours, theirs in zip(cache.layers, back.layers, strict=True):
         for one, two in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
@@ -79,7 +79,7 @@ def test_probing_leaves_model_and_cache_as_they_were(family: str) -> None:
     before = model.config._attn_implementation
     cache = live_cache(model, CONTEXT)
     kept = copy.deepcopy(cache)
-    capture(model, token_ids=CONTEXT, cache=cache, codec=Packed(), bits=6)
+    capture_cache(model, cache, CONTEXT, codec=Packed(), bits=6)
     assert model.config._attn_implementation == before
     for ours, theirs in zip(cache.layers, kept.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)
@@ -161,48 +161,44 @@ def test_a_live_cache_is_probed_by_a_sample_of_its_context() -> None:
 
 
 def test_strategies_need_a_codec_with_tiers() -> None:
-    model = tiny_model()
     for wrong in ({"scorer": KeyNorm()}, {"allocator": UniformAllocator()}):
-        with pytest.raises(CodecError, match="'uniform' treats all tokens alike"):
-            capture(model, token_ids=CONTEXT, codec=Uniform(), **wrong)
+        with pytest.raises(CodecError, match="'uniform' takes no (scorer|allocator)"):
+            with_allocation(Uniform(), **wrong)
+    with pytest.raises(CodecError, match="'transform' takes no allocator"):
+        with_allocation(Transform(), allocator=UniformAllocator())
+    assert with_allocation(Packed(), KeyNorm()) == Packed(scorer=KeyNorm())
+    assert with_allocation(Uniform()) == Uniform()
 
 
 def test_a_scorer_that_nobody_asks_is_refused() -> None:
-    model = tiny_model()
     with pytest.raises(CodecError, match="'uniform' asks no scorer"):
-        capture(
-            model,
-            token_ids=CONTEXT,
-            codec=Packed(),
-            scorer=KeyNorm(),
-            allocator=UniformAllocator(),
-        )
+        capture(tiny_model(), None, CONTEXT, codec=Packed(KeyNorm(), UniformAllocator()))
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("codec", [Packed(), Uniform()], ids=str)
 def test_budgets_that_are_none(codec: Any, budget: float) -> None:
     with pytest.raises(BudgetError, match="expected a number above 0"):
-        capture(tiny_model(), token_ids=CONTEXT, codec=codec, bits=budget)
+        capture(tiny_model(), None, CONTEXT, codec=codec, bits=budget)
 
 
 def test_model_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     monkeypatch.setattr(model, "set_attn_implementation", lambda _: None)
     with pytest.raises(UnsupportedModelError, match="lets 0 of its 3 attention layers"):
-        capture(model, token_ids=CONTEXT, codec=Packed())
-    capture(model, token_ids=CONTEXT, codec=Packed(), allocator=UniformAllocator())
+        capture(model, None, CONTEXT, codec=Packed())
+    capture(model, None, CONTEXT, codec=Packed(allocator=UniformAllocator()))
 
 
 def test_manifest_says_who_spent() -> None:
     model = tiny_model()
-    allocation = capture(model, token_ids=CONTEXT, codec=Packed()).manifest.segments[0].allocation
+    allocation = capture(model, None, CONTEXT, codec=Packed()).manifest.segments[0].allocation
     assert (allocation.scorer, allocation.allocator, allocation.budget) == (
         "attention",
         "lagrangian",
         None,
     )
-    card = capture(model, token_ids=CONTEXT, codec=Packed(), allocator=UniformAllocator(), bits=6.5)
+    card = capture(model, None, CONTEXT, codec=Packed(allocator=UniformAllocator()), bits=6.5)
     allocation = card.manifest.segments[0].allocation
     assert (allocation.scorer, allocation.allocator, allocation.budget) == (None, "uniform", 6.5)
 
@@ -212,11 +208,11 @@ def test_manifest_says_who_spent() -> None:
 def test_appending(family: str, added: int) -> None:
     """Old bytes stay; the new tokens get the parent's rate, however few they are."""
     model = tiny_model(family)
-    parent = capture(model, token_ids=CONTEXT, codec=Packed(), bits=9)
+    parent = capture(model, None, CONTEXT, codec=Packed(), bits=9)
     more = some_ids(added, seed=5)
     arguments = parent.inputs(model, new=more, new_only=True)
     cache = model(**arguments).past_key_values
-    child = capture(model, token_ids=CONTEXT + more, cache=cache)
+    child = capture_cache(model, cache, CONTEXT + more)
     assert len(child.manifest.segments) == 2
     assert child.manifest.segments[0] == parent.manifest.segments[0]
     assert child.manifest.segments[1].codec.name == "packed"
@@ -229,7 +225,7 @@ def append_twice(card: CacheCard, ids: list[int], added: int) -> CacheCard:
         more = some_ids(added, seed=seed)
         cache = model(**card.inputs(model, new=more, new_only=True)).past_key_values
         ids = ids + more
-        card = capture(model, token_ids=ids, cache=cache, allocator=allocator_of(card))
+        card = capture_cache(model, cache, ids, codec=Packed(allocator=allocator_of(card)))
     return card
 
 
@@ -240,7 +236,7 @@ def allocator_of(card: CacheCard) -> Allocator:
 def test_every_later_segment_has_the_slope_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     spent: list[Spent] = []
     monkeypatch.setattr(segments, "spend", lambda *given: spent.append(spend(*given)) or spent[-1])
-    card = capture(tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), bits=9)
+    card = capture(tiny_model(), None, CONTEXT[:150], codec=Packed(), bits=9)
     card = append_twice(card, CONTEXT[:150], 40)
     slopes = [segment.allocation.slope for segment in card.manifest.segments]
     assert slopes[0] is not None
@@ -253,9 +249,8 @@ def test_an_allocator_without_slopes_goes_on_at_the_rate_last_asked_for(
 ) -> None:
     rooms: list[int] = []
     monkeypatch.setattr(segments, "spend", lambda *given: rooms.append(given[5]) or spend(*given))
-    card = capture(
-        tiny_model(), token_ids=CONTEXT[:150], codec=Packed(), bits=9, allocator=UniformAllocator()
-    )
+    codec = Packed(allocator=UniformAllocator())
+    card = capture(tiny_model(), None, CONTEXT[:150], codec=codec, bits=9)
     card = append_twice(card, CONTEXT[:150], 40)
     assert {segment.allocation.slope for segment in card.manifest.segments} == {None}
     added = 40 * card.values // card.tokens
@@ -266,5 +261,5 @@ def test_an_allocator_without_slopes_goes_on_at_the_rate_last_asked_for(
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65])
 def test_short_contexts(length: int) -> None:
     model = tiny_model()
-    card = capture(model, token_ids=CONTEXT[:length], codec=Packed())
+    card = capture(model, None, CONTEXT[:length], codec=Packed())
     assert len(greedy(model, 4, **card.inputs(model, new=NEW))) == 4

@@ -45,7 +45,7 @@ def name(store: Store, digest: str) -> Name:
 def test_every_tier_says_what_reading_the_text_would(tmp_path: Path, family: str) -> None:
     model, ids = tiny_model(family), some_ids(40)
     store, session = Store(tmp_path), Session(model, tiny_tokenizer())
-    digest = store.put(capture(model, session.tokenizer, token_ids=ids, codec=Raw()))
+    digest = store.put(capture(model, session.tokenizer, ids, codec=Raw()))
     expected = from_text(session, ids + NEW)
     for tier in ("cold", "warm", "hot", "hot"):
         assert session.tiers.tier(name(store, digest)) == tier
@@ -54,7 +54,7 @@ def test_every_tier_says_what_reading_the_text_would(tmp_path: Path, family: str
 
 def test_a_card_that_was_resumed_is_read_from_memory(tmp_path: Path, llama: Any) -> None:
     store, session, ids = Store(tmp_path), Session(llama, tiny_tokenizer()), some_ids(40)
-    digest = store.put(capture(llama, session.tokenizer, token_ids=ids, codec=Raw()))
+    digest = store.put(capture(llama, session.tokenizer, ids, codec=Raw()))
     expected = from_text(session, ids + NEW)
     assert resume(session, store, digest, NEW) == expected
     (segment,) = tmp_path.rglob("*.segment")
@@ -73,7 +73,7 @@ def test_a_kept_answer_is_warm_at_once(tmp_path: Path, llama: Any) -> None:
 
 def test_a_hot_card_can_be_resumed_without_new_tokens(tmp_path: Path, llama: Any) -> None:
     store, session, ids = Store(tmp_path), Session(llama, tiny_tokenizer()), some_ids(20)
-    digest = store.put(capture(llama, session.tokenizer, token_ids=ids, codec=Raw()))
+    digest = store.put(capture(llama, session.tokenizer, ids, codec=Raw()))
     expected = from_text(session, ids)
     assert [resume(session, store, digest, []) for _ in range(3)] == [expected] * 3
     assert session.tiers.tier(name(store, digest)) == "warm"
@@ -85,7 +85,7 @@ def test_a_hot_card_can_be_resumed_without_new_tokens(tmp_path: Path, llama: Any
 def test_bytes_bound_what_is_kept(tmp_path: Path, llama: Any) -> None:
     store = Store(tmp_path)
     tokenizer, context = tiny_tokenizer(), [some_ids(30, seed=seed) for seed in range(3)]
-    cards = [capture(llama, tokenizer, token_ids=ids, codec=Raw()) for ids in context]
+    cards = [capture(llama, tokenizer, ids, codec=Raw()) for ids in context]
     digests = [store.put(card) for card in cards]
     warm = int(2.5 * cards[0].nbytes)
     session = Session(llama, tokenizer, hot_bytes=0, warm_bytes=warm)
@@ -98,7 +98,7 @@ def test_bytes_bound_what_is_kept(tmp_path: Path, llama: Any) -> None:
 
 def test_a_card_that_was_removed_is_not_resumed_from_memory(tmp_path: Path, llama: Any) -> None:
     store, session = Store(tmp_path), Session(llama, tiny_tokenizer())
-    digest = store.put(capture(llama, session.tokenizer, token_ids=some_ids(30)))
+    digest = store.put(capture(llama, session.tokenizer, some_ids(30)))
     resume(session, store, digest, [5])
     store.remove(digest)
     with pytest.raises(CardNotFoundError):
@@ -136,7 +136,7 @@ def test_an_agent_goes_on_after_its_process_was_killed(
         "from transformers import AutoModelForCausalLM as A;"
         "from qkvshare import Raw, capture; from qkvshare.store import Store;"
         "from tests.conftest import some_ids, tiny_tokenizer;"
-        "card = capture(A.from_pretrained(sys.argv[1]), tiny_tokenizer(), token_ids=some_ids(40),"
+        "card = capture(A.from_pretrained(sys.argv[1]), tiny_tokenizer(), some_ids(40),"
         " codec=Raw(), agent='reader'); Store(Path(sys.argv[2])).put(card);"
         " os.kill(os.getpid(), signal.SIGKILL)"
     )

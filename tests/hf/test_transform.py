@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkvshare import CacheCard, Transform, capture
-from qkvshare.allocation import Lagrangian
-from qkvshare.card.errors import BudgetError, CodecError, ProfileError
+from qkvshare import CacheCard, Transform, capture, capture_cache
+from qkvshare.card.errors import BudgetError, ProfileError
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.profile import Profile
 
@@ -41,7 +40,7 @@ def test_quality_grows_with_the_budget(family: str, tmp_path: Path) -> None:
     found = []
     for step in (64, -64, -512):
         near = Transform(codec.profile, codec.basis.reference + step)
-        card = capture(model, token_ids=CONTEXT, codec=near)
+        card = capture(model, None, CONTEXT, codec=near)
         found.append(distance(model, CacheCard.load(card.save(tmp_path / "card"))))
     assert found[0] > found[1] > found[2]
     assert found[2] < 1e-3
@@ -49,19 +48,18 @@ def test_quality_grows_with_the_budget(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", [3.0, 5.0, 8.0])
 def test_a_card_has_its_budget(budget: float) -> None:
-    card = capture(
-        tiny_model(), token_ids=CONTEXT, codec=Transform.of(profile_of("llama")), bits=budget
-    )
+    codec = Transform.of(profile_of("llama"))
+    card = capture(tiny_model(), None, CONTEXT, codec=codec, bits=budget)
     assert 0.95 * budget < card.bits_per_value <= budget
 
 
 def test_a_hop_keeps_what_was_before() -> None:
     model = tiny_model()
-    first = capture(model, token_ids=CONTEXT, codec=Transform.of(profile_of("llama")))
+    first = capture(model, None, CONTEXT, codec=Transform.of(profile_of("llama")))
     out = first.inputs(model, new=NEW, new_only=True)
     with torch.no_grad():
         model(**out)
-    second = capture(model, token_ids=CONTEXT + NEW, cache=out["past_key_values"])
+    second = capture_cache(model, out["past_key_values"], CONTEXT + NEW)
     assert [at.codec for at in second.manifest.segments] == 2 * [first.manifest.segments[0].codec]
     for layer in range(3):
         assert second.blob(layer, 0).tobytes() == first.blob(layer, 0).tobytes()
@@ -71,32 +69,26 @@ def test_a_hop_keeps_what_was_before() -> None:
 
 def test_without_a_profile_calibrate_is_named() -> None:
     with pytest.raises(ProfileError, match="qkvshare calibrate"):
-        capture(tiny_model(seed=5), token_ids=CONTEXT, codec=Transform())
+        capture(tiny_model(seed=5), None, CONTEXT, codec=Transform())
 
 
 def test_a_profile_of_another_model_is_refused() -> None:
     codec = Transform.of(profile_of("qwen3"))
     with pytest.raises(ProfileError, match="Run qkvshare calibrate with this model"):
-        capture(tiny_model(), token_ids=CONTEXT, codec=codec)
-
-
-def test_an_allocator_of_tiers_is_refused() -> None:
-    codec = Transform.of(profile_of("llama"))
-    with pytest.raises(CodecError, match="no tiers"):
-        capture(tiny_model(), token_ids=CONTEXT, codec=codec, allocator=Lagrangian())
+        capture(tiny_model(), None, CONTEXT, codec=codec)
 
 
 def test_a_budget_below_the_header_is_refused() -> None:
     codec = Transform.of(profile_of("llama"))
     with pytest.raises(BudgetError, match="cannot be met"):
-        capture(tiny_model(), token_ids=CONTEXT, codec=codec, bits=0.1)
+        capture(tiny_model(), None, CONTEXT, codec=codec, bits=0.1)
 
 
 def test_the_profile_at_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, profile = tiny_model(), profile_of("llama")
     monkeypatch.setenv("QKVSHARE_PROFILES", str(tmp_path))
     profile.save(tmp_path / f"{profile.digest}.safetensors")
-    card = capture(model, token_ids=CONTEXT, codec=Transform())
+    card = capture(model, None, CONTEXT, codec=Transform())
     assert card.manifest.segments[0].codec.profile == profile.digest
 
 
@@ -104,6 +96,6 @@ def test_the_profile_at_hand_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_contexts_of_a_few_tokens(tokens: int) -> None:
     model = tiny_model()
     codec = Transform(profile_of("llama").keep(), refinements=1)
-    card = capture(model, token_ids=CONTEXT[:tokens], codec=codec)
+    card = capture(model, None, CONTEXT[:tokens], codec=codec)
     with torch.no_grad():
         model(**card.inputs(model, new=NEW, new_only=True))

@@ -68,8 +68,8 @@ def fill(store: Store, model: Any, tokenizer: Any) -> tuple[str, list[dict[str, 
         took, cache = resume(model, parent, new)
         shown.insert(0, took)
         ids = [*parent.token_ids.tolist(), *new]
-        return qkvshare.capture(
-            model, tokenizer, token_ids=ids, cache=cache, parent=parent, agent=agent, ttl=3600
+        return qkvshare.capture_cache(
+            model, cache, ids, tokenizer=tokenizer, parent=parent, agent=agent, ttl=3600
         )
 
     for agent, question in QUESTIONS.items():

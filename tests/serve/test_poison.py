@@ -41,7 +41,7 @@ def session() -> Session:
 def card(session: Session) -> CacheCard:
     """As the prompt begins."""
     ids = session.chat.whole(ASK["messages"])[:-3]
-    return capture(session.model, session.tokenizer, token_ids=ids, codec=Raw())
+    return capture(session.model, session.tokenizer, ids, codec=Raw())
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_thin_card_is_checked_with_what_completes_it(
     client: Local, session: Session, card: CacheCard
 ) -> None:
     ids = session.chat.whole(ASK["messages"])
-    child = capture(session.model, session.tokenizer, token_ids=ids, parent=card, codec=Raw())
+    child = capture(session.model, session.tokenizer, ids, parent=card, codec=Raw())
     last = child.manifest.segments[1]
     nothing = {name: np.full_like(child.tensors[name], 0xFF) for name in child.tensors}
     bad = {n: nothing[n] if n.startswith("kv.") else child.tensors[n] for n in child.tensors}

@@ -55,6 +55,7 @@ def capture(
     with progress.status("loading the model …") as status:
         from ..allocation import make_allocator
         from ..codecs import default_codec, make_codec
+        from ..hf.capture.allocate import with_allocation
         from ..hf.capture.capture import capture as capture_state
         from ..hf.model.identity import identify
         from ..hf.model.load import load_model
@@ -75,9 +76,7 @@ def capture(
             loaded,
             tokenizer,
             content,
-            codec=chosen,
-            scorer=judge,
-            allocator=spender,
+            codec=with_allocation(chosen, judge, spender),
             bits=bits,
             agent=agent,
         )

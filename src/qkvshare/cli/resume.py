@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -68,6 +68,8 @@ def resume(
     with progress.status("loading the model …") as status:
         import torch
 
+        from ..hf.capture.capture import capture_cache
+        from ..hf.capture.complete import complete
         from ..hf.inject.inject import prefill
         from ..hf.model.load import load_model
         from ..hf.session.costs import choose
@@ -98,17 +100,8 @@ def resume(
         said = result.sequences[0, read:]
         if output is not None:
             status.update("handing on …")
-            _hand_on(loaded, tokenizer, result, agent).save(output, key=seal)
+            ids, cache = result.sequences, result.past_key_values
+            complete(loaded, cache, ids)
+            longer = capture_cache(loaded, cache, ids, tokenizer=tokenizer, agent=agent)
+            longer.save(output, key=seal)
     typer.echo(tokenizer.decode(said, skip_special_tokens=True))
-
-
-def _hand_on(model: Any, tokenizer: Any, result: Any, agent: str) -> CacheCard:
-    """The parent's segments, and one more for what was read and said since."""
-    import torch
-
-    from ..hf.capture.capture import capture
-
-    cache, sequence = result.past_key_values, result.sequences
-    with torch.no_grad():  # generate has not read its own last token yet
-        model(input_ids=sequence[:, -1:], past_key_values=cache, use_cache=True)
-    return capture(model, tokenizer, token_ids=sequence, cache=cache, agent=agent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -41,32 +42,43 @@ class Spending:
         return self.scorer if self.allocator is None or self.allocator.uses_salience else None
 
 
-def spending(
-    codec: Codec, scorer: Scorer | None = None, allocator: Allocator | None = None
-) -> Spending | None:
-    """How ``codec`` is to spend bits, None for one without tiers. Refuses what has no effect."""
-    spender: Allocator | None = None
+def spending(codec: Codec) -> Spending | None:
+    """Who scores and allocates for ``codec``; None where it treats all rows alike.
+
+    Raises `CodecError` for a scorer that would not be asked.
+    """
     if isinstance(codec, Stepped):
-        if allocator is not None:
-            raise CodecError(
-                f"{codec.name!r} has a step for every token and no tiers: the allocator "
-                f"{allocator.name!r} would change nothing. Leave it out."
-            )
-    elif not isinstance(codec, Tiered):
-        if scorer is not None or allocator is not None:
-            raise CodecError(
-                f"{codec.name!r} treats all tokens alike: scorer= and allocator= need a "
-                "codec with tiers, such as 'packed'."
-            )
+        return Spending(codec.scorer or AttentionScorer(), None)
+    if not isinstance(codec, Tiered):
         return None
-    else:
-        spender = allocator or codec.allocator or Lagrangian()
-    if scorer is not None and spender is not None and not spender.uses_salience:
+    allocator = codec.allocator or Lagrangian()
+    if codec.scorer is not None and not allocator.uses_salience:
         raise CodecError(
-            f"the allocator {spender.name!r} asks no scorer: scorer= would change "
-            "nothing. Leave it out, or choose one that does, such as 'lagrangian'."
+            f"the allocator {allocator.name!r} asks no scorer, so "
+            f"{codec.scorer.name!r} would change nothing. Leave the scorer out, or choose an "
+            "allocator that asks one, such as 'lagrangian'."
         )
-    return Spending(scorer or codec.scorer or AttentionScorer(), spender)
+    return Spending(codec.scorer or AttentionScorer(), allocator)
+
+
+def with_allocation(
+    codec: Codec, scorer: Scorer | None = None, allocator: Allocator | None = None
+) -> Codec:
+    """``codec`` with another scorer and another allocator, where they are given.
+
+    Raises `CodecError` for a codec that takes none.
+    """
+    given = {"scorer": scorer, "allocator": allocator}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    fields = {field.name for field in dataclasses.fields(codec)}  # type: ignore[arg-type]
+    for name, value in chosen.items():
+        if name not in fields:
+            raise CodecError(
+                f"the codec {codec.name!r} takes no {name}, so {value.name!r} would change "
+                "nothing. Leave it out, or choose a codec with tiers, such as 'packed'."
+            )
+    changed: Codec = dataclasses.replace(codec, **chosen)  # type: ignore[type-var]
+    return changed
 
 
 def shapes_of(state: State, start: int) -> list[Shape]:

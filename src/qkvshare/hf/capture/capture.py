@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -14,12 +13,11 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from ...card import CacheCard, Hop, Identity
 from ...card.digest import is_digest
 from ...card.errors import BudgetError, CaptureError
-from ...codecs import Allocator, Codec, Packed, Stepped, Tiered, from_record
-from ...scoring import Scorer
+from ...codecs import Codec, Packed, Stepped, Tiered, from_record
 from ..model.identity import identify
 from ..model.text_only import require_text
-from ..text.tokens import Ids, Message, as_ids, tokenize
-from .allocate import Spending, spending
+from ..text.tokens import Ids, Message, ids_of
+from .allocate import spending
 from .live import pick_row
 from .segments import Before, encode_alike, encode_steps, encode_tiers
 from .state import State, read
@@ -27,101 +25,125 @@ from .state import State, read
 
 def capture(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    source: str | Sequence[Message] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    source: str | Sequence[Message] | Ids,
     *,
-    token_ids: Ids | None = None,
-    cache: Cache | None = None,
-    attention_mask: Tensor | None = None,
-    row: int | None = None,
     codec: Codec | None = None,
     bits: float | None = None,
-    scorer: Scorer | None = None,
-    allocator: Allocator | None = None,
-    parent: CacheCard | Literal["cache"] | None = "cache",
+    parent: CacheCard | None = None,
     agent: str = "",
     ttl: float | None = None,
     salt: str | None = None,
 ) -> CacheCard:
-    """Make a card of what ``model`` has read.
-
-    One of three origins: ``source``, a prompt or chat messages, read now; ``token_ids``, read now;
-    or a live ``cache`` with the ``token_ids`` it was made of, which is left as it is.
+    """Read ``source`` and make a card of what the model understood.
 
     Args:
         model: a causal language model of ``transformers`` with full or sliding attention layers.
-        tokenizer: needed for ``source``; otherwise optional, to bind the card to it.
-        source: a prompt, or messages for the chat template.
-        token_ids: ``[tokens]``; for a batched ``cache`` ``[batch, tokens]``.
-        cache: a ``DynamicCache`` that ``model`` made of exactly ``token_ids``, from position 0.
-            (Its first layer is checked against the ids; that no other model made the rest is not.
-            Tokens that a sliding first layer has forgotten are read again.)
-        attention_mask: ``[batch, tokens]`` of a padded batch; the padding does not travel.
-        row: which sequence of the batch; needed where there are several.
+        tokenizer: the model's. A text and messages need it; with ids it may be None, and then the
+            card is bound to the model alone.
+        source: a text, chat messages for the tokenizer's template, or token ids ``[tokens]``.
         codec: how to encode; by default as the parent, and `Packed` without one.
-        bits: bits per value of the whole card file. A `Tiered` codec allocates them row by row
-            and comes within 2 % of it; any other is narrowed until it fits. Without it new
-            tokens are encoded as finely as the parent's: at its slope (`Lagrangian`), its step
-            (`Transform`), or its bits. Without a parent it is `DEFAULT_BITS`.
-        scorer: for codecs with tiers: who tells what later queries look at; by default
-            `AttentionScorer`.
-        allocator: for codecs with tiers: who allocates the bits; by default `Lagrangian`.
-        parent: the card this context went on from: its segments are kept byte for byte, and only
-            the tokens after it are encoded. By default the card that ``cache`` was injected from,
-            if it was; None encodes everything anew, and a lossy codec loses again.
+        bits: bits per value of the whole card file. A codec with tiers allocates them row by row
+            and comes within 2 % of them; any other is narrowed until it fits. Without ``bits`` new
+            tokens are encoded as finely as the parent's, and without a parent at `DEFAULT_BITS`.
+        parent: a card of the first tokens of ``source``. Its segments are kept byte for byte, and
+            only the tokens after it are encoded.
         agent: a name for the lineage.
         ttl: seconds after which the card refuses to be used.
-        salt: 64 hex digits that all digests of the card are keyed with, so that only who has them
-            can tell whether two cards share a text. By default that of the parent, or of the card
-            that ``cache`` was injected from.
+        salt: 64 hex digits that key every digest of the card, so that only those who have them can
+            tell whether two cards share a text. By default the parent's.
 
     Raises:
-        CaptureError, PromptError, UnsupportedModelError, CodecError, BudgetError, IdentityError.
+        CaptureError, PromptError: the source cannot be read, or does not go on from the parent.
+        UnsupportedModelError: a card cannot carry the model's state.
+        IdentityError: the parent belongs to another model.
+        CodecError, BudgetError: the codec cannot encode this, or not in ``bits``.
     """
+    require_numbers(bits, ttl)
+    identity = identify(model, tokenizer)  # refuses models before anything long is read
+    codec = codec or _inherited(parent)
+    how = spending(codec)
+    ids = ids_of(tokenizer, source)
+    require_text(model, ids)
+    state = read(model, ids, [how.scored_by] if how and how.scored_by else [])
+    return make_card(state, identity, codec, bits, parent=parent, agent=agent, ttl=ttl, salt=salt)
+
+
+def capture_cache(
+    model: PreTrainedModel,
+    cache: Cache,
+    ids: Ids,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    attention_mask: Tensor | None = None,
+    row: int | None = None,
+    codec: Codec | None = None,
+    bits: float | None = None,
+    parent: CacheCard | None = None,
+    anew: bool = False,
+    agent: str = "",
+    ttl: float | None = None,
+    salt: str | None = None,
+) -> CacheCard:
+    """Make a card of a live cache, which stays as it is.
+
+    A cache that began as a card is appended to that card: the card's bytes are kept, and only the
+    tokens since are encoded. After ``generate`` the last sampled token is not in the cache yet;
+    `CacheCard.extend` reads it first.
+
+    Args:
+        model: the model that made the cache.
+        cache: a ``DynamicCache`` of exactly ``ids``, from position 0. The keys of its first layer
+            are compared with the ids; that the model made the other layers is not checked. Tokens
+            that a sliding first layer has forgotten are read again.
+        ids: token ids ``[tokens]``; of a batch ``[batch, tokens]``.
+        tokenizer: the model's, to bind the card to it.
+        attention_mask: ``[batch, tokens]`` of a padded batch. The card is without the padding.
+        row: which sequence of the batch; needed where there are several.
+        codec, bits, agent, ttl, salt: as in `capture`.
+        parent: another card of the first tokens, instead of the one that the cache began as.
+        anew: encode all tokens again, without a parent. A lossy codec then loses again.
+
+    Raises:
+        CaptureError: the cache is not of these ids.
+        Others: as `capture`.
+    """
+    require_numbers(bits, ttl)
+    identity = identify(model, tokenizer)
+    state = pick_row(model, cache, ids, attention_mask, row)
+    card = state.card
+    if salt is None and parent is None and card is not None:
+        salt = card.manifest.salt
+    if parent is None and card is not None and card.tokens < len(state.ids) and not anew:
+        parent = card
+    codec = codec or _inherited(parent)
+    return make_card(state, identity, codec, bits, parent=parent, agent=agent, ttl=ttl, salt=salt)
+
+
+def require_numbers(bits: float | None, ttl: float | None) -> None:
+    """Raise `BudgetError` or `CaptureError` for numbers that mean nothing."""
     if bits is not None and not 0 < bits < math.inf:
         raise BudgetError(f"bits={bits:g} bits per value; expected a number above 0.")
     if ttl is not None and not -1e9 <= ttl <= 1e9:
         raise CaptureError(f"ttl={ttl:g} seconds; expected a number of at most 1e9.")
-    if (source is None) == (token_ids is None):
-        raise CaptureError("give a prompt, chat messages or token_ids=, and only one of them.")
-    identity = identify(model, tokenizer)  # refuses models before anything long is read
-    if cache is None:
-        parent = None if parent == "cache" else parent
-        how = spending(codec or _inherited(parent), scorer, allocator)
-        early = [how.scored_by] if how is not None and how.scored_by is not None else []
-        given = tokenize(tokenizer, source) if token_ids is None else as_ids(token_ids)
-        require_text(model, given)
-        state = read(model, given, early)
-    else:
-        if token_ids is None:
-            raise CaptureError("a live cache comes with token_ids=, the ids it was made of.")
-        state = pick_row(model, cache, token_ids, attention_mask, row)
-        if salt is None and state.card is not None and parent in (None, "cache"):
-            salt = state.card.manifest.salt
-        if parent == "cache":
-            grown = state.card is not None and state.card.tokens < len(state.ids)
-            parent = state.card if grown else None
-        how = spending(codec or _inherited(parent), scorer, allocator)
-    codec = codec or _inherited(parent)
-    return make_card(
-        state, identity, codec, how, bits, parent=parent, agent=agent, ttl=ttl, salt=salt
-    )
 
 
 def make_card(
     state: State,
     identity: Identity,
     codec: Codec,
-    how: Spending | None,
-    bits: float | None,
+    bits: float | None = None,
     *,
     parent: CacheCard | None = None,
     agent: str = "",
     ttl: float | None = None,
     salt: str | None = None,
 ) -> CacheCard:
-    """The card of ``state``; ``how`` for codecs with tiers. Raises as `capture`."""
+    """The card of ``state``. Raises as `capture`."""
+    how = spending(codec)
     start = 0 if parent is None else _require_parent(parent, state, identity)
+    if parent is not None and identity.tokenizer is None:
+        identity = parent.manifest.identity  # the same but for the tokenizer, which it may know
     salt = _salt(parent, salt)
     if parent is not None and parent.thin and bits is not None:
         raise BudgetError(

@@ -25,6 +25,7 @@ from ..inject.fill import fill
 from ..model.identity import identify
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
+from .complete import complete
 from .state import State, read, require_context, state_of
 
 # Relative error per key vector between two runs of the same projection: rounding, and other matmul
@@ -80,15 +81,19 @@ def pick_row(
     return replace(state, card=card, held=held)
 
 
+def decode(model: PreTrainedModel, card: CacheCard) -> CardCache:
+    """A cache of all the card's tokens, which a model may read any other token after."""
+    cache = CardCache(card, card.tokens, require_geometry(model, card.manifest.layers))
+    fill(model, cache, None, lambda: card.manifest.identity.require(identify(model)))
+    return cache
+
+
 def _read_again(model: PreTrainedModel, card: CacheCard | None, ids: TokenIds) -> State:
     """The state of ``ids``, from the card's on where its bytes are at hand."""
     if card is None or card.thin:
         return read(model, ids)
-    cache = CardCache(card, card.tokens, require_geometry(model, card.manifest.layers))
-    fill(model, cache, None, lambda: card.manifest.identity.require(identify(model)))
-    rest = torch.from_numpy(ids[card.tokens :]).long()[None].to(model.device)
-    with torch.no_grad():
-        model(input_ids=rest, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache = decode(model, card)
+    complete(model, cache, ids)
     return state_of(model, attention_layers(model, cache), 0, ids, None, len(ids))
 
 

@@ -23,7 +23,6 @@ from ...card import CacheCard
 from ...card.digest import digest_json
 from ...codecs import Codec, Stepped, from_record
 from ..cache.layers import empty_cache
-from ..capture.allocate import spending
 from ..capture.capture import make_card
 from ..capture.state import read
 from ..inject.inject import inject
@@ -133,7 +132,7 @@ def _measure(model: Any, codec: Codec) -> Costs:
     plain = codec.at(None) if isinstance(codec, Stepped) else codec
     for count in (_SHORT, _LONG):
         state = read(model, ids[:count])
-        card = make_card(state, identity, plain, spending(plain), None)
+        card = make_card(state, identity, plain)
         times.append(_median(lambda card=card: inject(card, model, new=new)))  # type: ignore[misc]
     token = max(0.0, (times[1] - times[0]) / (_LONG - _SHORT))
     step, long = _median(lambda: forward(new)), _median(lambda: forward(ids[:_LONG]))

@@ -22,7 +22,8 @@ from ...codecs import Codec
 from ...store import Store
 from ..cache.growing import FullLayer
 from ..cache.layers import require_geometry
-from ..capture.capture import capture
+from ..capture.capture import capture, capture_cache
+from ..capture.complete import complete
 from ..model.config import text_config
 from ..model.identity import identify
 from ..text.chat import Chat
@@ -32,9 +33,6 @@ from .generation import generate, left_out, own_sampling
 from .matching import cache_of, longest
 from .streaming import Saying, ends_of
 from .tiers import Tiers
-
-# Tokens read at once: between two of these a request can be called off.
-_PIECE = 512
 
 
 class Session:
@@ -143,15 +141,14 @@ class Session:
         answer = Answer("", "cancelled", len(prompt.ids), 0)
         with self._turn, torch.no_grad():
             begun = time.perf_counter()
-            with _timed(answer, "inject"):
-                try:
+            try:
+                with _timed(answer, "inject"):
                     cache = self._cache(prompt, store, cancelled)
-                except CancelledError:
-                    return answer
-                answer.cached_tokens = cache.get_seq_length()
-            with _timed(answer, "read"):
-                if not self._read(prompt.ids[answer.cached_tokens : -1], cache, cancelled):
-                    return answer
+                    answer.cached_tokens = cache.get_seq_length()
+                with _timed(answer, "read"):
+                    complete(self.model, cache, prompt.ids[:-1], cancelled)
+            except CancelledError:
+                return answer
             with _timed(answer, "say"):
                 saying = Saying(self.tokenizer, said, sampling.stop)
                 new = generate(self.model, prompt.ids, cache, sampling, saying, cancelled)
@@ -164,7 +161,7 @@ class Session:
             if keep is not None and store is not None:
                 with _timed(answer, "keep"):
                     ids, cache = self._close(prompt, store, saying.ids_of_text(new), cache)
-                    self._keep(answer, store, keep, prompt.vouched, token_ids=ids, cache=cache)
+                    self._keep(answer, store, keep, prompt.vouched, ids, cache)
         return answer
 
     def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
@@ -176,21 +173,11 @@ class Session:
         require_length(self.model, len(ids) + 1)
         answer = Answer("", "stop", len(ids), 0)
         with self._turn, _timed(answer, "keep"):
-            self._keep(answer, store, keep, True, token_ids=ids)
+            self._keep(answer, store, keep, True, ids)
         return answer
 
     def _cache(self, prompt: Prompt, store: Store | None, cancelled: Callable[[], bool]) -> Cache:
         return cache_of(self.model, self.tokenizer, prompt, store, self.tiers, cancelled)
-
-    def _read(self, ids: TokenIds, cache: Cache, cancelled: Callable[[], bool]) -> bool:
-        """Read ``ids`` piece by piece; whether that was not called off."""
-        new = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
-        for piece in new.split(_PIECE, dim=1):  # type: ignore[no-untyped-call]
-            if cancelled():
-                return False
-            if piece.shape[1]:
-                self.model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return not cancelled()
 
     def _close(
         self, prompt: Prompt, store: Store, said: TokenIds, cache: Cache
@@ -203,22 +190,28 @@ class Session:
             cache.crop(-surplus)
         elif surplus > 0:  # other layers have forgotten what came before it
             cache = self._cache(prompt, store, lambda: False)
-        self._read(ids[cache.get_seq_length() :], cache, lambda: False)
+        complete(self.model, cache, ids)
         return ids, cache
 
-    def _keep(self, answer: Answer, store: Store, keep: Keep, vouched: bool, **state: Any) -> None:
-        """Capture ``state``, put it into the store, and hold it there while its agent waits."""
-        grown = getattr(state.get("cache"), "card", None) is not None
-        card = capture(
-            self.model,
-            self.tokenizer,
-            codec=None if grown else self.codec,
-            bits=keep.bits,
-            agent=keep.agent,
-            ttl=keep.ttl,
-            salt=store.salt,
-            **state,
-        )
+    def _keep(
+        self,
+        answer: Answer,
+        store: Store,
+        keep: Keep,
+        vouched: bool,
+        ids: TokenIds,
+        cache: Cache | None = None,
+    ) -> None:
+        """Capture ``cache``, or ``ids`` read now, put the card into the store, and hold it there
+        while its agent waits."""
+        how: dict[str, Any] = {"bits": keep.bits, "agent": keep.agent, "ttl": keep.ttl}
+        how |= {"codec": self.codec, "salt": store.salt}
+        if cache is None:
+            card = capture(self.model, self.tokenizer, ids, **how)
+        else:
+            if getattr(cache, "card", None) is not None:
+                how["codec"] = None  # as the card that it goes on from
+            card = capture_cache(self.model, cache, ids, tokenizer=self.tokenizer, **how)
         answer.card, answer.card_bytes = store.put(card, vouched=vouched), card.nbytes
         self.tiers.keep(card)
         if keep.waits_on is not None:
@@ -229,5 +222,7 @@ class Session:
 @contextmanager
 def _timed(answer: Answer, stage: str) -> Iterator[None]:
     begun = time.perf_counter()
-    yield
-    answer.stages_ms[stage] = 1e3 * (time.perf_counter() - begun)
+    try:
+        yield
+    finally:
+        answer.stages_ms[stage] = 1e3 * (time.perf_counter() - begun)

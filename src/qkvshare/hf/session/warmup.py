@@ -28,7 +28,7 @@ def warm(session: Session) -> None:
     ids = (np.arange(size + _MORE) % text_config(session.model).vocab_size).astype(np.int32)
     with suppress(QKVShareError), tempfile.TemporaryDirectory(prefix="qkvshare-") as folder:
         store = Store(folder)
-        card = capture(session.model, session.tokenizer, token_ids=ids[:size], codec=session.codec)
+        card = capture(session.model, session.tokenizer, ids[:size], codec=session.codec)
         known = store.get(store.put(card))
         prompt = Prompt(ids, known, named=True)
         keep = Keep() if getattr(session.tokenizer, "chat_template", None) else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +44,28 @@ def as_ids(ids: Ids, what: str = "token ids") -> TokenIds:
     return array.astype(np.int32)
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase | None, source: str | Sequence[Message] | None
+def ids_of(
+    tokenizer: PreTrainedTokenizerBase | None, source: str | Sequence[Message] | Ids
 ) -> TokenIds:
-    """Ids of a prompt, or of chat messages by the tokenizer's template. Raises `CaptureError`."""
+    """Ids of a text, of chat messages by the tokenizer's template, or of ids.
+
+    Raises `CaptureError` and `PromptError`.
+    """
+    if isinstance(source, str) or (isinstance(source, Sequence) and _of_messages(source)):
+        return tokenize(tokenizer, cast("str | Sequence[Message]", source))
+    return as_ids(cast(Ids, source))
+
+
+def _of_messages(source: Sequence[Any]) -> bool:
+    return len(source) > 0 and isinstance(source[0], Mapping)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase | None, source: str | Sequence[Message]
+) -> TokenIds:
+    """Ids of a text, or of chat messages by the tokenizer's template. Raises `CaptureError`."""
     if tokenizer is None:
-        raise CaptureError("a text needs its tokenizer; pass tokenizer= or token_ids=.")
+        raise CaptureError("a text needs its tokenizer; pass the tokenizer, or token ids.")
     if isinstance(source, str):
         return _opening(tokenizer, source)
     if not source:
