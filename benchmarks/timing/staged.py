@@ -56,7 +56,7 @@ class CardStaged(Card):
     def ready(self, state: State | None) -> None:
         """Read it, check it, put it there. Raises `CodecError` for other cards."""
         from qkvshare.codecs.packed_cuda import send
-        from qkvshare.codecs.packed_layout import Layout
+        from qkvshare.codecs.packed_layout import PackedLayout
         from qkvshare.kernels.cuda_copy import Copies
 
         super().ready(state)
@@ -67,7 +67,7 @@ class CardStaged(Card):
         way, job = Copies(self.model.device), []
         for shape, blob in zip(shapes_of(self.card, run), self.card.blobs(0), strict=True):
             keys, values = (torch.empty(at, device="meta") for at in (shape.keys, shape.values))
-            job.append((Layout.of(blob, shape), blob, LayerKV(keys, values)))
+            job.append((PackedLayout.of(blob, shape), blob, LayerKV(keys, values)))
         self._parts = send(job, way)
         way.arrived()
 

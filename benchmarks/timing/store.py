@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from qkvshare.card import Allocation, CacheCard, Codec, Hop, Identity, Layer, Manifest, Segment
+from qkvshare.card import (
+    Allocation,
+    CacheCard,
+    CodecRecord,
+    Hop,
+    Identity,
+    Layer,
+    Manifest,
+    Segment,
+)
 from qkvshare.card.container import blob_name, ids_name
 from qkvshare.card.digest import digest_bytes, empty_chain, extend_chain
 from qkvshare.store import Store
@@ -70,7 +79,7 @@ def _card(chance: np.random.Generator) -> CacheCard:
         end=_TOKENS,
         prefix=empty_chain(None),
         chain=extend_chain(empty_chain(None), ids, None),
-        codec=Codec("packed", 2, {}),
+        codec=CodecRecord("packed", 2, {}),
         allocation=Allocation(),
         blobs=[digest_bytes(blob)],
         sizes=sizes,

@@ -20,12 +20,13 @@ import torch
 
 from benchmarks.codecs import Kivi, Uniform
 from qkvshare import CacheCard
-from qkvshare.card import Hop, Layer, Manifest, Part, Segment
+from qkvshare.card import Hop, Layer, Manifest, PartRecord, Segment
 from qkvshare.card.digest import empty_chain
 from qkvshare.card.errors import CardFormatError, CodecError
-from qkvshare.card.opening import decode_manifest
+from qkvshare.card.header import decode_manifest
 from qkvshare.cli import inspect
 from qkvshare.codecs import Codec, LayerBits, LayerKV, Packed, Shape, Transform, empty
+from qkvshare.codecs.stats import mean_bits
 from qkvshare.profile import Profile
 
 from ..cards import IDENTITY, edit_manifest, make_card, put_together, take_apart
@@ -142,7 +143,7 @@ def test_many_parts_of_many_layers() -> None:
                 codec=codec,
                 allocation=allocation,
                 blobs=[empty_chain(None)] * len(layers),
-                parts=[Part(n + 1, codec, allocation, sizes) for n in range(parts)],
+                parts=[PartRecord(n + 1, codec, allocation, sizes) for n in range(parts)],
             )
         ],
         lineage=[Hop(0, "", parts)],
@@ -163,7 +164,7 @@ def test_inspecting_many_tokens_of_many_layers() -> None:
         card.manifest, layers=[Layer("full", 1, 1, 1)] * layers, segments=[segment]
     )
     large = CacheCard(manifest, card.tensors)
-    assert peak_of(lambda: inspect.mean_bits(large)) < 10 * 4 * tokens
+    assert peak_of(lambda: mean_bits(large)) < 10 * 4 * tokens
 
 
 def many_firsts(manifest: Any) -> None:

@@ -410,7 +410,7 @@ def test_random_manifest(tmp_path_factory: pytest.TempPathFactory, value: Any, p
 
 
 def test_from_record_runs_no_code() -> None:
-    from qkvshare.card import Codec
+    from qkvshare.card import CodecRecord
 
     with pytest.raises(QKVShareError, match="no codec"):
-        from_record(Codec(name="os.system", version=1, parameters={}))
+        from_record(CodecRecord(name="os.system", version=1, parameters={}))

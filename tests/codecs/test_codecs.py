@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.codecs import Kivi, Uniform
 from benchmarks.codecs.affine import pack, unpack
-from qkvshare.card import Codec as CodecRecord
+from qkvshare.card import CodecRecord
 from qkvshare.card.errors import CardFormatError, CardVersionError, CodecError
 from qkvshare.codecs import (
     Codec,

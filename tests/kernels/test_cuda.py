@@ -142,7 +142,7 @@ class Turned(LayerKV):
 def test_layers_of_packed(tokens: int) -> None:
     """As the decoder for processors, keys turned on the way."""
     from qkvshare.codecs.packed_cuda import decode_job
-    from qkvshare.codecs.packed_layout import Layout
+    from qkvshare.codecs.packed_layout import PackedLayout
     from qkvshare.kernels.cuda_copy import Copies
 
     generator, codec = torch.Generator().manual_seed(0), Packed()
@@ -157,7 +157,7 @@ def test_layers_of_packed(tokens: int) -> None:
         keys = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
         expected.append(LayerKV(keys, to.values))
         there = Turned(*torch.empty(2, 2, tokens, 64), (cos, sin))
-        job.append((Layout.of(blob, there.shape), blob, there))
+        job.append((PackedLayout.of(blob, there.shape), blob, there))
     decode_job(job, Copies(torch.device("cpu")))
     for (_, _, found), at in zip(job, expected, strict=True):
         assert torch.equal(found.keys, at.keys)

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from qkvshare import Raw
-from qkvshare.card.passing import MEDIA_TYPE
+from qkvshare.card.container import MEDIA_TYPE
 from qkvshare.hf.session.session import Session
 from qkvshare.serve.access import Access, Stores
 from qkvshare.serve.app import create_app

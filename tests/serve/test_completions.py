@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from qkvshare import Raw, capture
-from qkvshare.card.passing import MEDIA_TYPE
+from qkvshare.card.container import MEDIA_TYPE
 from qkvshare.hf.session.session import Session
 from qkvshare.serve.limits import Limits
 from qkvshare.serve.service import Service

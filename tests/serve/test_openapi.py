@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 
 from qkvshare import Raw, capture
-from qkvshare.card.passing import MEDIA_TYPE
+from qkvshare.card.container import MEDIA_TYPE
 from qkvshare.serve.app import create_app
 from qkvshare.serve.limits import Limits
 

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from qkvshare import CacheCard, Raw, capture
 from qkvshare.card import Signer
+from qkvshare.card.container import MEDIA_TYPE
 from qkvshare.card.digest import digest_bytes
-from qkvshare.card.passing import MEDIA_TYPE
 from qkvshare.hf.session.session import Session
 from qkvshare.serve.app import create_app
 from qkvshare.serve.service import Service

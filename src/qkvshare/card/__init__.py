@@ -3,20 +3,30 @@
 from .card import CacheCard
 from .identity import Adapter, Identity
 from .keys import Key
-from .manifest import Allocation, Codec, Hop, Layer, Manifest, Part, Run, Segment, Signature
+from .manifest import (
+    Allocation,
+    CodecRecord,
+    Hop,
+    Layer,
+    Manifest,
+    PartRecord,
+    Run,
+    Segment,
+    Signature,
+)
 from .signing import Signer
 
 __all__ = [
     "Adapter",
     "Allocation",
     "CacheCard",
-    "Codec",
+    "CodecRecord",
     "Hop",
     "Identity",
     "Key",
     "Layer",
     "Manifest",
-    "Part",
+    "PartRecord",
     "Run",
     "Segment",
     "Signature",

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from . import container
-from .compacting import merge
-from .container import Array, FileTensors, StoredTensors, blob_name, ids_name
+from . import container, reshape
+from .container import Array, CardStream, FileTensors
 from .contents import Contents
 from .engine import Inputs, KVFormat, engine
-from .errors import CardError, CardExpiredError, CardThinError
+from .errors import CardExpiredError
+from .header import check_tensors, open_header
 from .keys import Key
-from .manifest import FORMAT_VERSION, Envelope, Hop, Segment, Signature
-from .opening import check_tensors, open_header
-from .salting import resalt
+from .manifest import Hop, Segment
 from .sealing import SealedTensors, open_file, seal
 from .signing import Signer, require_signature
 
@@ -30,14 +27,7 @@ class CacheCard(Contents):
     """The KV cache of one sequence, encoded, with everything needed to use it safely.
 
     Immutable. Made by `qkvshare.capture` or `CacheCard.load`; used by `inputs`.
-
-    Attributes:
-        signature: by whom this very card was signed, if anybody; trusted only by `load`'s word.
-        file: what the card was loaded from, if it was.
     """
-
-    signature: Signature | None = None
-    file: StoredTensors | None = field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -83,6 +73,10 @@ class CacheCard(Contents):
         """The file that `save` would write. Raises `CardDigestError`."""
         return container.to_bytes(self.verified(), self.metadata())
 
+    def stream(self) -> CardStream:
+        """The file that `save` would write, to be sent piece by piece."""
+        return CardStream(self.tensors, self.metadata(), self.tensor)
+
     def signed(self, signer: Signer) -> CacheCard:
         """The same card with ``signer``'s signature; what is derived from it carries none."""
         return replace(self, signature=signer.sign(self.digest), file=None)
@@ -95,16 +89,6 @@ class CacheCard(Contents):
     def __deepcopy__(self, _: object) -> CacheCard:
         """Immutable, so a copy of whatever refers to it may share it."""
         return self
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens of context that the card stands for."""
-        return self.manifest.tokens
-
-    @cached_property
-    def digest(self) -> str:
-        """The card's name: digest of the manifest, which names every other byte by digest."""
-        return self.manifest.digest
 
     def __repr__(self) -> str:
         """In short: ``CacheCard(1024 tokens, 30 layers, 4.0 bits per value, 11.8 MB)``."""
@@ -206,52 +190,21 @@ class CacheCard(Contents):
         For a receiver who has the parent; ids stay. Raises `CardError` for a card that does not
         begin with the parent's segments.
         """
-        shared = len(parent.manifest.segments)
-        if self.manifest.segments[:shared] != parent.manifest.segments:
-            raise CardError(
-                f"the card does not begin with the {shared} segments of the parent "
-                f"{parent.digest[:12]}…{self._salts(parent)}; expected a card that was captured "
-                "from it."
-            )
-        gone = set(self._blob_names(shared))
-        kept = {name: self.tensors[name] for name in self.tensors if name not in gone}
-        return CacheCard(self.manifest, kept, self.signature)
+        return CacheCard(self.manifest, reshape.without(self, parent), self.signature)
 
     def whole(self, parent: CacheCard) -> CacheCard:
         """A thin card with the bytes it lacks taken from ``parent``, checked when they are read.
 
         Raises `CardThinError` where the parent does not have them.
         """
-        lacking = self.manifest.segments[: self.thin]
-        if parent.manifest.segments[: self.thin] != lacking or parent.thin:
-            raise CardThinError(
-                f"the card {parent.digest[:12]}… does not have the {self.thin} segments that the "
-                f"thin card lacks{self._salts(parent)}. Expected the card it was made thin "
-                "against, or a longer one."
-            )
-        taken = {name: parent.tensors[name] for name in self._blob_names(self.thin)}
-        tensors = {**taken, **self.tensors}
-        return CacheCard(self.manifest, tensors, self.signature)
+        return CacheCard(self.manifest, reshape.whole(self, parent), self.signature)
 
     def head(self, tokens: int) -> CacheCard:
         """A child with the first ``tokens`` tokens, for a prompt that goes on otherwise from there.
 
         Raises `CardError` unless a segment ends there.
         """
-        ends = [segment.end for segment in self.manifest.segments]
-        if tokens not in ends:
-            raise CardError(
-                f"the card cannot be cut after {tokens} tokens; its segments end after "
-                f"{', '.join(map(str, ends[:10]))}. Nothing is encoded again, so cut there."
-            )
-        kept = ends.index(tokens) + 1
-        names = [*map(ids_name, range(kept)), *self._blob_names(kept)]
-        tensors = {name: self.tensors[name] for name in names if name in self.tensors}
-        return self._reshaped(self.manifest.segments[:kept], tensors, "head")
-
-    def _salts(self, parent: CacheCard) -> str:
-        """The reason where it is this one, for a message."""
-        return ", which has another salt" if parent.manifest.salt != self.manifest.salt else ""
+        return self._reshaped(*reshape.head(self, tokens), "head")
 
     def compact(self) -> CacheCard:
         """All segments as one: a smaller header; bytes are moved, nothing is encoded again.
@@ -259,7 +212,7 @@ class CacheCard(Contents):
         The segment has another name than those it was made of, so a receiver who has them cannot
         use them for it. Raises `CardThinError`.
         """
-        segment, tensors = merge(self.manifest, self.token_ids, self.blobs)
+        segment, tensors = reshape.merge(self)
         return self._reshaped([segment], tensors, "compact")
 
     def salted(self, salt: str | None) -> CacheCard:
@@ -271,7 +224,7 @@ class CacheCard(Contents):
         if self.thin:
             self._blob(0, 0)  # raises: digests of bytes that are elsewhere cannot be taken
         checked = self.verified()
-        return CacheCard(resalt(self.manifest, checked, salt), checked)
+        return CacheCard(reshape.resalt(self.manifest, checked, salt), checked)
 
     def _reshaped(
         self, segments: list[Segment], tensors: Mapping[str, Array], agent: str
@@ -285,55 +238,3 @@ class CacheCard(Contents):
             lineage=[*lineage, hop],
         )
         return CacheCard(manifest, tensors)
-
-    @cached_property
-    def header_bytes(self) -> int:
-        """Bytes of the file that are not its tensors', with all that sealing added."""
-        if self.file is not None:
-            return self.file.header_bytes
-        return container.header_bytes(self.tensors, self.metadata())
-
-    @cached_property
-    def blob_bytes(self) -> list[list[int]]:
-        """Encoded bytes per layer and segment, ``[layers][segments]``, without reading them."""
-        return [
-            [self._nbytes(layer, segment) for segment in range(len(self.manifest.segments))]
-            for layer in range(len(self.manifest.layers))
-        ]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the file it was loaded from, or of the plain file it would be, all counted."""
-        return self.header_bytes + 4 * self.tokens + sum(map(sum, self.blob_bytes))
-
-    @property
-    def values(self) -> int:
-        """Key and value entries of the context in all layers, those forgotten by windows too."""
-        layers = self.manifest.layers
-        return self.tokens * sum(at.kv_heads * (at.head_dim + at.v_head_dim) for at in layers)
-
-    @property
-    def bits_per_value(self) -> float:
-        """8 × all bytes of the file ÷ number of values: the only size ever quoted."""
-        return 8 * self.nbytes / self.values
-
-    def _blob_names(self, segments: int) -> list[str]:
-        """The tensors that hold the bytes of the first ``segments`` segments."""
-        first = enumerate(self.manifest.segments[:segments])
-        return [blob_name(at, n) for n, each in first for at in range(len(each.blobs))]
-
-    def _nbytes(self, layer: int, segment: int) -> int:
-        if segment < self.thin:
-            return 0
-        sizes = self.manifest.segments[segment].sizes
-        if sizes is not None:
-            return sizes[layer]
-        return container.kind_of(self.tensors, blob_name(layer, segment))[1][0]
-
-    def metadata(self) -> dict[str, str]:
-        """The file's metadata: the manifest, in its envelope."""
-        # One entry only: safetensors does not keep the order of several, and a card's bytes
-        # should depend on nothing but the card.
-        raw = msgspec.Raw(self.manifest.encode())
-        envelope = Envelope(self.digest, raw, FORMAT_VERSION, self.thin, self.signature)
-        return {container.MAGIC: msgspec.json.encode(envelope, order="sorted").decode()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ import numpy.typing as npt
 from safetensors.numpy import save, save_file
 
 from .errors import CardFormatError, CardWriteError
-from .files import replace
-from .layout import MAX_HEADER_BYTES, Layout
-from .layout import header_bytes as header_length
-from .reading import OpenFile
+from .file_header import MAX_HEADER_BYTES, FileHeader, header_length
+from .files import OpenFile, replace
 
 Array = npt.NDArray[Any]
 
 MAGIC = "qkvshare.cachecard"
+MEDIA_TYPE = "application/vnd.qkvshare.card"
 _ITEM_BYTES = {"U8": 1, "I32": 4}
 # Those of profiles too.
 _KINDS = {"U8": "u1", "I16": "<i2", "I32": "<i4", "F16": "<f2", "F32": "<f4"}
@@ -75,35 +74,35 @@ class FileTensors(StoredTensors):
         prefix = self._file.read(0, min(size, 8)).tobytes()
         self.header_bytes = header_length(prefix, size, path)
         header = self._file.read(8, self.header_bytes).tobytes()
-        layout = Layout.of(header, size - self.header_bytes, path)
-        self.metadata, self._places = layout.metadata, layout.places
+        found = FileHeader.of(header, size - self.header_bytes, path)
+        self.metadata, self._entries = found.metadata, found.entries
 
     def __getitem__(self, name: str) -> Array:
         """Read one tensor into memory. Raises `CardFormatError`."""
-        place = self._places[name]
-        if place.dtype not in _KINDS:
+        entry = self._entries[name]
+        if entry.dtype not in _KINDS:
             raise CardFormatError(
-                f"{self.path}: tensor {name[:80]} is {place.dtype}, expected one of "
+                f"{self.path}: tensor {name[:80]} is {entry.dtype}, expected one of "
                 f"{', '.join(_KINDS)}."
             )
-        start, end = (self.header_bytes + offset for offset in place.data_offsets)
-        return self._file.read(start, end).view(_KINDS[place.dtype]).reshape(place.shape)
+        start, end = (self.header_bytes + offset for offset in entry.data_offsets)
+        return self._file.read(start, end).view(_KINDS[entry.dtype]).reshape(entry.shape)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is such a tensor; reads nothing."""
-        return name in self._places
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over tensor names."""
-        return iter(self._places)
+        return iter(self._entries)
 
     def __len__(self) -> int:
         """Count the tensors."""
-        return len(self._places)
+        return len(self._entries)
 
     def kind(self, name: str) -> tuple[str, list[int]]:
         """Element type and shape of a tensor, from the header only."""
-        return self._places[name].dtype, list(self._places[name].shape)
+        return self._entries[name].dtype, list(self._entries[name].shape)
 
 
 def kind_of(tensors: Mapping[str, Array], name: str) -> tuple[str, list[int]]:
@@ -126,20 +125,20 @@ def header(
     # Mirrors the safetensors layout: 8 bytes of length, compact JSON, spaces up to 8 bytes.
     entries: dict[str, Any] = {"__metadata__": metadata}
     kinds = {name: kind_of(tensors, name) for name in tensors}
-    places, offset = {}, 0
+    ranges, offset = {}, 0
     for name in sorted(kinds, key=lambda name: (-_ITEM_BYTES[kinds[name][0]], name)):
         kind, shape = kinds[name]
-        places[name] = range(offset, offset + _ITEM_BYTES[kind] * math.prod(shape))
-        offset = places[name].stop
+        ranges[name] = range(offset, offset + _ITEM_BYTES[kind] * math.prod(shape))
+        offset = ranges[name].stop
         entries[name] = {
             "dtype": kind,
             "shape": shape,
-            "data_offsets": [places[name].start, offset],
+            "data_offsets": [ranges[name].start, offset],
         }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    at = {name: range(start + each.start, start + each.stop) for name, each in places.items()}
+    at = {name: range(start + each.start, start + each.stop) for name, each in ranges.items()}
     return len(text).to_bytes(8, "little") + text, at
 
 
@@ -171,3 +170,35 @@ def write_bytes(path: Path, data: bytes) -> None:
 def to_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> bytes:
     """The bytes of the file that `write` would write."""
     return save(dict(tensors), metadata=metadata)
+
+
+class CardStream:
+    """The file that `write` would write, any part of it; never all of it in memory.
+
+    Attributes:
+        nbytes: length of the file.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Array],
+        metadata: dict[str, str],
+        verified: Callable[[str], Array],
+    ) -> None:
+        """Work out the header; ``verified`` reads a tensor by name once it is sent."""
+        self._verified = verified
+        self._header, self._ranges = header(tensors, metadata)
+        self.nbytes = max((at.stop for at in self._ranges.values()), default=len(self._header))
+
+    def __call__(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes ``[start, stop)``, a tensor at a time.
+
+        Raises `CardDigestError` at the first tensor that is damaged, before any of it.
+        """
+        stop = self.nbytes if stop is None else stop
+        if start < len(self._header):
+            yield self._header[start:stop]
+        for name, at in self._ranges.items():
+            if at.start < stop and start < at.stop:
+                data = self._verified(name).tobytes()
+                yield data[max(0, start - at.start) : stop - at.start]

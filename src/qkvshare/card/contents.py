@@ -1,18 +1,19 @@
-"""What is in a card, verified as it is read."""
+"""What is in a card: verified as it is read, and measured without reading it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 
+import msgspec
 import numpy as np
 
-from .container import Array, blob_name, ids_name
+from .container import MAGIC, Array, StoredTensors, blob_name, header_bytes, ids_name, kind_of
 from .digest import Bytes, TokenIds, digest_bytes, empty_chain, extend_chain
 from .errors import CardDigestError, CardFormatError, CardThinError
-from .manifest import Manifest
+from .manifest import FORMAT_VERSION, Envelope, Manifest, Signature
 
 # No vocabulary comes near; an id is looked up in tables.
 MOST_IDS = 1 << 24
@@ -26,10 +27,25 @@ class Contents:
         manifest: the typed header.
         tensors: name to bytes, see `container.ids_name` and `container.blob_name`; read lazily
             where the card comes from a file. Use `token_ids` and `blob`, which verify.
+        signature: by whom this very card was signed, if anybody; only `CacheCard.load` with
+            ``trust`` checks it.
+        file: what the card was loaded from, if it was.
     """
 
     manifest: Manifest
     tensors: Mapping[str, Array]
+    signature: Signature | None = None
+    file: StoredTensors | None = field(default=None, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of context that the card stands for."""
+        return self.manifest.tokens
+
+    @cached_property
+    def digest(self) -> str:
+        """The card's name: digest of the manifest, which names every other byte by digest."""
+        return self.manifest.digest
 
     @cached_property
     def thin(self) -> int:
@@ -134,3 +150,50 @@ class Contents:
         # Codecs know cards. That a card knows no codec is what lets headers be read without torch.
         import_module("qkvshare.codecs.checking").check_numbers(self, tensors)
         return tensors
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """Bytes of the file that are not its tensors', with all that sealing added."""
+        if self.file is not None:
+            return self.file.header_bytes
+        return header_bytes(self.tensors, self.metadata())
+
+    @cached_property
+    def blob_bytes(self) -> list[list[int]]:
+        """Encoded bytes per layer and segment, ``[layers][segments]``, without reading them."""
+        return [
+            [self._nbytes(layer, segment) for segment in range(len(self.manifest.segments))]
+            for layer in range(len(self.manifest.layers))
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file it was loaded from, or of the plain file it would be, all counted."""
+        return self.header_bytes + 4 * self.tokens + sum(map(sum, self.blob_bytes))
+
+    @property
+    def values(self) -> int:
+        """Key and value entries of the context in all layers, those forgotten by windows too."""
+        layers = self.manifest.layers
+        return self.tokens * sum(at.kv_heads * (at.head_dim + at.v_head_dim) for at in layers)
+
+    @property
+    def bits_per_value(self) -> float:
+        """8 × all bytes of the file ÷ number of values: the only size ever quoted."""
+        return 8 * self.nbytes / self.values
+
+    def _nbytes(self, layer: int, segment: int) -> int:
+        if segment < self.thin:
+            return 0
+        sizes = self.manifest.segments[segment].sizes
+        if sizes is not None:
+            return sizes[layer]
+        return kind_of(self.tensors, blob_name(layer, segment))[1][0]
+
+    def metadata(self) -> dict[str, str]:
+        """The file's metadata: the manifest, in its envelope."""
+        # One entry only: safetensors does not keep the order of several, and a card's bytes
+        # should depend on nothing but the card.
+        raw = msgspec.Raw(self.manifest.encode())
+        envelope = Envelope(self.digest, raw, FORMAT_VERSION, self.thin, self.signature)
+        return {MAGIC: msgspec.json.encode(envelope, order="sorted").decode()}

@@ -41,7 +41,7 @@ class Layer(Strict, frozen=True):
     window: Annotated[int, Meta(ge=2, le=2**31 - 1)] | None = None
 
 
-class Codec(Strict, frozen=True):
+class CodecRecord(Strict, frozen=True):
     """Which codec wrote a segment, and with what; ``profile`` is the digest of its calibration."""
 
     name: Name
@@ -68,14 +68,14 @@ class Allocation(Strict, frozen=True):
             msgspec.structs.force_setattr(self, "budget", float(self.budget))
 
 
-class Part(Strict, frozen=True):
+class PartRecord(Strict, frozen=True):
     """One of the runs that a compacted segment was made of, up to token ``end``.
 
     ``sizes[layer]`` are its bytes in the layer's blob, where the parts follow each other.
     """
 
     end: Count
-    codec: Codec
+    codec: CodecRecord
     allocation: Allocation
     sizes: list[Count]
     first: list[Count] | None = None
@@ -96,12 +96,12 @@ class Segment(Strict, frozen=True):
     end: Count
     prefix: Digest
     chain: Digest
-    codec: Codec
+    codec: CodecRecord
     allocation: Allocation
     blobs: list[Digest]
     first: list[Count] | None = None
     sizes: list[Count] | None = None
-    parts: Annotated[list[Part], Meta(min_length=1, max_length=10_000)] | None = None
+    parts: Annotated[list[PartRecord], Meta(min_length=1, max_length=10_000)] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Run:
     segment: int
     start: int
     end: int
-    codec: Codec
+    codec: CodecRecord
     allocation: Allocation
     first: list[int] | None
     spans: Spans | None

@@ -17,8 +17,8 @@ from msgspec import Meta
 
 from .container import MAGIC, Array, FileTensors, StoredTensors
 from .errors import CardFormatError, CardKeyError, CardTagError, CardVersionError, CardWriteError
+from .file_header import MAX_HEADER_BYTES
 from .keys import Key
-from .layout import MAX_HEADER_BYTES
 from .manifest import Digest, Strict
 
 if TYPE_CHECKING:

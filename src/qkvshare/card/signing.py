@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from .digest import is_digest
 from .errors import CardSignatureError, SecretError
 from .files import read_text
+from .keys import read_private, require_cryptography, write_private
 from .manifest import Signature
-from .private import read_private, require_cryptography, write_private
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

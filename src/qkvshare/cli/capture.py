@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..card import CacheCard, Codec, Signer
+from ..card import CacheCard, CodecRecord, Signer
 from ..card.errors import CaptureError
 from ..card.files import read_text
 from .options import (
@@ -91,7 +91,7 @@ def capture(
     )
 
 
-def _describe(codec: Codec) -> str:
+def _describe(codec: CodecRecord) -> str:
     """With a profile only its first letters, and that the receiver needs it."""
     if codec.profile is not None:
         return f"{codec.name}, to be opened where the profile {codec.profile[:12]}… is at hand"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..card import Codec as CodecRecord
+from ..card import CodecRecord
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from .layers import Into, LayerKV, Shape, empty

@@ -41,7 +41,7 @@ from .bits import BitMap, Energy, LayerBits
 from .kinds import Attended
 from .layers import Into, LayerKV, RotatedKV, Shape, before_rope
 from .packed_cpu import encode, has_kernels
-from .packed_layout import MEAN_TOKENS, Layout, overhead, require_dims, units
+from .packed_layout import MEAN_TOKENS, PackedLayout, overhead, require_dims, units
 from .tiered import Allocator, Tiered
 
 # Half-precision parts are encoded from a float32 copy; those of two layers, where layers are copies
@@ -148,7 +148,7 @@ class Packed(Tiered, Attended):
     def check(self, blobs: Iterable[Bytes], shapes: Iterable[Shape], dtype: torch.dtype) -> None:
         """Mostly without decoding."""
         for blob, shape in zip(blobs, shapes, strict=True):
-            if not Layout.of(blob, shape).tame(shape, dtype):
+            if not PackedLayout.of(blob, shape).tame(shape, dtype):
                 super().check([blob], [shape], dtype)
 
     @classmethod
@@ -168,7 +168,7 @@ class Packed(Tiered, Attended):
 
     def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """Each row says its width."""
-        return Layout.of(blob, shape).token_bits(shape)
+        return PackedLayout.of(blob, shape).token_bits(shape)
 
 
 def _require_tiers(shape: Shape, widths: LayerBits) -> None:

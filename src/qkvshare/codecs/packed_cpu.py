@@ -22,7 +22,7 @@ from ..kernels.rotation import power_of_two
 from .bits import Energy, LayerBits
 from .finite import require_finite
 from .layers import Into, LayerKV
-from .packed_layout import MEAN_TOKENS, Layout, mean_bytes
+from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes
 
 # Numbers of a job: threads that come back for less wait for each other.
 _WORTH_A_JOB = 1 << 21
@@ -127,10 +127,10 @@ def _decode_there(
 
 def opened(job: Sequence[tuple[Bytes, LayerKV]], wild: list[LayerKV]) -> list[Part]:
     """What the kernel is told of layers that are all on the processor. Those whose numbers must be
-    looked at, see `Layout.tame`, are added to ``wild``. Raises `CardFormatError`."""
+    looked at, see `PackedLayout.tame`, are added to ``wild``. Raises `CardFormatError`."""
     parts = []
     for blob, layer in job:
-        found = Layout.of(blob, layer.shape)
+        found = PackedLayout.of(blob, layer.shape)
         if not found.tame(layer.shape, layer.keys.dtype):
             wild.append(layer)
         for rows, to, mean, angles in (

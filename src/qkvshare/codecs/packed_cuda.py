@@ -21,10 +21,10 @@ from ..kernels.parts import Part
 from . import packed_cpu
 from .layers import Into, LayerKV
 from .packed_cpu import require_tame, together
-from .packed_layout import HIGHEST, Layout, Rows
+from .packed_layout import HIGHEST, PackedLayout, Rows
 
 # A layer to be decoded: what its bytes are, the bytes, and where to.
-Ready = tuple[Layout, Bytes, LayerKV]
+Ready = tuple[PackedLayout, Bytes, LayerKV]
 
 # Numbers of a job: to command one takes as long as a fast GPU needs for so many.
 WORTH_A_JOB = 1 << 27
@@ -80,7 +80,7 @@ def decode(pairs: Iterable[tuple[Bytes, Into]], then: Callable[[Into], None]) ->
             if to.keys.device.type == "cpu":
                 packed_cpu.decode_job([(blob, to)])
             else:
-                layout = Layout.of(blob, to.shape)
+                layout = PackedLayout.of(blob, to.shape)
                 ready.append((layout, blob, to))
                 if not layout.tame(to.shape, to.keys.dtype):
                     wild.append(to)

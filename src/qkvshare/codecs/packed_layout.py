@@ -48,7 +48,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """A layer's bytes: mean ``[kv_heads, head_dim]``, None of a few tokens, with no magnitude above
     ``largest``; from ``start`` on rows of keys, and of values."""
 

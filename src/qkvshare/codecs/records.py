@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..card import Codec as CodecRecord
+from ..card import CodecRecord
 from ..card.errors import CardFormatError, CardVersionError, CodecError
 from ..profile import Profile
 from ..registry import build, find

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..card import CacheCard
-from ..card.passing import MEDIA_TYPE
+from ..card.container import MEDIA_TYPE
 from ..store import adopt
 from .download import card_response
 from .schema import ErrorBody, PutCard, StoredCard, StoredCards

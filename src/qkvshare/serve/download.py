@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ..card import CacheCard
-from ..card.passing import MEDIA_TYPE, Passing
+from ..card.container import MEDIA_TYPE
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -19,7 +19,7 @@ def card_response(card: CacheCard, request: Request) -> Response:
 
     Raises `HTTPException` 416 for a range that is outside the file.
     """
-    file, head = Passing(card), request.method == "HEAD"
+    file, head = card.stream(), request.method == "HEAD"
     wanted = None if head else request.headers.get("range")
     part = _range(wanted, file.nbytes)
     headers = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from ..card.passing import MEDIA_TYPE
+from ..card.container import MEDIA_TYPE
 from .access import METRICS, Access, is_local
 from .errors import Receive, Scope, Send, refuse
 from .limits import CARDS, BodyLimit, Limits, path_of

@@ -18,9 +18,9 @@ from mcp_types import CallToolResult, ContentBlock, ResourceLink, TextContent, T
 from pydantic import Field
 
 from ..card import CacheCard
+from ..card.container import MEDIA_TYPE
 from ..card.digest import is_digest
 from ..card.errors import CardNotFoundError
-from ..card.passing import MEDIA_TYPE
 from ..hf.session.answers import Answer, Keep, Sampling
 from ..hf.session.session import Session
 from ..store import Entry, Store

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..card.container import Array, StoredTensors
 from ..card.errors import CardFormatError, CardNotFoundError
-from ..card.layout import Layout, header_bytes
+from ..card.file_header import FileHeader, header_length
 
 # Most headers, and most cards without their segments, are shorter: one read is enough.
 FIRST_READ_BYTES = 64 << 10
@@ -50,12 +50,12 @@ class RangedTensors(StoredTensors):
                 f"there is no object {self.path}. It was never put, or removed."
             )
         self._first = self._read(0, min(size, FIRST_READ_BYTES))
-        self.header_bytes = header_bytes(self._first, size, self.path)
+        self.header_bytes = header_length(self._first, size, self.path)
         if self.header_bytes > len(self._first):
             self._first += self._read(len(self._first), self.header_bytes)
         header = self._first[8 : self.header_bytes]
-        layout = Layout.of(header, size - self.header_bytes, self.path)
-        self.metadata, self._tensors = layout.metadata, layout.places
+        found = FileHeader.of(header, size - self.header_bytes, self.path)
+        self.metadata, self._tensors = found.metadata, found.entries
 
     def __getitem__(self, name: str) -> Array:
         """Read one tensor. Raises `CardFormatError`, `CardNotFoundError` or `StoreError`."""

@@ -10,8 +10,8 @@ from ..card import CacheCard, Identity
 from ..card.container import blob_name, header_bytes, to_bytes
 from ..card.digest import TokenIds, is_digest
 from ..card.errors import CardError, CardFormatError, CardNotFoundError, CardThinError, StoreError
+from ..card.header import check_tensors, open_header
 from ..card.manifest import Manifest, Segment, Signature
-from ..card.opening import check_tensors, open_header
 from .audit import ABANDONED_SECONDS
 from .catalog import Match
 from .collecting import collect

@@ -12,8 +12,8 @@ from typing import IO
 
 from ..card import CacheCard
 from ..card.errors import CardFormatError, CardWriteError, StoreError
-from ..card.opening import check_tensors, open_header
-from ..card.private import require_cryptography
+from ..card.header import check_tensors, open_header
+from ..card.keys import require_cryptography
 from .eviction import Capacity
 from .folder import Folder
 from .ranged import RangedTensors

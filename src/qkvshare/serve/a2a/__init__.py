@@ -1,6 +1,6 @@
 """Agents that hand cards to each other over A2A (a2a-sdk 1.x); see docs/a2a.md."""
 
-from ...card.passing import MEDIA_TYPE
+from ...card.container import MEDIA_TYPE
 from .agent import Agent
 from .app import app
 from .client import Taken, ask, take

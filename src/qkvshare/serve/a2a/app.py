@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...card.passing import MEDIA_TYPE
+from ...card.container import MEDIA_TYPE
 from ...hf.session.answers import Keep, Sampling
 from ...hf.session.session import Session
 from ...store import Store

@@ -24,8 +24,8 @@ from a2a.types.a2a_pb2 import (
 )
 from a2a.utils.constants import PROTOCOL_VERSION_CURRENT, VERSION_HEADER
 
+from ...card.container import MEDIA_TYPE
 from ...card.errors import AgentError, QKVShareError
-from ...card.passing import MEDIA_TYPE
 from ...hf.session.answers import Prompt
 from ...hf.session.session import Session
 from ...hf.text.tokens import Message as Turn

@@ -11,8 +11,8 @@ from a2a.types.a2a_pb2 import AgentCard, AgentExtension
 from google.protobuf.json_format import MessageToDict
 
 from ...card import Identity, Manifest
+from ...card.container import MEDIA_TYPE
 from ...card.errors import IdentityError
-from ...card.passing import MEDIA_TYPE
 from ...codecs import codec_names, find_codec, takes_profile
 from ...profile import Profile
 

@@ -12,9 +12,9 @@ from google.protobuf.json_format import MessageToDict, MessageToJson
 from msgspec import Meta
 
 from ...card import CacheCard, Identity
+from ...card.container import MEDIA_TYPE
 from ...card.errors import CardFormatError, PromptError
 from ...card.manifest import Digest
-from ...card.passing import MEDIA_TYPE
 from .extension import URI, codecs_of
 
 

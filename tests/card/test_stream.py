@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from qkvshare import CacheCard
 from qkvshare.card.errors import CardDigestError
-from qkvshare.card.passing import Passing
 
 from ..cards import make_card
 
@@ -21,9 +20,9 @@ def card() -> CacheCard:
 
 
 def test_all_pieces_are_the_file(card: CacheCard, tmp_path: Path) -> None:
-    passing = Passing(card)
-    data = b"".join(passing())
-    assert len(data) == passing.nbytes == card.nbytes
+    stream = card.stream()
+    data = b"".join(stream())
+    assert len(data) == stream.nbytes == card.nbytes
     (tmp_path / "passed.card").write_bytes(data)
     loaded = CacheCard.load(tmp_path / "passed.card")
     assert loaded.digest == card.digest
@@ -35,7 +34,7 @@ def test_any_part_is_that_part(card: CacheCard, data: st.DataObject) -> None:
     whole = card.to_bytes()
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
-    assert b"".join(Passing(card)(start, stop)) == whole[start:stop]
+    assert b"".join(card.stream()(start, stop)) == whole[start:stop]
 
 
 def test_damaged_bytes_do_not_pass(card: CacheCard, tmp_path: Path) -> None:
@@ -43,4 +42,4 @@ def test_damaged_bytes_do_not_pass(card: CacheCard, tmp_path: Path) -> None:
     damaged[-1] ^= 1
     (tmp_path / "damaged.card").write_bytes(damaged)
     with pytest.raises(CardDigestError):
-        list(Passing(CacheCard.load(tmp_path / "damaged.card"))())
+        list(CacheCard.load(tmp_path / "damaged.card").stream()())

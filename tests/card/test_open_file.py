@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.codecs import Uniform
 from qkvshare import CacheCard, Raw
-from qkvshare.card import Key, reading
+from qkvshare.card import Key, files
 from qkvshare.card.container import FileTensors
 from qkvshare.card.errors import (
     CardDigestError,
@@ -87,7 +87,7 @@ def test_small_file_is_read_when_it_is_opened(tmp_path: Path) -> None:
 
 def test_descriptors_are_given_back(tmp_path: Path) -> None:
     path = make_card(Raw(), LONG).save(tmp_path / "card")
-    file = reading.OpenFile(path)
+    file = files.OpenFile(path)
     handle = file._handle
     os.fstat(handle)
     del file

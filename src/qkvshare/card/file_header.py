@@ -24,7 +24,7 @@ _ITEM_BYTES = {
 _Offset = Annotated[int, Meta(ge=0, le=2**62)]
 
 
-class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a header says of a tensor; ``data_offsets`` count from the header's end."""
 
     dtype: str
@@ -33,14 +33,14 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileHeader:
     """A header's metadata, and its tensors by name."""
 
     metadata: dict[str, str]
-    places: Mapping[str, Place]
+    entries: Mapping[str, TensorEntry]
 
     @classmethod
-    def of(cls, header: bytes, data_bytes: int, where: object) -> Layout:
+    def of(cls, header: bytes, data_bytes: int, where: object) -> FileHeader:
         """Parse ``header``, which ``data_bytes`` follow in the file ``where``.
 
         Tensors must fill what follows without gap or overlap. Raises `CardFormatError`.
@@ -49,17 +49,19 @@ class Layout:
             parts = _object(header)
             metadata = _object(parts.pop("__metadata__", msgspec.Raw(b"{}")))
             texts = {name: msgspec.json.decode(raw, type=str) for name, raw in metadata.items()}
-            places = {name: msgspec.json.decode(raw, type=Place) for name, raw in parts.items()}
+            entries = {
+                name: msgspec.json.decode(raw, type=TensorEntry) for name, raw in parts.items()
+            }
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CardFormatError(
                 f"{where} is not a safetensors file: {error}. Expected a card; it was cut short, "
                 "damaged, or is something else."
             ) from error
-        _check_places(places, data_bytes, where)
-        return cls(texts, places)
+        _check_entries(entries, data_bytes, where)
+        return cls(texts, entries)
 
 
-def header_bytes(prefix: bytes, size: int, where: object) -> int:
+def header_length(prefix: bytes, size: int, where: object) -> int:
     """Bytes before the tensors of a file of ``size`` bytes, from its first 8.
 
     Raises `CardFormatError` for more than the file has, or than `MAX_HEADER_BYTES`.
@@ -95,15 +97,15 @@ def _object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
     return members
 
 
-def _check_places(places: Mapping[str, Place], data_bytes: int, where: object) -> None:
+def _check_entries(entries: Mapping[str, TensorEntry], data_bytes: int, where: object) -> None:
     at = 0
-    for name, place in sorted(places.items(), key=lambda item: item[1].data_offsets):
-        start, end = place.data_offsets
-        if place.dtype not in _ITEM_BYTES:
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        start, end = entry.data_offsets
+        if entry.dtype not in _ITEM_BYTES:
             raise CardFormatError(
-                f"{where}: tensor {name[:80]} has the type {place.dtype[:20]!r}, which is unknown."
+                f"{where}: tensor {name[:80]} has the type {entry.dtype[:20]!r}, which is unknown."
             )
-        size = _ITEM_BYTES[place.dtype] * math.prod(place.shape)
+        size = _ITEM_BYTES[entry.dtype] * math.prod(entry.shape)
         if start != at or end - start != size or end > data_bytes:
             raise CardFormatError(
                 f"{where}: tensor {name[:80]} is said to be bytes {start} to {end} of "
