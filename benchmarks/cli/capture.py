@@ -12,7 +12,7 @@ from qkvshare.cli.tables import print_table
 from .options import Text
 
 if TYPE_CHECKING:
-    from ..timing.capture import Timing
+    from ..timing.capture import CaptureTiming
 
 
 def capture(
@@ -55,7 +55,7 @@ def capture(
         write_rows(json, rows)
 
 
-def _row(model: str, bits: float, timing: Timing) -> dict[str, Any]:
+def _row(model: str, bits: float, timing: CaptureTiming) -> dict[str, Any]:
     from ..evals.results import spread
 
     # Of each round by itself: a machine that slows down slows both.

@@ -55,7 +55,7 @@ def gsm8k(
     from qkvshare.hf.model.identity import identify
     from qkvshare.hf.model.load import load_model
 
-    from ..evals.gsm8k import Sampling, measure_gsm8k
+    from ..evals.gsm8k import Decoding, measure_gsm8k
     from ..evals.problems import read_problems
 
     ways = make_ways(make_settings(codec, scorer, allocator, budget, profile), policy)
@@ -67,7 +67,7 @@ def gsm8k(
         raise TextError(f"temperature {temperature} divides by nothing; give 0, or 0.01 and more.")
     if seeds > 1 and temperature == 0:
         raise TextError("without sampling all seeds give the same. Give a --temperature above 0.")
-    sampling = Sampling(max_new_tokens, temperature)
+    sampling = Decoding(max_new_tokens, temperature)
     with progress.status("loading the model …"):
         loaded, tokenizer = load_model(model)
     journal = open_journal(

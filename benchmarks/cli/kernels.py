@@ -10,7 +10,7 @@ from qkvshare.cli.options import MOST, Json, bar
 from qkvshare.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from ..timing.kernels import Geometry, Timing
+    from ..timing.kernels import Geometry, KernelTiming
 
 _MOST_BYTES = 1 << 36
 
@@ -56,7 +56,7 @@ def kernels(
         write_rows(json, rows)
 
 
-def _row(geometry: Geometry, timing: Timing) -> dict[str, Any]:
+def _row(geometry: Geometry, timing: KernelTiming) -> dict[str, Any]:
     from ..evals.results import spread
 
     kernel, fill, copy = (spread(of) for of in zip(*timing.rounds, strict=True))

@@ -14,7 +14,7 @@ from .options import Budgets, CodecNames, Text, make_settings
 
 if TYPE_CHECKING:
     from ..timing.routes import Route
-    from ..timing.ttft import Timing
+    from ..timing.ttft import RouteTiming
 
 _PEERS = ("hf-quantized", "llama.cpp")
 
@@ -95,7 +95,7 @@ def _routes(names: list[str] | None) -> list[type[Route]]:
     return found
 
 
-def row_of(model: str, new_tokens: int, link: float | None, timing: Timing) -> dict[str, Any]:
+def row_of(model: str, new_tokens: int, link: float | None, timing: RouteTiming) -> dict[str, Any]:
     """As `write_rows` takes it."""
     from ..evals.results import spread
 

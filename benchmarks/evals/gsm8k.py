@@ -33,7 +33,7 @@ _MARK = "@@@"
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Decoding:
     """How agents speak; at temperature 0 greedily."""
 
     max_new_tokens: int = 256
@@ -59,7 +59,7 @@ def measure_gsm8k(
     hops: Sequence[int],
     ways: Sequence[Way],
     journal: Journal,
-    sampling: Sampling,
+    sampling: Decoding,
     seeds: int = 1,
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """For each problem, number of hops and seed: without hand-off, then each way.
@@ -90,7 +90,7 @@ def measure_gsm8k(
 
 
 def _run(
-    line: Line, texts: Sequence[list[int]], tokenizer: Any, sampling: Sampling, answer: str
+    line: Line, texts: Sequence[list[int]], tokenizer: Any, sampling: Decoding, answer: str
 ) -> Outcome:
     how, said = sampling.arguments(tokenizer), ""
     for number, text in enumerate(texts):

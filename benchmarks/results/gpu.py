@@ -93,7 +93,7 @@ def first_token(bench: Bench, machine: Machine, lengths: list[int], rounds: int)
     from benchmarks.evals.handoff import Setting
     from benchmarks.timing.cards import Card, CardFile
     from benchmarks.timing.peers import Hqq, Quanto
-    from benchmarks.timing.routes import FullPrecisionFile, RePrefill, Session
+    from benchmarks.timing.routes import FullPrecisionFile, RePrefill, Resident
     from benchmarks.timing.staged import CardPinned, CardStaged
     from benchmarks.timing.ttft import Plan, measure_ttft
     from qkvshare.codecs import Packed
@@ -106,7 +106,7 @@ def first_token(bench: Bench, machine: Machine, lengths: list[int], rounds: int)
         model = auto.from_config(LlamaConfig(**config), dtype=torch.bfloat16)
     model = model.to(bench.device).eval()
     ids = torch.randint(1, config["vocab_size"], (max(lengths) + NEW,)).tolist()
-    ours = [RePrefill, Session, FullPrecisionFile, CardStaged, CardPinned, Card, CardFile]
+    ours = [RePrefill, Resident, FullPrecisionFile, CardStaged, CardPinned, Card, CardFile]
     jobs: list[tuple[int, list[Any]]] = []
     for tokens in lengths:  # a file of more would take longer than all else
         jobs.append((tokens, [at for at in ours if at is not FullPrecisionFile or tokens <= 8192]))

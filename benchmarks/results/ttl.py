@@ -16,8 +16,8 @@ import numpy as np
 
 from qkvshare.store.ttl import Ttl
 
-from .ttl_policies import Fixed, Gdsf, KeepForever, Learned, Oracle, Policy
-from .ttl_simulation import Outcome, simulate
+from .ttl_policies import Fixed, Gdsf, KeepForever, LearnedTtl, Oracle, Policy
+from .ttl_simulation import Replay, simulate
 from .ttl_trace import Call, World
 
 Make = Callable[[int], Policy]  # of the limit in bytes
@@ -29,10 +29,10 @@ POLICIES: dict[str, Make] = {
     "LRU": lambda limit: Policy(),
     "GDSF": lambda limit: Gdsf(),
     "GDSF, 60 s of grace": lambda limit: Gdsf(60.0),
-    "learned TTL": lambda limit: Learned(limit),
-    "learned TTL, state": lambda limit: Learned(limit, uses_state=True),
-    "least worth": lambda limit: Learned(limit, expires=False),
-    "least worth, state": lambda limit: Learned(limit, expires=False, uses_state=True),
+    "learned TTL": lambda limit: LearnedTtl(limit),
+    "learned TTL, state": lambda limit: LearnedTtl(limit, uses_state=True),
+    "least worth": lambda limit: LearnedTtl(limit, expires=False),
+    "least worth, state": lambda limit: LearnedTtl(limit, expires=False, uses_state=True),
     "oracle": lambda limit: Oracle(),
 }
 WORLDS = {
@@ -44,7 +44,7 @@ CHANGED: dict[str, Make] = {
     "LRU": POLICIES["LRU"],
     "learned TTL": POLICIES["learned TTL"],
     "least worth": POLICIES["least worth"],
-    "least worth, last 32": lambda limit: Learned(limit, expires=False, policy=Ttl(last=32)),
+    "least worth, last 32": lambda limit: LearnedTtl(limit, expires=False, policy=Ttl(last=32)),
     "oracle": POLICIES["oracle"],
 }
 
@@ -84,18 +84,18 @@ def changed(seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def played(traces: list[list[Call]], make: Make, limit: int) -> list[Outcome]:
+def played(traces: list[list[Call]], make: Make, limit: int) -> list[Replay]:
     """One fresh policy for each trace."""
     return [simulate(calls, make(limit), limit) for calls in traces]
 
 
-def summary(name: str, runs: list[Outcome], base: list[Outcome]) -> dict[str, Any]:
+def summary(name: str, runs: list[Replay], base: list[Replay]) -> dict[str, Any]:
     """Means over seeds; intervals of what is paid and of its difference from LRU."""
     paid = [run.paid_ms / 1e3 for run in runs]
     against = [
         100 * (run.paid_ms / other.paid_ms - 1) for run, other in zip(runs, base, strict=True)
     ]
-    total = {key: sum(getattr(run, key) for run in runs) for key in Outcome._fields}
+    total = {key: sum(getattr(run, key) for run in runs) for key in Replay._fields}
     return {
         "policy": name,
         "paid_s": interval(paid),

@@ -83,7 +83,7 @@ class Gdsf(Policy):
 
 
 @dataclass
-class Learned(Policy):
+class LearnedTtl(Policy):
     """`qkvshare.store.ttl`, which knows nothing at first."""
 
     limit: int

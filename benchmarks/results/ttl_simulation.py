@@ -12,7 +12,7 @@ from .ttl_policies import GIVE_UP, Policy
 from .ttl_trace import Call
 
 
-class Outcome(NamedTuple):
+class Replay(NamedTuple):
     """Of one policy on one trace."""
 
     paid_ms: float  # to first tokens, of all calls that came back
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     peak: int  # bytes
 
 
-def simulate(calls: list[Call], policy: Policy, limit: int, middle: float = math.inf) -> Outcome:
+def simulate(calls: list[Call], policy: Policy, limit: int, middle: float = math.inf) -> Replay:
     """Every call puts a card into a store of ``limit`` bytes; every return looks for it.
 
     The calls happen when they happen: a miss does not delay its agent, so that all policies see the
@@ -78,7 +78,7 @@ def simulate(calls: list[Call], policy: Policy, limit: int, middle: float = math
     area += sum(call.bytes * (end - call.at) for call in held.values())
     why = [gone[number] for number, call in enumerate(calls) if math.isfinite(call.seconds)]
     evicted, expired, refused = (why.count(cause) for cause in ("evicted", "expired", "refused"))
-    return Outcome(paid, late, foreground, len(why), hits, evicted, expired, refused, area, peak)
+    return Replay(paid, late, foreground, len(why), hits, evicted, expired, refused, area, peak)
 
 
 def _events(calls: list[Call]) -> list[tuple[float, int, int]]:

@@ -268,7 +268,7 @@ def test_train_then_allocate(run: Any, llama_folder: Path, tmp_path: Path) -> No
     assert code == 0, err
     assert "learned from 2 contexts" in " ".join(out.split())
     asked = ("fidelity", "-m", llama_folder, "--text", text, "--contexts", 2, "--json", "-")
-    sizes = ("--context-tokens", 80, "--continuation-tokens", 10, "--budget", 9)
+    sizes = ("--context-tokens", 80, "--continuation-tokens", 10, "--bits", 9)
     code, out, err = run(*asked, *sizes, "--allocator", "controller", "--profile", profile)
     assert code == 0, err
     assert json.loads(out)["rows"][0]["allocator"] == "controller"

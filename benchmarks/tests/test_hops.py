@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from benchmarks.codecs import Uniform
 from benchmarks.evals.facts import random_records
-from benchmarks.evals.gsm8k import Sampling, _turns, measure_gsm8k, roles
+from benchmarks.evals.gsm8k import Decoding, _turns, measure_gsm8k, roles
 from benchmarks.evals.handoff import Setting
 from benchmarks.evals.journal import Journal, JournalError
 from benchmarks.evals.line import Line, Preamble, Way
@@ -121,7 +121,7 @@ def test_gsm8k_with_raw_cards_says_what_it_says_without(
     long_llama: Any, temperature: float
 ) -> None:
     ways = [RAW, Way(RAW.setting, "requantize")]
-    tokenizer, how = tiny_tokenizer(), Sampling(12, temperature)
+    tokenizer, how = tiny_tokenizer(), Decoding(12, temperature)
     args = long_llama, tokenizer, PROBLEMS[:2], [1, 3], ways, NOTHING, how, 2 if temperature else 1
     rows = list(measure_gsm8k(*args))
     assert len(rows) == 2 * 2 * (2 if temperature else 1)

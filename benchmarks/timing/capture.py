@@ -15,7 +15,7 @@ from qkvshare.hf.capture.state import read
 
 
 @dataclass(frozen=True)
-class Timing:
+class CaptureTiming:
     """Milliseconds of each round: reading alone, and reading, making and writing a card."""
 
     context_tokens: int
@@ -25,7 +25,7 @@ class Timing:
 
 def measure_capture(
     model: Any, ids: Sequence[int], lengths: Sequence[int], budget: float, rounds: int
-) -> Iterator[Timing]:
+) -> Iterator[CaptureTiming]:
     """The first tokens of ``ids``, read and captured in turn; the first round warms up."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "card"
@@ -42,7 +42,7 @@ def measure_capture(
                     way()
                     if number:
                         times.append(1000 * (time.perf_counter() - start))
-            yield Timing(length, *found)
+            yield CaptureTiming(length, *found)
 
 
 def _write(model: Any, ids: Sequence[int], budget: float, path: Path) -> None:

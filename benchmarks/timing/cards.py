@@ -20,7 +20,7 @@ from qkvshare.hf.capture.state import State
 from qkvshare.hf.model.identity import identify
 from qkvshare.registry import label
 
-from .routes import FullPrecisionFile, RePrefill, Route, Session
+from .routes import FullPrecisionFile, RePrefill, Resident, Route
 
 
 @dataclass
@@ -158,5 +158,5 @@ class CardCodes(Card):
 
 ROUTES: dict[str, type[Route]] = {
     route.name: route
-    for route in (RePrefill, Session, FullPrecisionFile, Card, CardFile, CardHalf, CardCodes)
+    for route in (RePrefill, Resident, FullPrecisionFile, Card, CardFile, CardHalf, CardCodes)
 }

@@ -15,7 +15,7 @@ from qkvshare.hf.model.identity import identify
 
 
 @dataclass(frozen=True)
-class Timing:
+class CodecTiming:
     """Milliseconds of each round, for a cache of ``values`` numbers; encoding spends bits, too."""
 
     codec: Codec
@@ -28,7 +28,7 @@ class Timing:
 
 def measure_codecs(
     model: Any, ids: Sequence[int], lengths: Sequence[int], codecs: Sequence[Codec], rounds: int
-) -> Iterator[Timing]:
+) -> Iterator[CodecTiming]:
     """Encode and decode in turn; the first round warms up. Codecs at their own default rates."""
     identity = identify(model)
     for length in lengths:
@@ -47,4 +47,4 @@ def measure_codecs(
                 if number:
                     encode.append(1000 * (middle - start))
                     decode.append(1000 * (end - middle))
-            yield Timing(codec, length, card.values, card.bits_per_value, encode, decode)
+            yield CodecTiming(codec, length, card.values, card.bits_per_value, encode, decode)

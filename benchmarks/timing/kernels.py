@@ -41,7 +41,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Timing:
+class KernelTiming:
     """Milliseconds of each round: the kernel, a fill and a copy of ``nbytes``."""
 
     kernel: str
@@ -54,7 +54,7 @@ class Timing:
 
 def measure_kernels(
     geometry: Geometry, widths: Sequence[int], threads: Sequence[int], rounds: int
-) -> Iterator[Timing]:
+) -> Iterator[KernelTiming]:
     """Decoding into float32 and bfloat16, then encoding, for every width on as many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # of torch's own; ours have a share each
@@ -101,7 +101,7 @@ def _time(
     geometry: Geometry,
     function: Callable[[list[Tensor]], object],
     rounds: int,
-) -> Timing:
+) -> KernelTiming:
     shape = geometry.kv_heads, geometry.tokens, geometry.head_dim
     source = torch.ones(shape, dtype=dtype)
     ways: tuple[Callable[[list[Tensor]], object], ...] = (
@@ -121,4 +121,4 @@ def _time(
             if number:  # the first warms up
                 found.append((times[0], times[1], times[2]))
     nbytes = len(parts) * source.nbytes
-    return Timing(kernel, bits, dtype, threads, nbytes, found)
+    return KernelTiming(kernel, bits, dtype, threads, nbytes, found)

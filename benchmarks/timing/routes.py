@@ -138,7 +138,7 @@ class RePrefill(Route):
 
 
 @dataclass
-class Session(Route):
+class Resident(Route):
     """Plain transformers, its cache already in memory: nothing is loaded, nothing decoded."""
 
     name = "resident"

@@ -24,7 +24,7 @@ Times = defaultdict[str, list[float]]
 
 
 @dataclass
-class Timing:
+class RouteTiming:
     """What a route took: milliseconds of each round.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan:
 
 def measure_ttft(
     model: Any, ids: Sequence[int], lengths: Sequence[int], new_tokens: int, plan: Plan
-) -> Iterator[list[Timing]]:
+) -> Iterator[list[RouteTiming]]:
     """For each length the routes; a first round warms up and is not counted.
 
     ``ids`` are the longest context and ``new_tokens`` more.
@@ -91,7 +91,9 @@ def measure_ttft(
         model.set_attn_implementation(before)
 
 
-def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Plan) -> list[Timing]:
+def _measure(
+    model: Any, ids: list[int], new: list[int], folder: Path, plan: Plan
+) -> list[RouteTiming]:
     state = read_context(model, ids, plan.settings)
     routes = []
     for kind in plan.routes:
@@ -107,7 +109,7 @@ def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Pla
     found = []
     for route in routes:
         route.prepare(state)
-        found.append(Timing(route, len(ids)))
+        found.append(RouteTiming(route, len(ids)))
     for timing in found:
         timing.route.ready(state)
         timing.nbytes = timing.route.nbytes
@@ -115,14 +117,14 @@ def _measure(model: Any, ids: list[int], new: list[int], folder: Path, plan: Pla
         turn = number % len(found)  # nobody always comes after the same one
         for timing in [*found[turn:], *found[:turn]]:
             model.set_attn_implementation(timing.route.attention)
-            _once(timing if number else Timing(timing.route, 0), plan.link)
+            _once(timing if number else RouteTiming(timing.route, 0), plan.link)
     if plan.memory is not None:
         for timing in found:
             timing.peak = peak_extra_bytes(plan.memory, timing.route, plan.profile)
     return found
 
 
-def _once(timing: Timing, link: float | None) -> None:
+def _once(timing: RouteTiming, link: float | None) -> None:
     route, clock = timing.route, Clock(timing.route.model.device)
     clock.settle()
     if link is not None:
