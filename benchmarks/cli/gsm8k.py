@@ -18,8 +18,8 @@ from .options import (
     Problems,
     Resume,
     ScorerNames,
+    make_modes,
     make_settings,
-    make_ways,
     open_journal,
     report,
 )
@@ -58,7 +58,7 @@ def gsm8k(
     from ..evals.gsm8k import Decoding, measure_gsm8k
     from ..evals.problems import read_problems
 
-    ways = make_ways(make_settings(codec, scorer, allocator, budget, profile), policy)
+    modes = make_modes(make_settings(codec, scorer, allocator, budget, profile), policy)
     counts = sorted(set(hops or [3]))
     chosen = read_problems(data)[:problems]
     if len(chosen) < problems:
@@ -77,11 +77,11 @@ def gsm8k(
         weights=identify(loaded).weights,
         problems=digest_json(chosen),
         hops=counts,
-        ways=names(ways),
+        modes=names(modes),
         sampling=asdict(sampling),
         seeds=seeds,
     )
-    measured = measure_gsm8k(loaded, tokenizer, chosen, counts, ways, journal, sampling, seeds)
-    rows = tabulate(model, counts, ways, track(measured, problems * len(counts) * seeds))
+    measured = measure_gsm8k(loaded, tokenizer, chosen, counts, modes, journal, sampling, seeds)
+    rows = tabulate(model, counts, modes, track(measured, problems * len(counts) * seeds))
     report(rows, {"accuracy": "{:.3f}".format, "delta_points": "{:+.2f}".format}, json)
     journal.close()

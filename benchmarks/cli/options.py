@@ -14,9 +14,9 @@ from qkvshare.cli.tables import print_table
 from qkvshare.registry import label
 
 if TYPE_CHECKING:
+    from ..evals.chain import Mode
     from ..evals.handoff import Setting
     from ..evals.journal import Journal
-    from ..evals.line import Way
 
 Text = Annotated[Path, typer.Option(help="Plain text, or JSONL with text, or question and answer.")]
 ContextTokens = Annotated[int, typer.Option(min=1, max=MOST, help="Tokens handed over.")]
@@ -74,6 +74,7 @@ def make_settings(
     """
     from qkvshare.allocation import Lagrangian, make_allocator
     from qkvshare.codecs import Stepped, Tiered, make_codec
+    from qkvshare.hf.capture.allocate import with_allocation
     from qkvshare.profile import Profile
     from qkvshare.scoring import AttentionScorer, Scorer, make_scorer
 
@@ -89,18 +90,20 @@ def make_settings(
         for spender in spenders if isinstance(codec, Tiered) else [None]:
             looks = isinstance(codec, Stepped) if spender is None else spender.uses_salience
             asked: list[Scorer | None] = [*judges] if looks else [None]
-            settings += [Setting(codec, at, spender, judge) for judge in asked for at in limits]
+            for judge in asked:
+                made = with_allocation(codec, judge, spender)
+                settings += [Setting(made, at) for at in limits]
     return settings
 
 
-def make_ways(settings: Sequence[Setting], policies: list[str] | None) -> list[Way]:
+def make_modes(settings: Sequence[Setting], policies: list[str] | None) -> list[Mode]:
     """Every setting under every policy. Raises `QKVShareError` for a policy there is not."""
-    from ..evals.line import POLICIES, Way
+    from ..evals.chain import POLICIES, Mode
 
     for policy in policies or []:
         if policy not in POLICIES:
             raise QKVShareError(f"no policy {policy!r}; expected one of {', '.join(POLICIES)}.")
-    return [Way(setting, policy) for policy in policies or POLICIES[:1] for setting in settings]
+    return [Mode(setting, policy) for policy in policies or POLICIES[:1] for setting in settings]
 
 
 def open_journal(json: str | None, resume: bool, **measured: Any) -> Journal:
@@ -115,15 +118,25 @@ def open_journal(json: str | None, resume: bool, **measured: Any) -> Journal:
 
 def name_setting(model: str, setting: Setting | None) -> dict[str, Any]:
     """The first keys of a row."""
-    how = None if setting is None else setting.spending()
+    from qkvshare.allocation import Lagrangian
+    from qkvshare.codecs import Stepped, Tiered
+
+    if setting is None:
+        nothing = dict.fromkeys(("allocator", "scorer", "budget"))
+        return {"model": model, "codec": "none", **nothing}
+    codec, scorer = setting.codec, setting.asked
     # A codec that is not told how to spend treats all rows alike.
-    spender = "uniform" if how is None else label(how.allocator)
+    allocator = "uniform"
+    if isinstance(codec, Stepped):
+        allocator = codec.allocation
+    elif isinstance(codec, Tiered):
+        allocator = label(codec.allocator or Lagrangian())
     return {
         "model": model,
-        "codec": "none" if setting is None else label(setting.codec),
-        "allocator": None if setting is None else spender,
-        "scorer": None if how is None or how.scored_by is None else label(how.scored_by),
-        "budget": None if setting is None else setting.budget,
+        "codec": label(codec),
+        "allocator": allocator,
+        "scorer": None if scorer is None else label(scorer),
+        "budget": setting.bits,
     }
 
 

@@ -18,9 +18,9 @@ from .options import (
     Resume,
     ScorerNames,
     Text,
+    make_modes,
     make_row,
     make_settings,
-    make_ways,
     open_journal,
     report,
 )
@@ -76,7 +76,7 @@ def recall(
         filler = tokenizer(content)["input_ids"]
     sized: dict[str, Any] = {"context_tokens": context_tokens}
     if hops:
-        ways, counts = make_ways(settings, policy), sorted(set(hops))
+        modes, counts = make_modes(settings, policy), sorted(set(hops))
         journal = open_journal(
             json,
             resume,
@@ -85,18 +85,18 @@ def recall(
             text=digest_bytes(content.encode()),
             sizes=[contexts, context_tokens, seed, facts],
             hops=counts,
-            ways=names(ways),
+            modes=names(modes),
         )
         found = measure_recall_hops(
-            loaded, tokenizer, filler, contexts, context_tokens, counts, ways, journal, seed, facts
+            loaded, tokenizer, filler, contexts, context_tokens, counts, modes, journal, seed, facts
         )
         measured = track(found, contexts * len(counts))
         rows = []
         for count in counts:
             columns = zip(*(results for at, results in measured if at == count), strict=True)
-            for way, column in zip([None, *ways], columns, strict=True):
-                handed = {"policy": None if way is None else way.policy, "hops": count}
-                setting = None if way is None else way.setting
+            for mode, column in zip([None, *modes], columns, strict=True):
+                handed = {"policy": None if mode is None else mode.policy, "hops": count}
+                setting = None if mode is None else mode.setting
                 rows.append(make_row(model, setting, column, contexts * each, **sized, **handed))
     else:
         journal = None

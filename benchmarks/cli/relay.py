@@ -18,15 +18,15 @@ from .options import (
     Problems,
     Resume,
     ScorerNames,
+    make_modes,
     make_settings,
-    make_ways,
     name_setting,
     open_journal,
     report,
 )
 
 if TYPE_CHECKING:
-    from ..evals.line import Way
+    from ..evals.chain import Mode
 
 
 def relay(
@@ -54,7 +54,7 @@ def relay(
     from ..evals.problems import read_problems
     from ..evals.relay import SHOTS, measure_relay
 
-    ways = make_ways(make_settings(codec, scorer, allocator, budget, profile), policy)
+    modes = make_modes(make_settings(codec, scorer, allocator, budget, profile), policy)
     counts = sorted(set(hops or [10]))
     chosen = read_problems(data)[: SHOTS + problems]
     if len(chosen) < SHOTS + problems:
@@ -72,17 +72,17 @@ def relay(
         weights=weights,
         problems=digest_json(chosen),
         hops=counts,
-        ways=names(ways),
+        modes=names(modes),
     )
-    measured = measure_relay(loaded, tokenizer, chosen, counts, ways, journal)
-    rows = tabulate(model, counts, ways, track(measured, problems * len(counts)))
+    measured = measure_relay(loaded, tokenizer, chosen, counts, modes, journal)
+    rows = tabulate(model, counts, modes, track(measured, problems * len(counts)))
     report(rows, {"accuracy": "{:.3f}".format, "delta_points": "{:+.2f}".format}, json)
     journal.close()
 
 
-def names(ways: Sequence[Way]) -> list[Any]:
+def names(modes: Sequence[Mode]) -> list[Any]:
     """What tells two runs apart."""
-    return [[repr(way.setting), way.policy] for way in ways]
+    return [[repr(mode.setting), mode.policy] for mode in modes]
 
 
 def track(measured: Iterator[tuple[int, list[Any]]], total: int) -> list[tuple[int, list[Any]]]:
@@ -94,10 +94,10 @@ def track(measured: Iterator[tuple[int, list[Any]]], total: int) -> list[tuple[i
 def tabulate(
     model: str,
     counts: Sequence[int],
-    ways: Sequence[Way],
+    modes: Sequence[Mode],
     measured: Sequence[tuple[int, list[Any]]],
 ) -> list[dict[str, Any]]:
-    """For each number of hops: no hand-off, then each way, against it."""
+    """For each number of hops: no hand-off, then each mode, against it."""
     from ..evals.paired import mcnemar, points_lost
     from ..evals.results import interval
 
@@ -105,12 +105,12 @@ def tabulate(
     for count in counts:
         columns = list(zip(*(found for at, found in measured if at == count), strict=True))
         reference = [outcome.correct for outcome in columns[0]]
-        for way, column in zip([None, *ways], columns, strict=True):
+        for mode, column in zip([None, *modes], columns, strict=True):
             correct = [outcome.correct for outcome in column]
             rows.append(
                 {
-                    **name_setting(model, None if way is None else way.setting),
-                    "policy": None if way is None else way.policy,
+                    **name_setting(model, None if mode is None else mode.setting),
+                    "policy": None if mode is None else mode.policy,
                     "hops": count,
                     "bits_per_value": interval([at.bits_per_value for at in column])["mean"],
                     "n": len(column),

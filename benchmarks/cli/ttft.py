@@ -103,7 +103,7 @@ def row_of(model: str, new_tokens: int, link: float | None, timing: RouteTiming)
         "model": model,
         "path": timing.route.name,
         "codec": timing.route.codec,
-        "budget": timing.route.setting and timing.route.setting.budget,
+        "budget": timing.route.setting and timing.route.setting.bits,
         "context_tokens": timing.context_tokens,
         "new_tokens": new_tokens,
         "link_mbit": link,

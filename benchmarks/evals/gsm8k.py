@@ -17,8 +17,8 @@ import torch
 
 from qkvshare.card.errors import CaptureError
 
+from .chain import AgentChain, Mode, Preamble
 from .journal import Journal
-from .line import Line, Preamble, Way
 from .problems import Problem, last_number
 from .relay import Outcome
 
@@ -57,12 +57,12 @@ def measure_gsm8k(
     tokenizer: Any,
     problems: Sequence[Problem],
     hops: Sequence[int],
-    ways: Sequence[Way],
+    modes: Sequence[Mode],
     journal: Journal,
     sampling: Decoding,
     seeds: int = 1,
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    """For each problem, number of hops and seed: without hand-off, then each way.
+    """For each problem, number of hops and seed: without hand-off, then each mode.
 
     Raises `CaptureError` for a tokenizer without a chat template.
     """
@@ -77,39 +77,42 @@ def measure_gsm8k(
                     key = f"{number} {count} {seed}"
                     outcomes = journal.get(key, list[Outcome])
                     if outcomes is None:
-                        preamble = preamble or _preamble(model, tokenizer, problems, ways)
-                        lines = [Line.behind(preamble, way, Path(folder)) for way in (None, *ways)]
+                        preamble = preamble or _preamble(model, tokenizer, problems, modes)
+                        chains = [
+                            AgentChain.behind(preamble, mode, Path(folder))
+                            for mode in (None, *modes)
+                        ]
                         known = len(preamble.state.ids)
                         texts = [turns[0][known:], *turns[1:]]
                         outcomes = []
-                        for line in lines:
+                        for chain in chains:
                             torch.manual_seed(seed)
-                            outcomes.append(_run(line, texts, tokenizer, sampling, problem.answer))
+                            outcomes.append(_run(chain, texts, tokenizer, sampling, problem.answer))
                         journal.put(key, outcomes)
                     yield count, outcomes
 
 
 def _run(
-    line: Line, texts: Sequence[list[int]], tokenizer: Any, sampling: Decoding, answer: str
+    chain: AgentChain, texts: Sequence[list[int]], tokenizer: Any, sampling: Decoding, answer: str
 ) -> Outcome:
     how, said = sampling.arguments(tokenizer), ""
     for number, text in enumerate(texts):
         if number:
-            line.hand_over()
-        if line.unread == text[:1]:
-            line.unread = []  # the mark that ends a turn: the template has it, too
-        said = tokenizer.decode(line.write(text, sampling.max_new_tokens, **how))
-    return Outcome(line.bits_per_value, last_number(said) == answer, [])
+            chain.hand_over()
+        if chain.unread == text[:1]:
+            chain.unread = []  # the mark that ends a turn: the template has it, too
+        said = tokenizer.decode(chain.write(text, sampling.max_new_tokens, **how))
+    return Outcome(chain.bits_per_value, last_number(said) == answer, [])
 
 
 def _preamble(
-    model: Any, tokenizer: Any, problems: Sequence[Problem], ways: Sequence[Way]
+    model: Any, tokenizer: Any, problems: Sequence[Problem], modes: Sequence[Mode]
 ) -> Preamble:
     """What conversations about any problem begin with."""
     other = Problem("!", "", "")
     begun = (_turns(tokenizer, problem, ["solve"])[0] for problem in (problems[0], other))
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(*begun, strict=False))
-    return Preamble.of(model, [one for one, _ in alike], ways)
+    return Preamble.of(model, [one for one, _ in alike], modes)
 
 
 def _turns(tokenizer: Any, problem: Problem, who: Sequence[str]) -> list[list[int]]:

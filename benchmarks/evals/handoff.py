@@ -12,8 +12,8 @@ from torch import Tensor
 
 from qkvshare.card import CacheCard
 from qkvshare.card.digest import TokenIds
-from qkvshare.codecs import Allocator, Codec
-from qkvshare.hf.capture.allocate import Spending, look_back, spending, with_allocation
+from qkvshare.codecs import Codec
+from qkvshare.hf.capture.allocate import look_back, spending
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.state import State, read
 from qkvshare.hf.model.identity import identify
@@ -22,30 +22,15 @@ from qkvshare.scoring import Scorer
 
 @dataclass(frozen=True)
 class Setting:
-    """A codec, the bits per value of its card, and how they are spent."""
+    """A codec, with its scorer and allocator, and the bits per value of its card."""
 
     codec: Codec
-    budget: float | None = None
-    allocator: Allocator | None = None
-    scorer: Scorer | None = None
-
-    @property
-    def encoder(self) -> Codec:
-        """The codec with its scorer and allocator."""
-        return self.on(self.codec)
-
-    def on(self, codec: Codec) -> Codec:
-        """Another codec with this scorer and allocator."""
-        return with_allocation(codec, self.scorer, self.allocator)
-
-    def spending(self) -> Spending | None:
-        """As capture would spend."""
-        return spending(self.encoder)
+    bits: float | None = None
 
     @property
     def asked(self) -> Scorer | None:
         """The scorer that is really asked."""
-        how = self.spending()
+        how = spending(self.codec)
         return None if how is None else how.scored_by
 
 
@@ -70,7 +55,7 @@ def hand_over(
         if focus is not None and setting.asked is not None:
             seen = look_back(state, setting.asked, focus)
             state = replace(state, scores={**state.scores, setting.asked: seen})
-        card = make_card(state, identity, setting.encoder, setting.budget)
+        card = make_card(state, identity, setting.codec, setting.bits)
         yield CacheCard.load(card.save(folder / "card"))
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .chain import AgentChain, Mode
 from .handoff import read_context
 from .journal import Journal
-from .line import Line, Way
 from .recall import Haystack, Recall, ask, haystack
 
 
@@ -24,12 +24,12 @@ def measure_recall_hops(
     contexts: int,
     context_tokens: int,
     hops: Sequence[int],
-    ways: Sequence[Way],
+    modes: Sequence[Mode],
     journal: Journal,
     seed: int = 0,
     kind: str = "short",
 ) -> Iterator[tuple[int, list[Recall]]]:
-    """For each context and number of hops: full precision without hand-off, then each way."""
+    """For each context and number of hops: full precision without hand-off, then each mode."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(contexts):
             hay = haystack(tokenizer, filler, number, context_tokens, seed, kind)
@@ -37,21 +37,21 @@ def measure_recall_hops(
                 key = f"{number} {count}"
                 found = journal.get(key, list[Recall])
                 if found is None:
-                    found = _run(model, hay, count, ways, Path(folder))
+                    found = _run(model, hay, count, modes, Path(folder))
                     journal.put(key, found)
                 yield count, found
 
 
-def _run(model: Any, hay: Haystack, hops: int, ways: Sequence[Way], folder: Path) -> list[Recall]:
+def _run(model: Any, hay: Haystack, hops: int, modes: Sequence[Mode], folder: Path) -> list[Recall]:
     first, *rest = hay.runs(hops)
-    state = read_context(model, first, [way.setting for way in ways])
+    state = read_context(model, first, [mode.setting for mode in modes])
     results = []
-    for way in (None, *ways):
-        line = Line.after(state, way, folder)
+    for mode in (None, *modes):
+        chain = AgentChain.after(state, mode, folder)
         for run in rest:
-            line.hand_over()
-            line.read(run)
-        line.hand_over()
-        cache = line.receive(hay.questions[0][0])
-        results.append(ask(model, hay.questions, cache, line.bits_per_value))
+            chain.hand_over()
+            chain.read(run)
+        chain.hand_over()
+        cache = chain.receive(hay.questions[0][0])
+        results.append(ask(model, hay.questions, cache, chain.bits_per_value))
     return results

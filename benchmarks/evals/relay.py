@@ -17,8 +17,8 @@ from torch import Tensor
 
 from qkvshare.hf.calibrate.texts import TextError
 
+from .chain import AgentChain, Mode, Preamble
 from .journal import Journal
-from .line import Line, Preamble, Way
 from .problems import Problem, first_number
 
 SHOTS = 4  # problems in the preamble
@@ -28,7 +28,7 @@ _MOST = 12  # tokens of an answer
 
 @dataclass(frozen=True)
 class Outcome:
-    """One problem, one way: ``kl[i]`` after ``i + 1`` hand-offs, nats per token."""
+    """One problem, one mode: ``kl[i]`` after ``i + 1`` hand-offs, nats per token."""
 
     bits_per_value: float
     correct: bool
@@ -40,11 +40,11 @@ def measure_relay(
     tokenizer: Any,
     problems: Sequence[Problem],
     hops: Sequence[int],
-    ways: Sequence[Way],
+    modes: Sequence[Mode],
     journal: Journal,
 ) -> Iterator[tuple[int, list[Outcome]]]:
     """For each problem behind the first `SHOTS`, for each of ``hops``: without hand-off, then each
-    way. Raises `TextError` for solutions with fewer tokens than hops."""
+    mode. Raises `TextError` for solutions with fewer tokens than hops."""
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -61,47 +61,49 @@ def measure_relay(
                 key = f"{number} {count}"
                 outcomes = journal.get(key, list[Outcome])
                 if outcomes is None:
-                    preamble = preamble or Preamble.of(model, tokenizer(shots)["input_ids"], ways)
-                    lines = [Line.behind(preamble, way, Path(folder)) for way in (None, *ways)]
+                    preamble = preamble or Preamble.of(model, tokenizer(shots)["input_ids"], modes)
+                    chains = [
+                        AgentChain.behind(preamble, mode, Path(folder)) for mode in (None, *modes)
+                    ]
                     first, *rest = _parts(solutions[number], count)
                     texts = [encode(_asked(problem)) + first, *rest, encode(_ASK)]
-                    outcomes = _run(lines, texts, tokenizer, problem.answer)
+                    outcomes = _run(chains, texts, tokenizer, problem.answer)
                     journal.put(key, outcomes)
                 yield count, outcomes
 
 
 def _run(
-    lines: Sequence[Line],
+    chains: Sequence[AgentChain],
     texts: Sequence[list[int]],
     tokenizer: Any,
     answer: str,
 ) -> list[Outcome]:
-    """Each line reads ``texts`` with a hand-off between any two, then states the result."""
+    """Each chain reads ``texts`` with a hand-off between any two, then states the result."""
     outcomes: list[Outcome] = []
     reference: list[Tensor] = []
-    for line in lines:
+    for chain in chains:
         kl = []
-        line.read(texts[0])
+        chain.read(texts[0])
         for number, text in enumerate(texts[1:]):
-            line.hand_over()
-            found = line.score(text)
-            if line.way is None:
+            chain.hand_over()
+            found = chain.score(text)
+            if chain.mode is None:
                 reference.append(found)
             else:
                 kl.append(divergence(reference[number], found))
-        correct = first_number(_say(line, found, tokenizer)) == answer
-        outcomes.append(Outcome(line.bits_per_value, correct, kl))
+        correct = first_number(_say(chain, found, tokenizer)) == answer
+        outcomes.append(Outcome(chain.bits_per_value, correct, kl))
     return outcomes
 
 
-def _say(line: Line, found: Tensor, tokenizer: Any) -> str:
+def _say(chain: AgentChain, found: Tensor, tokenizer: Any) -> str:
     """Greedy, up to the end of the line."""
     said: list[int] = []
     text = ""
     while len(said) < _MOST and "\n" not in text:
         said.append(int(found[-1].argmax()))
         text = tokenizer.decode(said)
-        found = line.score(said[-1:])
+        found = chain.score(said[-1:])
     return text
 
 

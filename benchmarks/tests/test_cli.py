@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import tiny_model, tiny_tokenizer
+from qkvshare.hf.calibrate.calibrate import calibrate
+from tests.conftest import some_ids, tiny_model, tiny_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -256,6 +257,23 @@ def test_codecs(run: Any, llama_folder: Path, tmp_path: Path) -> None:
     for row in rows:
         speed = row["decode_values_per_second"] * row["decode_ms"]["median"]
         assert speed == pytest.approx(row["encode_values_per_second"] * row["encode_ms"]["median"])
+
+
+def test_fidelity_of_the_transform(
+    run: Any, llama: Any, llama_folder: Path, tmp_path: Path
+) -> None:
+    text, profile = tmp_path / "text.txt", tmp_path / "own.profile"
+    text.write_text("Grain of sand. " * 20)
+    calibrate(llama, [some_ids(100), some_ids(100, seed=1)], 20).save(profile)
+    code, out, err = run(
+        *("fidelity", "-m", llama_folder, "--text", text, "--contexts", 2, "--json", "-"),
+        *("--context-tokens", 80, "--continuation-tokens", 10, "--profile", profile),
+        *("--codec", "transform", "--scorer", "attention", "--scorer", "key-norm"),
+    )
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    spent = [(row["codec"], row["allocator"], row["scorer"]) for row in rows]
+    assert spent == [("transform", "smooth", name) for name in ("attention", "key-norm")]
 
 
 def test_train_then_allocate(run: Any, llama_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluations over several hand-offs: the line of agents, its journal, its statistics."""
+"""Evaluations over several hand-offs: the chain of agents, its journal, its statistics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import chain
+from itertools import chain as joined
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.codecs import Uniform
+from benchmarks.evals.chain import AgentChain, Mode, Preamble
 from benchmarks.evals.facts import random_records
 from benchmarks.evals.gsm8k import Decoding, _turns, measure_gsm8k, roles
 from benchmarks.evals.handoff import Setting
 from benchmarks.evals.journal import Journal, JournalError
-from benchmarks.evals.line import Line, Preamble, Way
 from benchmarks.evals.paired import mcnemar, points_lost
 from benchmarks.evals.problems import Problem, first_number, last_number, read_problems
 from benchmarks.evals.recall import Haystack, build_haystack
@@ -33,7 +33,7 @@ from qkvshare.hf.calibrate.texts import TextError
 from tests.conftest import some_ids, tiny_model, tiny_tokenizer
 
 NOTHING = Journal(None, {}, False)
-RAW = Way(Setting(Raw()))
+RAW = Mode(Setting(Raw()))
 PROBLEMS = [
     Problem(f"How much is {n} + {n}?", f"{n} + {n} = {2 * n}", str(2 * n)) for n in range(7)
 ]
@@ -46,9 +46,9 @@ def long_llama() -> Any:
 
 @pytest.mark.parametrize("hops", [1, 3, 8])
 def test_relay_of_raw_cards_is_no_hand_off(long_llama: Any, hops: int) -> None:
-    ways = [RAW, Way(RAW.setting, "requantize"), Way(Setting(Uniform(2)))]
+    modes = [RAW, Mode(RAW.setting, "requantize"), Mode(Setting(Uniform(2)))]
     for count, (none, *found) in measure_relay(
-        long_llama, tiny_tokenizer(), PROBLEMS, [hops], ways, NOTHING
+        long_llama, tiny_tokenizer(), PROBLEMS, [hops], modes, NOTHING
     ):
         assert count == hops
         assert none.kl == []
@@ -69,29 +69,29 @@ def test_a_line_hands_over_what_a_fresh_receiver_would_get(
     long_llama: Any, codec: Any, tmp_path: Path
 ) -> None:
     """What earlier agents hold saves decoding and changes nothing."""
-    way = Way(Setting(codec, 6.0 if codec.name == "packed" else None))
-    preamble = Preamble.of(long_llama, some_ids(90), [way])
-    line = Line.behind(preamble, way, tmp_path)
+    mode = Mode(Setting(codec, 6.0 if codec.name == "packed" else None))
+    preamble = Preamble.of(long_llama, some_ids(90), [mode])
+    chain = AgentChain.behind(preamble, mode, tmp_path)
     for hop in range(3):
-        line.read(some_ids(20, seed=hop))
-        line.hand_over()
-    card = line.card
+        chain.read(some_ids(20, seed=hop))
+        chain.hand_over()
+    card = chain.card
     assert card is not None
     assert [segment.end for segment in card.manifest.segments] == [90, 110, 130, 150]
     fresh = card.inputs(long_llama, new=[5])["past_key_values"]
-    for one, two in zip(line.receive([5]).layers, fresh.layers, strict=True):
+    for one, two in zip(chain.receive([5]).layers, fresh.layers, strict=True):
         assert torch.equal(one.keys, two.keys)
         assert torch.equal(one.values, two.values)
 
 
 def test_requantize_encodes_everything_again(long_llama: Any, tmp_path: Path) -> None:
-    way = Way(Setting(Uniform(2)), "requantize")
-    line = Line.behind(Preamble.of(long_llama, some_ids(90), [way]), way, tmp_path)
+    mode = Mode(Setting(Uniform(2)), "requantize")
+    chain = AgentChain.behind(Preamble.of(long_llama, some_ids(90), [mode]), mode, tmp_path)
     for hop in range(3):
-        line.read(some_ids(20, seed=hop))
-        line.hand_over()
-        assert line.card is not None
-        assert len(line.card.manifest.segments) == 1
+        chain.read(some_ids(20, seed=hop))
+        chain.hand_over()
+        assert chain.card is not None
+        assert len(chain.card.manifest.segments) == 1
 
 
 def test_roles() -> None:
@@ -120,9 +120,9 @@ def test_turns_make_the_conversation_that_the_template_makes(who: list[str]) -> 
 def test_gsm8k_with_raw_cards_says_what_it_says_without(
     long_llama: Any, temperature: float
 ) -> None:
-    ways = [RAW, Way(RAW.setting, "requantize")]
+    modes = [RAW, Mode(RAW.setting, "requantize")]
     tokenizer, how = tiny_tokenizer(), Decoding(12, temperature)
-    args = long_llama, tokenizer, PROBLEMS[:2], [1, 3], ways, NOTHING, how, 2 if temperature else 1
+    args = long_llama, tokenizer, PROBLEMS[:2], [1, 3], modes, NOTHING, how, 2 if temperature else 1
     rows = list(measure_gsm8k(*args))
     assert len(rows) == 2 * 2 * (2 if temperature else 1)
     for _, (none, *found) in rows:
@@ -132,18 +132,18 @@ def test_gsm8k_with_raw_cards_says_what_it_says_without(
 
 def test_agents_read_every_token_once(long_llama: Any, tmp_path: Path) -> None:
     """Also the last one that an agent has said, which no cache holds when it is handed over."""
-    line = Line.behind(Preamble.of(long_llama, some_ids(30), [RAW]), RAW, tmp_path)
-    first = line.write(some_ids(5, seed=1), 6, do_sample=False)
-    line.hand_over()
-    second = line.write(some_ids(4, seed=2), 3, do_sample=False)
-    assert line.ids == [
+    chain = AgentChain.behind(Preamble.of(long_llama, some_ids(30), [RAW]), RAW, tmp_path)
+    first = chain.write(some_ids(5, seed=1), 6, do_sample=False)
+    chain.hand_over()
+    second = chain.write(some_ids(4, seed=2), 3, do_sample=False)
+    assert chain.ids == [
         *some_ids(30),
         *some_ids(5, seed=1),
         *first,
         *some_ids(4, seed=2),
         *second[:-1],
     ]
-    ids = torch.tensor([line.ids])
+    ids = torch.tensor([chain.ids])
     expected = long_llama(input_ids=ids).logits[0, -1].argmax().item()
     assert second[-1] == expected
 
@@ -163,7 +163,7 @@ def test_runs_are_the_context_and_cut_no_fact(
             ends = start + size
     runs = Haystack(list(range(length)), places, []).runs(count)
     assert len(runs) == count
-    assert list(chain(*runs)) == list(range(length))
+    assert list(joined(*runs)) == list(range(length))
     for run in runs[:-1]:
         if run:
             assert not any(start <= run[-1] < end - 1 for start, end in places)
@@ -174,11 +174,11 @@ def test_recall_over_hops_of_raw_cards_is_no_hand_off(long_llama: Any) -> None:
     filler = tokenizer("Grain of sand. " * 200)["input_ids"]
     # (Not uniform: what it has quantized once it quantizes to the same again.)
     packed = Setting(Packed(), 8)
-    ways = [RAW, Way(packed, "append"), Way(packed, "requantize")]
+    modes = [RAW, Mode(packed, "append"), Mode(packed, "requantize")]
     for kind in ("short", "records"):
         rows = list(
             measure_recall_hops(
-                long_llama, tokenizer, filler, 1, 1500, [1, 5], ways, NOTHING, kind=kind
+                long_llama, tokenizer, filler, 1, 1500, [1, 5], modes, NOTHING, kind=kind
             )
         )
         assert [count for count, _ in rows] == [1, 5]

@@ -35,7 +35,7 @@ class CardFile(Route):
         """Capture and write it."""
         at = self.setting
         assert at is not None
-        make_card(state, identify(self.model), at.encoder, at.budget).save(self.path)
+        make_card(state, identify(self.model), at.codec, at.bits).save(self.path)
 
     def open(self) -> None:
         """Header and ids."""

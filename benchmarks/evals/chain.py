@@ -1,4 +1,4 @@
-"""Agents in a line over one growing context, with a real hand-off between any two.
+"""Agents in a chain over one growing context, with a real hand-off between any two.
 
 Two policies: ``append`` keeps the bytes of what was handed over before and encodes only what is
 new, as finely; so the first card has the budget, and later ones somewhat more. ``requantize``
@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from qkvshare.card import CacheCard
 from qkvshare.card.engine import Inputs
 from qkvshare.codecs import from_record
+from qkvshare.hf.capture.allocate import with_allocation
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.state import State, read
@@ -31,8 +32,8 @@ POLICIES = ("append", "requantize")
 
 
 @dataclass(frozen=True)
-class Way:
-    """How one line of agents hands over."""
+class Mode:
+    """How one chain of agents hands over."""
 
     setting: Setting
     policy: str = "append"
@@ -40,85 +41,87 @@ class Way:
 
 @dataclass(frozen=True)
 class Preamble:
-    """What several lines begin with: read once, and encoded once for each way.
+    """What several chains begin with: read once, and encoded once for each mode.
 
     Attributes:
         state: at full precision, as the first agent has it.
-        cards: of ways that append; and the caches that they are decoded to.
+        cards: of modes that append; and the caches that they are decoded to.
     """
 
     state: State
-    cards: dict[Way, tuple[CacheCard, DynamicCache]]
+    cards: dict[Mode, tuple[CacheCard, DynamicCache]]
 
     @classmethod
-    def of(cls, model: Any, ids: Sequence[int], ways: Sequence[Way]) -> Preamble:
+    def of(cls, model: Any, ids: Sequence[int], modes: Sequence[Mode]) -> Preamble:
         """Read ``ids``."""
         state, cards = read(model, ids), {}
-        for way in ways:
-            if way.policy == "append":
-                at = way.setting
-                card = make_card(state, identify(model), at.encoder, at.budget)
+        for mode in modes:
+            if mode.policy == "append":
+                at = mode.setting
+                card = make_card(state, identify(model), at.codec, at.bits)
                 # Any token will do: the cache is wanted, not what comes after it.
                 cache = card.inputs(model, new=ids[:1], new_only=True)["past_key_values"]
-                cards[way] = card, cache
+                cards[mode] = card, cache
         return cls(state, cards)
 
 
 @dataclass
-class Line:
-    """One line of agents; ``way`` None: all in one full-precision cache.
+class AgentChain:
+    """One chain of agents; ``mode`` None: all in one full-precision cache.
 
     Attributes:
         ids: what is in the cache.
         cache: of the agent whose turn it is.
         card: what this agent got, if anything.
-        held: a cache of the card's first segments, which the next agent has besides.
+        cached: a cache of the card's first segments, which the next agent has besides.
         state: what the first agent read, with what scorers said of it, until it reads on.
         unread: tokens that the agent before has said, but not read itself.
     """
 
     model: Any
-    way: Way | None
+    mode: Mode | None
     folder: Path
     ids: list[int]
     cache: DynamicCache
     card: CacheCard | None = None
-    held: DynamicCache | None = None
+    cached: DynamicCache | None = None
     state: State | None = None
     unread: list[int] = field(default_factory=list)
     handed_over: bool = False
 
     @classmethod
-    def after(cls, state: State, way: Way | None, folder: Path) -> Line:
-        """A line whose first agent has read what ``state`` says."""
-        return cls(state.model, way, folder, state.ids.tolist(), state.cache(), state=state)
+    def after(cls, state: State, mode: Mode | None, folder: Path) -> AgentChain:
+        """A chain whose first agent has read what ``state`` says."""
+        return cls(state.model, mode, folder, state.ids.tolist(), state.cache(), state=state)
 
     @classmethod
-    def behind(cls, preamble: Preamble, way: Way | None, folder: Path) -> Line:
-        """A line whose first agent has read the preamble, which is encoded already."""
-        line = cls.after(preamble.state, way, folder)
-        if way is not None and way in preamble.cards:
-            line.card, line.held = preamble.cards[way]
-        return line
+    def behind(cls, preamble: Preamble, mode: Mode | None, folder: Path) -> AgentChain:
+        """A chain whose first agent has read the preamble, which is encoded already."""
+        chain = cls.after(preamble.state, mode, folder)
+        if mode is not None and mode in preamble.cards:
+            chain.card, chain.cached = preamble.cards[mode]
+        return chain
 
     def hand_over(self) -> None:
         """To the next agent."""
-        if self.way is None:
+        if self.mode is None:
             return
-        at = self.way.setting
+        at = self.mode.setting
         state = self.state or pick_row(self.model, self.cache, self.ids)
-        parent = self.card if self.way.policy == "append" else None
-        codec, budget = at.encoder, at.budget
+        parent = self.card if self.mode.policy == "append" else None
+        codec, bits = at.codec, at.bits
         if parent is not None:
-            codec, budget = at.on(from_record(parent.manifest.segments[-1].codec)), None
-        card = make_card(state, identify(self.model), codec, budget, parent=parent)
+            scorer, allocator = (getattr(codec, name, None) for name in ("scorer", "allocator"))
+            codec = from_record(parent.manifest.segments[-1].codec)
+            codec, bits = with_allocation(codec, scorer, allocator), None
+        card = make_card(state, identify(self.model), codec, bits, parent=parent)
         self.card = CacheCard.load(card.save(self.folder / "card"))
         self.handed_over = True
 
     @property
     def bits_per_value(self) -> float:
         """Of the last card; of the model's numbers where there was no hand-off."""
-        if self.way is None or self.card is None:
+        if self.mode is None or self.card is None:
             return float(8 * self.model.dtype.itemsize)
         return self.card.bits_per_value
 
@@ -155,9 +158,9 @@ class Line:
         new, self.unread, self.state = [*self.unread, *ids], [], None
         if self.handed_over:
             assert self.card is not None
-            arguments = self.card.inputs(self.model, new=new, cached=self.held, new_only=new_only)
-            # What is decoded once stays decoded, whoever of the line reads on from it.
-            self.cache = self.held = arguments["past_key_values"]
+            arguments = self.card.inputs(self.model, new=new, cached=self.cached, new_only=new_only)
+            # What is decoded once stays decoded, whoever of the chain reads on from it.
+            self.cache = self.cached = arguments["past_key_values"]
             self.handed_over = False
             return arguments
         device, given = self.model.device, new if new_only else [*self.ids, *new]
