@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qkvshare.hf.capture.allocate import look_back
+from qkvshare.hf.capture.salience import look_back
 from qkvshare.hf.capture.state import read
 from qkvshare.hf.model.identity import identify
 from qkvshare.profile import Profile

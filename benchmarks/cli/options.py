@@ -72,9 +72,10 @@ def make_settings(
 
     ``packed`` at its default budget where none is named.
     """
+    from qkvshare.hf.capture.allocate import with_allocation
+
     from qkvshare.allocation import Lagrangian, make_allocator
     from qkvshare.codecs import Stepped, Tiered, make_codec
-    from qkvshare.hf.capture.allocate import with_allocation
     from qkvshare.profile import Profile
     from qkvshare.scoring import AttentionScorer, Scorer, make_scorer
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from qkvshare.hf.capture.allocate import with_allocation
 from torch import Tensor
 from transformers import DynamicCache
 
 from qkvshare.card import CacheCard
 from qkvshare.card.engine import Inputs
 from qkvshare.codecs import from_record
-from qkvshare.hf.capture.allocate import with_allocation
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.state import State, read

@@ -13,9 +13,10 @@ from torch import Tensor
 from qkvshare.card import CacheCard
 from qkvshare.card.digest import TokenIds
 from qkvshare.codecs import Codec
-from qkvshare.hf.capture.allocate import look_back, spending
 from qkvshare.hf.capture.capture import make_card
+from qkvshare.hf.capture.salience import look_back
 from qkvshare.hf.capture.state import State, read
+from qkvshare.hf.capture.strategy import scorer_of
 from qkvshare.hf.model.identity import identify
 from qkvshare.scoring import Scorer
 
@@ -30,8 +31,7 @@ class Setting:
     @property
     def asked(self) -> Scorer | None:
         """The scorer that is really asked."""
-        how = spending(self.codec)
-        return None if how is None else how.scored_by
+        return scorer_of(self.codec)
 
 
 def read_context(model: Any, ids: Sequence[int], settings: Sequence[Setting]) -> State:

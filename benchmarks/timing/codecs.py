@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qkvshare.codecs import Codec, decode_runs
-from qkvshare.hf.capture.allocate import spending
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.state import read
+from qkvshare.hf.capture.strategy import scorer_of
 from qkvshare.hf.model.identity import identify
 
 
@@ -33,8 +33,8 @@ def measure_codecs(
     identity = identify(model)
     for length in lengths:
         for codec in codecs:
-            how = spending(codec)
-            state = read(model, ids[:length], [how.scorer] if how and how.scorer else [])
+            scorer = scorer_of(codec)
+            state = read(model, ids[:length], [] if scorer is None else [scorer])
             encode: list[float] = []
             decode: list[float] = []
             for number in range(rounds + 1):

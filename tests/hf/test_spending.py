@@ -15,18 +15,18 @@ from benchmarks.allocators import Salient, UniformAllocator
 from benchmarks.codecs import Uniform
 from benchmarks.scorers import KeyNorm
 from qkvshare import CacheCard, Transform, capture, capture_cache
-from qkvshare.allocation import Lagrangian, make_allocator
+from qkvshare.allocation import Ladder, Lagrangian, make_allocator
 from qkvshare.card.errors import (
     BudgetError,
     CodecError,
     UnsupportedModelError,
 )
-from qkvshare.codecs import Allocator, Packed
-from qkvshare.hf.capture import segments
-from qkvshare.hf.capture.allocate import Spent, look_back, salience, spend, with_allocation
+from qkvshare.codecs import Allocator, BitMap, Demand, Packed
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.probe import choose_probes
+from qkvshare.hf.capture.salience import look_back, salience
 from qkvshare.hf.capture.state import read
+from qkvshare.hf.capture.strategy import with_strategy
 from qkvshare.scoring import AttentionScorer
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model
@@ -163,11 +163,11 @@ def test_a_live_cache_is_probed_by_a_sample_of_its_context() -> None:
 def test_strategies_need_a_codec_with_tiers() -> None:
     for wrong in ({"scorer": KeyNorm()}, {"allocator": UniformAllocator()}):
         with pytest.raises(CodecError, match="'uniform' takes no (scorer|allocator)"):
-            with_allocation(Uniform(), **wrong)
+            with_strategy(Uniform(), **wrong)
     with pytest.raises(CodecError, match="'transform' takes no allocator"):
-        with_allocation(Transform(), allocator=UniformAllocator())
-    assert with_allocation(Packed(), KeyNorm()) == Packed(scorer=KeyNorm())
-    assert with_allocation(Uniform()) == Uniform()
+        with_strategy(Transform(), allocator=UniformAllocator())
+    assert with_strategy(Packed(), KeyNorm()) == Packed(scorer=KeyNorm())
+    assert with_strategy(Uniform()) == Uniform()
 
 
 def test_a_scorer_that_nobody_asks_is_refused() -> None:
@@ -234,28 +234,36 @@ def allocator_of(card: CacheCard) -> Allocator:
 
 
 def test_every_later_segment_has_the_slope_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    spent: list[Spent] = []
-    monkeypatch.setattr(segments, "spend", lambda *given: spent.append(spend(*given)) or spent[-1])
+    slopes: list[int] = []
+    at = Ladder.at
+    monkeypatch.setattr(Ladder, "at", lambda self, slope: slopes.append(slope) or at(self, slope))
     card = capture(tiny_model(), None, CONTEXT[:150], codec=Packed(), bits=9)
     card = append_twice(card, CONTEXT[:150], 40)
-    slopes = [segment.allocation.slope for segment in card.manifest.segments]
-    assert slopes[0] is not None
-    assert slopes == slopes[:1] * 3 == [one.slope for one in spent]
+    found = [segment.allocation.slope for segment in card.manifest.segments]
+    assert found[0] is not None
+    assert found == found[:1] * 3
+    assert slopes == found[1:]
     assert all(segment.allocation.budget is None for segment in card.manifest.segments[1:])
 
 
 def test_an_allocator_without_slopes_goes_on_at_the_rate_last_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rooms: list[int] = []
-    monkeypatch.setattr(segments, "spend", lambda *given: rooms.append(given[5]) or spend(*given))
+    budgets: list[int] = []
+    allocate = UniformAllocator.allocate
+
+    def noted(self: UniformAllocator, demand: Demand, budget: int) -> BitMap:
+        budgets.append(budget)
+        return allocate(self, demand, budget)
+
+    monkeypatch.setattr(UniformAllocator, "allocate", noted)
     codec = Packed(allocator=UniformAllocator())
     card = capture(tiny_model(), None, CONTEXT[:150], codec=codec, bits=9)
     card = append_twice(card, CONTEXT[:150], 40)
     assert {segment.allocation.slope for segment in card.manifest.segments} == {None}
     added = 40 * card.values // card.tokens
-    assert rooms[1] == rooms[2]
-    assert 7 * added < rooms[1] < 9 * added
+    assert budgets[1] == budgets[2]
+    assert 7 * added < budgets[1] < 9 * added
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65])

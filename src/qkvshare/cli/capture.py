@@ -55,8 +55,8 @@ def capture(
     with progress.status("loading the model …") as status:
         from ..allocation import make_allocator
         from ..codecs import default_codec, make_codec
-        from ..hf.capture.allocate import with_allocation
         from ..hf.capture.capture import capture as capture_state
+        from ..hf.capture.strategy import with_strategy
         from ..hf.model.identity import identify
         from ..hf.model.load import load_model
         from ..profile import Profile
@@ -76,7 +76,7 @@ def capture(
             loaded,
             tokenizer,
             content,
-            codec=with_allocation(chosen, judge, spender),
+            codec=with_strategy(chosen, judge, spender),
             bits=bits,
             agent=agent,
         )

@@ -13,14 +13,16 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from ...card import CacheCard, Hop, Identity
 from ...card.digest import is_digest
 from ...card.errors import BudgetError, CaptureError
-from ...codecs import Codec, Packed, Stepped, Tiered, from_record
+from ...codecs import Codec, Packed, from_record
 from ..model.identity import identify
 from ..model.text_only import require_text
 from ..text.tokens import Ids, Message, ids_of
-from .allocate import spending
+from .encode import encode
 from .live import pick_row
-from .segments import Before, encode_alike, encode_steps, encode_tiers
+from .new_card import NewCard
+from .salience import salience
 from .state import State, read
+from .strategy import scorer_of
 
 
 def capture(
@@ -62,10 +64,10 @@ def capture(
     require_numbers(bits, ttl)
     identity = identify(model, tokenizer)  # refuses models before anything long is read
     codec = codec or _inherited(parent)
-    how = spending(codec)
+    scorer = scorer_of(codec)
     ids = ids_of(tokenizer, source)
     require_text(model, ids)
-    state = read(model, ids, [how.scored_by] if how and how.scored_by else [])
+    state = read(model, ids, [] if scorer is None else [scorer])
     return make_card(state, identity, codec, bits, parent=parent, agent=agent, ttl=ttl, salt=salt)
 
 
@@ -139,42 +141,39 @@ def make_card(
     ttl: float | None = None,
     salt: str | None = None,
 ) -> CacheCard:
-    """The card of ``state``. Raises as `capture`."""
-    how = spending(codec)
+    """Score, allocate and encode ``state`` to a card. Raises as `capture`."""
     start = 0 if parent is None else _require_parent(parent, state, identity)
+    salt = _salt(parent, salt)
     if parent is not None and identity.tokenizer is None:
         identity = parent.manifest.identity  # the same but for the tokenizer, which it may know
-    salt = _salt(parent, salt)
     if parent is not None and parent.thin and bits is not None:
         raise BudgetError(
             f"bits= is for the whole card, and the parent is thin: the bytes of its first "
             f"{parent.thin} segments are not at hand. Leave bits= out (the new tokens are "
             "then encoded as the parent's were), or put the parent together with card.whole(…)."
         )
-    now = datetime.now(UTC)
-    known = parent.manifest if parent is not None else None
-    lineage = [] if known is None else list(known.lineage)
+    codec = codec.for_model(identity.weights)
+    lineage = [] if parent is None else parent.manifest.lineage
     hop = Hop(
         hop=len(lineage),
         agent=agent,
         tokens_added=len(state.ids) - start,
         parent=None if parent is None else parent.digest,
     )
-    before = Before(
-        now=now,
+    new = NewCard(
+        state=state,
+        start=start,
+        created=datetime.now(UTC),
+        ttl=ttl,
         identity=identity,
         lineage=[*lineage, hop],
-        segments=[] if known is None else list(known.segments),
+        segments=[] if parent is None else parent.manifest.segments,
         tensors={} if parent is None else parent.verified(),
-        ttl=ttl,
         salt=salt,
     )
-    codec = codec.for_model(identity.weights)
-    if how is not None and isinstance(codec, Tiered):
-        return encode_tiers(state, start, before, codec, how, bits)
-    if how is not None and isinstance(codec, Stepped):
-        return encode_steps(state, start, before, codec, how, bits)
-    return encode_alike(state, start, before, codec, bits)
+    scorer = scorer_of(codec)
+    scores = None if scorer is None else salience(state, scorer, start)
+    return encode(new, codec, scores, bits)
 
 
 def _inherited(parent: CacheCard | None) -> Codec:

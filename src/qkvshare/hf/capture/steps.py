@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...card import CacheCard
 from ...card.errors import BudgetError
 from ...codecs import LayerKV, Stepped
-from .state import State
+from .new_card import NewCard
 
 _SAMPLE = 256  # tokens
 _FARTHEST = 12 * 64  # from where the search starts
@@ -20,14 +20,14 @@ _ROUNDS = 4  # cards made at most
 
 
 def sample_size(
-    state: State, start: int, codec: Stepped, exponents: Sequence[npt.NDArray[np.int32]]
+    new: NewCard, codec: Stepped, exponents: Sequence[npt.NDArray[np.int32]]
 ) -> Callable[[int], float]:
     """What a step makes of all layers, in bytes, as a sample of the tokens tells.
 
     Tokens are coded one by one, so a sample costs its share; the first ones, which have steps of
     their own, are counted apart.
     """
-    end = len(state.ids)
+    state, start, end = new.state, new.start, len(new.state.ids)
     head = np.arange(start, min(end, start + 4))
     rest = np.arange(start + 4, end)
     few = rest[:: max(1, len(rest) // _SAMPLE)]
@@ -75,7 +75,7 @@ def fit_step(
         step += math.ceil(off) if off > 0 else math.floor(off)
     if best is None:
         raise BudgetError(
-            f"a budget of {budget:,.0f} bytes cannot be met: with the coarsest step tried the card "
+            f"{budget:,.0f} bytes cannot be met: with the coarsest step tried the card "
             f"has {card.nbytes:,}. Raise it."
         )
     return best

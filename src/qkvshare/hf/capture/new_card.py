@@ -1,0 +1,124 @@
+"""A new card but for its last segment, and how that is put behind the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+
+import numpy as np
+
+from ...card import Allocation, CacheCard, Hop, Identity, Manifest, Run, Segment
+from ...card.container import Array, blob_name, ids_name
+from ...card.digest import Bytes, digest_bytes, empty_chain, extend_chain
+from ...card.manifest import runs_of
+from ...codecs import Codec, LayerKV, Shape, Trimmable
+from ...codecs.tiered import SINKS
+from .state import State
+
+# Fewer tokens than this per sink, and sinks would eat what the others need.
+_TOKENS_PER_SINK = 64
+# Segments of fewer tokens have one blob for all layers: names and digests of blobs
+# take as much as a token at 3 bits. Refinements are dropped layer by layer, so theirs stay apart.
+_JOINED = 128
+
+
+@dataclass(frozen=True)
+class NewCard:
+    """All of a new card but the bytes of its last segment.
+
+    Attributes:
+        state: what the model made of all tokens.
+        start: the first token of the last segment.
+        segments: those before it, from the parent.
+        tensors: their bytes.
+    """
+
+    state: State
+    start: int
+    created: datetime
+    ttl: float | None
+    identity: Identity
+    lineage: list[Hop]
+    segments: list[Segment]
+    tensors: dict[str, Array]
+    salt: str | None
+
+    @cached_property
+    def first(self) -> list[int]:
+        """The first of the new tokens that each layer still holds."""
+        return [max(self.start, self.state.first(at)) for at in range(len(self.state.layers))]
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """Geometry of what each layer holds of the new tokens."""
+        end = len(self.state.ids)
+        return [
+            Shape.of(layer, end - first)
+            for layer, first in zip(self.state.layers, self.first, strict=True)
+        ]
+
+    @property
+    def sinks(self) -> int:
+        """How many of the new tokens are attention sinks."""
+        # A sliding layer that has forgotten the first tokens has its first held ones treated so.
+        return min(SINKS, len(self.state.ids) // _TOKENS_PER_SINK) if self.start == 0 else 0
+
+    @property
+    def values(self) -> int:
+        """Key and value entries of all tokens in all layers, as `CacheCard.values`."""
+        layers = self.state.layers
+        return len(self.state.ids) * sum(
+            at.kv_heads * (at.head_dim + at.v_head_dim) for at in layers
+        )
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the segments before."""
+        return [run for n, segment in enumerate(self.segments) for run in runs_of(n, segment)]
+
+    def layers(self, codec: Codec) -> Iterable[LayerKV]:
+        """Keys and values of the new tokens, as ``codec`` takes them."""
+        return self.state.for_codec(codec, self.start)
+
+    def nbytes(self, codec: Codec, allocation: Allocation, sizes: Sequence[int]) -> int:
+        """Bytes of the card's file if the new layers had ``sizes`` bytes."""
+        # A header names sizes and digests, whatever the bytes are: zeros stand for both.
+        blobs = [np.broadcast_to(np.uint8(0), size) for size in sizes]
+        return self.card(codec, allocation, blobs, hashed=False).nbytes
+
+    def card(
+        self, codec: Codec, allocation: Allocation, blobs: Iterable[Bytes], hashed: bool = True
+    ) -> CacheCard:
+        """The card with the new tokens, encoded by ``codec`` to ``blobs``, at its end."""
+        ids, index, sizes = self.state.ids[self.start :], len(self.segments), None
+        if len(ids) < _JOINED and not (isinstance(codec, Trimmable) and codec.refinements):
+            apart = list(blobs)
+            sizes, blobs = [len(blob) for blob in apart], [np.concatenate(apart)]
+        tensors, digests = {**self.tensors, ids_name(index): ids}, []
+        for number, blob in enumerate(blobs):
+            tensors[blob_name(number, index)] = blob
+            digests.append(digest_bytes(blob, self.salt) if hashed else "0" * 64)
+        chain = self.segments[-1].chain if self.segments else empty_chain(self.salt)
+        segment = Segment(
+            start=self.start,
+            end=len(self.state.ids),
+            prefix=chain,
+            chain=extend_chain(chain, ids, self.salt),
+            codec=codec.record(),
+            allocation=allocation,
+            blobs=digests,
+            first=self.first if any(at > self.start for at in self.first) else None,
+            sizes=sizes,
+        )
+        manifest = Manifest(
+            created=self.created.replace(microsecond=0),
+            expires=None if self.ttl is None else self.created + timedelta(seconds=self.ttl),
+            identity=self.identity,
+            layers=self.state.layers,
+            segments=[*self.segments, segment],
+            lineage=self.lineage,
+            salt=self.salt,
+        )
+        return CacheCard(manifest, tensors)
