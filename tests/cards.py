@@ -15,8 +15,7 @@ import torch
 from qkvshare.card import Allocation, CacheCard, Hop, Identity, Layer, Manifest, Segment
 from qkvshare.card.container import MAGIC, Array, blob_name, ids_name
 from qkvshare.card.digest import Bytes, digest_bytes, empty_chain, extend_chain
-from qkvshare.codecs import Codec, LayerBits, LayerKV, Raw, Tiered
-from qkvshare.codecs.bits import BitMap
+from qkvshare.codecs import BitMap, Codec, LayerBits, LayerKV, Raw, Tiered
 
 IDENTITY = Identity(
     weights="1" * 64,

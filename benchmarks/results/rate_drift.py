@@ -18,7 +18,7 @@ import torch
 
 from qkvshare import Transform
 from qkvshare.codecs.entropy import DEAD
-from qkvshare.codecs.walk import Walk
+from qkvshare.codecs.predictor import Predictor
 from qkvshare.hf.calibrate.texts import read_text, windows
 from qkvshare.hf.capture.state import read
 from qkvshare.hf.model.load import load_model
@@ -28,7 +28,7 @@ from qkvshare.profile import Profile
 SINKS, TOKENS = 4, 1024
 
 
-def quantized(walk: Walk, kind: int, z: Any) -> Any:
+def quantized(walk: Predictor, kind: int, z: Any) -> Any:
     """``z`` as a decoder of ``walk`` would see it."""
     rows, table = walk.context(kind)
     values, out = np.empty(z.shape, np.int32), np.empty(z.shape, np.float32)
@@ -43,8 +43,8 @@ def quantized(walk: Walk, kind: int, z: Any) -> Any:
 def errors(layers: Any, codec: Transform, octaves: int) -> tuple[float, float]:
     """Of a card encoded ``octaves`` coarser, and of one cut to it."""
     assert codec.step is not None
-    fine, cut = Walk(codec.basis, codec.step), Walk(codec.basis, codec.step + 64 * octaves)
-    coarse = Walk(codec.basis, codec.step + 64 * octaves)
+    coarser = codec.step + 64 * octaves
+    fine, cut, coarse = (Predictor(codec.basis, at) for at in (codec.step, coarser, coarser))
     own, sums = np.zeros(TOKENS, np.int32), [0.0, 0.0]
     for number, layer in enumerate(layers):
         for walk in (fine, cut, coarse):

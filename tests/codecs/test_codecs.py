@@ -15,6 +15,7 @@ from benchmarks.codecs.affine import pack, unpack
 from qkvshare.card import CodecRecord
 from qkvshare.card.errors import CardFormatError, CardVersionError, CodecError
 from qkvshare.codecs import (
+    BitMap,
     Codec,
     LayerBits,
     LayerKV,
@@ -25,12 +26,11 @@ from qkvshare.codecs import (
     empty,
     find_codec,
     from_record,
-    packed,
+    packed_torch,
 )
-from qkvshare.codecs.bits import BitMap
-from qkvshare.codecs.layers import RotatedKV, before_rope
-from qkvshare.codecs.packed import _mean
+from qkvshare.codecs.layers import RotatedKV
 from qkvshare.codecs.packed_layout import MEAN_TOKENS
+from qkvshare.codecs.packed_torch import mean_of
 from qkvshare.kernels.rotation import rotate
 
 from ..cards import encode
@@ -119,7 +119,7 @@ def test_round_trip(
     for number, layer in enumerate(bits or []):
         before, after = layers[number], again[number]
         whole = before.keys.float()
-        center = _mean(whole)[0] if shape.tokens >= MEAN_TOKENS else 0.0
+        center = mean_of(whole)[0] if shape.tokens >= MEAN_TOKENS else 0.0
         require_rows(before.keys, after.keys, layer.keys, center)
         require_rows(before.values, after.values, layer.values)
     sizes = codec.parts(shape, blobs[0].nbytes)
@@ -366,10 +366,9 @@ def test_packed_kernels_give_what_torch_does(tokens: int, dim: int, dtype: torch
     codec = Packed()
     for at_once in (layers, iter(layers)):
         for blob, layer, own in zip(codec.encode(at_once, bits), layers, bits, strict=True):
-            parts = packed._encode_keys(before_rope(layer).keys, own.keys)
-            parts += packed._encode_rows(layer.values.float(), own.values)
+            parts = packed_torch.encode(layer, own)
             assert blob.tobytes() == torch.cat(parts).numpy().tobytes()
     for energy, layer in zip(codec.energies(layers), layers, strict=True):
-        expected = packed._energy(layer)
+        expected = packed_torch.energy(layer)
         torch.testing.assert_close(energy.keys, expected.keys)
         torch.testing.assert_close(energy.values, expected.values)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 import torch
 from qkvshare.codecs import LayerKV, Packed, Shape, empty
-from qkvshare.codecs.bits import LayerBits
+from qkvshare.codecs import LayerBits
 
 what, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 torch.set_num_threads(2)  # layers are made ahead on both

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkvshare.codecs import Packed, Shape, empty
-from qkvshare.codecs.bits import LayerBits
+from qkvshare.codecs import LayerBits, Packed, Shape, empty
 from qkvshare.codecs.layers import LayerKV, RotatedKV
 from qkvshare.hf.cache.coded import Coded
 from qkvshare.hf.model.rope import Turn

@@ -182,7 +182,7 @@ class CacheCard(Contents):
 
     def fork(self, agent: str = "") -> CacheCard:
         """A child for one of several receivers: the same segments and bytes, one more hop."""
-        return self._reshaped(self.manifest.segments, self.tensors, agent)
+        return self.child(self.manifest.segments, self.tensors, agent)
 
     def without(self, parent: CacheCard) -> CacheCard:
         """The same card without the bytes that ``parent`` has: a thin card, of the same digest.
@@ -204,7 +204,7 @@ class CacheCard(Contents):
 
         Raises `CardError` unless a segment ends there.
         """
-        return self._reshaped(*reshape.head(self, tokens), "head")
+        return self.child(*reshape.head(self, tokens), "head")
 
     def compact(self) -> CacheCard:
         """All segments as one: a smaller header; bytes are moved, nothing is encoded again.
@@ -213,7 +213,7 @@ class CacheCard(Contents):
         use them for it. Raises `CardThinError`.
         """
         segment, tensors = reshape.merge(self)
-        return self._reshaped([segment], tensors, "compact")
+        return self.child([segment], tensors, "compact")
 
     def salted(self, salt: str | None) -> CacheCard:
         """The same card for another tenant: every digest of its own is taken anew under ``salt``.
@@ -226,9 +226,8 @@ class CacheCard(Contents):
         checked = self.verified()
         return CacheCard(reshape.resalt(self.manifest, checked, salt), checked)
 
-    def _reshaped(
-        self, segments: list[Segment], tensors: Mapping[str, Array], agent: str
-    ) -> CacheCard:
+    def child(self, segments: list[Segment], tensors: Mapping[str, Array], agent: str) -> CacheCard:
+        """A card of other ``segments`` and their ``tensors`` for the same tokens, one hop on."""
         lineage = self.manifest.lineage
         hop = Hop(hop=len(lineage), agent=agent, tokens_added=0, parent=self.digest)
         manifest = msgspec.structs.replace(

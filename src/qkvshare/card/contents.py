@@ -148,7 +148,7 @@ class Contents:
             self._blob(0, 0)  # raises
         tensors = self.verified()
         # Codecs know cards. That a card knows no codec is what lets headers be read without torch.
-        import_module("qkvshare.codecs.checking").check_numbers(self, tensors)
+        import_module("qkvshare.codecs.runs").check_numbers(self, tensors)
         return tensors
 
     @cached_property

@@ -7,7 +7,6 @@ A new codec is one file here and one line in `records.CODECS`, or an entry point
 from __future__ import annotations
 
 from .base import Codec
-from .bits import BitMap, Energy, LayerBits
 from .kinds import Attended, Stepped, Trimmable
 from .layers import LayerKV, RotatedKV, Shape, empty
 from .packed import Packed
@@ -22,7 +21,7 @@ from .records import (
     takes_profile,
 )
 from .runs import DTYPES, decode_runs, dtype_of, shapes_of
-from .tiered import Allocator, Demand, Tiered
+from .tiered import Allocator, BitMap, Demand, Energy, LayerBits, Tiered
 from .transform import Transform
 from .trimming import trim
 

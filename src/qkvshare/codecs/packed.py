@@ -12,16 +12,13 @@ Rows of one width lie together, so every inner loop has one width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
 from threading import Lock
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,19 +27,16 @@ from ..card.errors import CodecError
 from ..kernels.ahead import ahead
 from ..kernels.cpu_coded import Piece
 from ..kernels.cuda import fits
-from ..kernels.levels import DISTORTION, LOWEST, OCTAVE, TIERS, UNIT, levels
-from ..kernels.operators import encode_rows
+from ..kernels.levels import DISTORTION, TIERS
 from ..kernels.reference import eights
-from ..kernels.rotation import power_of_two, rotate
 from ..scoring import Scorer
-from . import packed_cpu
+from . import packed_cpu, packed_torch
 from .base import ENCODER_ONLY, BitCounts, leave
-from .bits import BitMap, Energy, LayerBits
 from .kinds import Attended
-from .layers import Into, LayerKV, RotatedKV, Shape, before_rope
-from .packed_cpu import encode, has_kernels
-from .packed_layout import MEAN_TOKENS, PackedLayout, overhead, require_dims, units
-from .tiered import Allocator, Tiered
+from .layers import Into, LayerKV, RotatedKV, Shape
+from .packed_cpu import has_kernels
+from .packed_layout import PackedLayout, overhead, require_dims
+from .tiered import Allocator, BitMap, Energy, LayerBits, Tiered
 
 # Half-precision parts are encoded from a float32 copy; those of two layers, where layers are copies
 # themselves, would be too much.
@@ -78,7 +72,7 @@ class Packed(Tiered, Attended):
         some = list(layers)
         if all(map(has_kernels, some)):
             return packed_cpu.energies(some)
-        return list(map(_energy, some))
+        return list(map(packed_torch.energy, some))
 
     def row_bits(self, dim: int, bits: int) -> int:
         """Codes fill whole bytes."""
@@ -97,7 +91,7 @@ class Packed(Tiered, Attended):
             for layer, widths in pairs:
                 require_dims(layer.shape, CodecError)
                 _require_tiers(layer.shape, widths)
-            yield from encode(pairs, min(2, torch.get_num_threads()))
+            yield from packed_cpu.encode(pairs, min(2, torch.get_num_threads()))
             return
         large = any(part.keys.numel() >= _WORTH_THREADS for part in bits)
         run = ahead if large else map
@@ -108,16 +102,14 @@ class Packed(Tiered, Attended):
         _require_tiers(layer.shape, widths)
         with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
             if has_kernels(layer):
-                return encode([(layer, widths)])[0]
-            parts = _encode_keys(before_rope(layer).keys, widths.keys)
-            parts += _encode_rows(layer.values.float(), widths.values)
+                return packed_cpu.encode([(layer, widths)])[0]
+            parts = packed_torch.encode(layer, widths)
         return np.concatenate([part.cpu().numpy() for part in parts])
 
     def decode(
         self, blobs: Iterable[Bytes], into: Iterable[Into], then: Callable[[Into], None] = leave
     ) -> Iterator[Into]:
         """Level times scale, rotated back, plus mean: all in float32, then as asked for."""
-
         pairs: Iterator[tuple[Bytes, Into]] = zip(blobs, into, strict=True)
         first = next(pairs, None)
         if first is None:
@@ -189,68 +181,6 @@ def _require_tiers(shape: Shape, widths: LayerBits) -> None:
 def _at_once(layer: LayerKV) -> bool:
     """Whether it is encoded from where it lies, without a copy."""
     return has_kernels(layer) and layer.keys.dtype in _READ_AS_IT_IS
-
-
-def _energy(layer: LayerKV) -> Energy:
-    keys = before_rope(layer).keys.float()
-    if keys.shape[1] >= MEAN_TOKENS:
-        keys = keys - _mean(keys)[0]
-    return Energy(keys.square().mean(-1), layer.values.float().square().mean(-1))
-
-
-def _mean(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean ``[kv_heads, 1, head_dim]`` as the decoder will see it, and its bytes.
-
-    Eight bits are enough: what is subtracted is exactly what is added again.
-    """
-    mean = keys.mean(1, dtype=torch.float64).float()
-    step = (mean.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
-    codes = (mean / step).round().to(torch.int8)
-    blob = torch.cat(
-        [step.contiguous().view(torch.uint8).flatten(), codes.view(torch.uint8).flatten()]
-    )
-    return (codes.float() * step)[:, None], blob
-
-
-def _encode_keys(keys: Tensor, bits: Tensor) -> list[Tensor]:
-    """Mean and rows; of a few tokens no mean."""
-    rows = keys.float()
-    if rows.shape[1] < MEAN_TOKENS:
-        return _encode_rows(rows, bits)
-    mean, blob = _mean(rows)
-    # A copy made on the way can be used up; the caller's numbers cannot.
-    rows = rows - mean if rows is keys else rows.sub_(mean)
-    return [blob, *_encode_rows(rows, bits)]
-
-
-def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
-    """Encode ``[kv_heads, tokens, dim]``: exponent, one byte a row, codes tier after tier."""
-    rows = part.flatten(0, 1)
-    widths = bits.flatten().to(rows.device)
-    rms = torch.linalg.vector_norm(rows, dim=-1) / math.sqrt(rows.shape[1])
-    # Eight bits are spent on rows that must not be clipped.
-    wide = widths == 8
-    root, chosen = math.sqrt(power_of_two(rows.shape[1])), wide.nonzero()[:, 0]
-    peak = rotate(rows[chosen]).abs().amax(-1) * (UNIT / root / levels(8)[-1].item())
-    rms[chosen] = torch.maximum(rms[chosen], peak)
-    exact = torch.log2(rms.clamp(min=2.0 ** (LOWEST / OCTAVE))) * OCTAVE
-    exponent = torch.where(wide, exact.ceil(), exact.round()).to(torch.int32)
-    top = int(exponent.max())
-    scale = (exponent - (top - 31)).clamp(min=0)
-
-    tier = torch.bucketize(widths, torch.tensor(TIERS, device=rows.device))
-    info = (tier | scale << 3).to(torch.uint8)
-    head = torch.tensor([top], dtype=torch.int16).view(torch.uint8)
-    nbytes = int(widths.sum()) * eights(rows.shape[1]) // 8
-    inverse = torch.from_numpy(_inverse(top, rows.shape[1])).to(rows.device)
-    return [head.to(rows.device), info, encode_rows(rows, info, inverse, nbytes)]
-
-
-@lru_cache(maxsize=4096)
-def _inverse(top: int, dim: int) -> npt.NDArray[np.float32]:
-    """What rows of ``dim`` numbers are multiplied with to be in units of levels, ``[32]``."""
-    root = math.sqrt(power_of_two(dim))
-    return np.array([UNIT / root / unit for unit in units(top)], np.float32)
 
 
 def _again(first: T, others: Iterator[T]) -> Iterator[T]:

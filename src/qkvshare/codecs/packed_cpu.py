@@ -19,10 +19,10 @@ from ..kernels.operators import LARGEST
 from ..kernels.parts import Part
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
-from .bits import Energy, LayerBits
 from .finite import require_finite
 from .layers import Into, LayerKV
 from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes
+from .tiered import Energy, LayerBits
 
 # Numbers of a job: threads that come back for less wait for each other.
 _WORTH_A_JOB = 1 << 21

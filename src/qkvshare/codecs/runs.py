@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
 from ..card import CacheCard, Run
+from ..card.container import Array, blob_name
 from ..card.contents import Contents
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
@@ -17,6 +18,9 @@ from .base import leave
 from .layers import LayerKV, Shape, empty
 from .records import from_record
 
+# Numbers for a byte; the least that codecs write for honest ones is some 0.1 bits a number. A
+# receiver bounds what it decodes by its model; `check_numbers` has only the file's own size.
+_MOST = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -81,3 +85,30 @@ def dtype_of(card: Contents) -> torch.dtype:
     if name not in DTYPES:
         raise CardFormatError(f"the card has dtype {name!r}; expected one of {sorted(DTYPES)}.")
     return DTYPES[name]
+
+
+class _Verified(Contents):
+    """A card whose tensors have been verified already."""
+
+    def _blob(self, number: int, segment: int) -> Bytes:
+        blob: Bytes = self.tensors[blob_name(number, segment)]
+        return blob
+
+
+def check_numbers(card: Contents, tensors: Mapping[str, Array]) -> None:
+    """Raise unless ``tensors``, all of ``card``'s and verified, decode to finite numbers.
+
+    Raises the `CardError` family, `CodecError` or `ProfileError`.
+    """
+    dtype, verified = dtype_of(card), _Verified(card.manifest, tensors)
+    for run in card.manifest.runs:
+        codec, shapes = from_record(run.codec), shapes_of(card, run)
+        blobs = list(blobs_of(verified, run, verified.blob))
+        numbers = sum(at.kv_heads * at.tokens * (at.head_dim + at.v_head_dim) for at in shapes)
+        nbytes = sum(map(len, blobs))
+        if numbers > _MOST * nbytes:
+            raise CardFormatError(
+                f"segment {run.segment} has {nbytes:,} bytes for {numbers:,} numbers; expected "
+                f"at most {_MOST} numbers a byte. The card was assembled by hand."
+            )
+        codec.check(blobs, shapes, dtype)

@@ -17,11 +17,35 @@ from torch import Tensor
 from ..card.digest import Bytes, TokenIds
 from ..scoring import Scorer
 from .base import Codec
-from .bits import BitMap, Energy
 from .layers import LayerKV, Shape
 
 # The first tokens of a context are attention sinks: few, always looked at, and far from the rest.
 SINKS = 4
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """Bits per number for one layer's rows: ``keys`` and ``values``, uint8 ``[kv_heads, tokens]``.
+
+    Every entry is one of the codec's `Tiered.tiers`.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+BitMap = Sequence[LayerBits]
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Mean square of what a codec quantizes, float32 ``[kv_heads, tokens]``, per layer.
+
+    With quantization error proportional to it, this is a row's share of the distortion.
+    """
+
+    keys: Tensor
+    values: Tensor
 
 
 class Tiered(Codec):

@@ -34,8 +34,8 @@ from .entropy import DEAD, Floats, Ints
 from .finite import require_finite
 from .kinds import Stepped, Trimmable
 from .layers import Into, LayerKV, Shape
+from .predictor import Predictor
 from .refining import add, refine, refined_classes
-from .walk import Walk
 
 MOST = 4  # refinements
 _POWER = 0.15
@@ -123,14 +123,14 @@ class Transform(Stepped, Trimmable):
                 f"transform has step {self.step} and {self.refinements} refinements; it needs a "
                 f"step, which capture chooses, and 0 to {MOST} refinements."
             )
-        walk = Walk(self.basis, self.step)
+        state = Predictor(self.basis, self.step)
         for number, layer in enumerate(layers):
             tokens = layer.keys.shape[1]
             own = np.zeros(tokens, np.int32) if exponents is None else exponents[number]
-            walk.enter(number, own)
+            state.enter(number, own)
             coded = [
                 self._encode_part(
-                    walk, kind, part.detach().float().cpu().transpose(0, 1).flatten(1)
+                    state, kind, part.detach().float().cpu().transpose(0, 1).flatten(1)
                 )
                 for kind, part in enumerate((layer.keys, layer.values))
             ]
@@ -138,26 +138,28 @@ class Transform(Stepped, Trimmable):
             ordered = [one for level in levels for pair in zip(*level, strict=True) for one in pair]
             yield streams.join(own, ordered)
 
-    def _encode_part(self, walk: Walk, kind: int, x: Tensor) -> list[list[streams.Stream]]:
+    def _encode_part(self, state: Predictor, kind: int, x: Tensor) -> list[list[streams.Stream]]:
         """Streams of the base, then of each refinement: one a chunk. ``x [tokens, columns]``."""
-        basis, part, tokens = walk.basis, walk.part(kind), len(x)
-        guess = walk.predict(kind, tokens)
+        basis, part, tokens = state.basis, state.part(kind), len(x)
+        guess = state.predict(kind, tokens)
         z: Floats = ((x - part.center - guess) @ part.forward).numpy()
         values, out = np.empty(z.shape, np.int32), np.empty(z.shape, np.float32)
-        rows, table = walk.context(kind)
+        rows, table = state.context(kind)
         activity, dead = np.empty(tokens, np.int32), np.float32(DEAD)
         points = basis.tables.points
-        rans.quantize(z, rows, table, walk.units, dead, points, values, out, activity)
-        walk.keep(kind, add_product(guess, torch.from_numpy(out), part.back))
-        walk.activity[walk.layer, kind] = activity
+        rans.quantize(z, rows, table, state.units, dead, points, values, out, activity)
+        state.keep(kind, add_product(guess, torch.from_numpy(out), part.back))
+        state.activity[state.layer, kind] = activity
         runs = streams.chunks(tokens)
         found = [[streams.write(values[at], rows[at], table, basis.tables) for at in runs]]
         for level in range(1, self.refinements + 1):
-            units = walk.units / np.float32(2**level)
+            units = state.units / np.float32(2**level)
             own = refined_classes(out, rows, table, level)
             more = refine(z, out, units, DEAD)
-            fine = basis.refined
-            found.append([streams.write(more[at], _each(at), own[at], fine) for at in runs])
+            fine, each = basis.refined, np.arange(tokens, dtype=np.int32)
+            found.append(
+                [streams.write(more[at], each[: at.stop - at.start], own[at], fine) for at in runs]
+            )
             add(out, fine.points[own, more + rans.LARGEST] * units[:, None])
         return found
 
@@ -171,7 +173,7 @@ class Transform(Stepped, Trimmable):
                 f"expected a number and 0 to {MOST}."
             )
         basis = self.basis
-        walk, count = Walk(basis, self.step), 0
+        state, count = Predictor(basis, self.step), 0
         for number, (blob, layer) in enumerate(zip(blobs, into, strict=True)):
             if number == len(basis.parts):
                 raise streams.bad(f"more layers than the profile has, which are {number}")
@@ -181,16 +183,14 @@ class Transform(Stepped, Trimmable):
             if columns != has:
                 raise streams.bad(f"{columns} columns in layer {number}, the profile has {has}")
             exponents, levels = streams.split(blob, shape.tokens, 1 + self.refinements)
-            walk.enter(number, exponents)
+            state.enter(number, exponents)
             out = [np.empty((shape.tokens, wide), np.float32) for wide in columns]
             fine = [np.zeros_like(part) for part in out] if len(levels) > 1 else []
-            for kind in (0, 1):
-                walk.activity[number, kind] = np.empty(shape.tokens, np.int32)
-            _open(walk, levels, out, fine)
+            _open(state, levels, out, fine)
             for kind, target in enumerate((layer.keys, layer.values)):
-                part, found = walk.part(kind), walk.predict(kind, shape.tokens)
+                part, found = state.part(kind), state.predict(kind, shape.tokens)
                 add_product(found, torch.from_numpy(out[kind]), part.back)
-                walk.keep(kind, found)
+                state.keep(kind, found)
                 if fine:
                     add_product(found, torch.from_numpy(fine[kind]), part.back)
                 require_finite(found.add_(part.center), target.dtype, self.name)
@@ -227,26 +227,22 @@ def _basis(digest: str) -> Basis:
 
 
 def _open(
-    walk: Walk, levels: list[list[streams.Stream]], out: list[Floats], fine: list[Floats]
+    state: Predictor, levels: list[list[streams.Stream]], out: list[Floats], fine: list[Floats]
 ) -> None:
     """Keys, then values: the base into ``out``, what is added to it into ``fine``."""
-    basis, runs = walk.basis, streams.chunks(len(walk.units))
+    basis, runs = state.basis, streams.chunks(len(state.units))
     for kind, own in enumerate(out):
-        rows, table = walk.context(kind)
-        base, activity = zip(levels[0][kind::2], runs, strict=True), walk.activity[walk.layer, kind]
-        streams.read(base, rows, table, basis.tables, walk.units, own, activity)
+        rows, table = state.context(kind)
+        base, activity = zip(levels[0][kind::2], runs, strict=True), np.empty(len(own), np.int32)
+        streams.read(base, rows, table, basis.tables, state.units, own, activity)
+        state.activity[state.layer, kind] = activity
         so_far = own.copy() if len(levels) > 1 else own
         for level, pairs in enumerate(levels[1:], 1):
             found, more = refined_classes(so_far, rows, table, level), np.empty_like(own)
-            units, unused = walk.units / np.float32(2**level), np.empty_like(activity)
-            each = _each(slice(0, len(own)))
+            units, unused = state.units / np.float32(2**level), np.empty_like(activity)
+            each = np.arange(len(own), dtype=np.int32)
             added = zip(pairs[kind::2], runs, strict=True)
             streams.read(added, each, found, basis.refined, units, more, unused)
             add(so_far, more)
         if len(levels) > 1:
             np.subtract(so_far, own, out=fine[kind])
-
-
-def _each(at: slice) -> Ints:
-    """Every token has a row of its own."""
-    return np.arange(at.stop - at.start, dtype=np.int32)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 
-from ..card import CacheCard, Hop
+from ..card import CacheCard
 from ..card.container import blob_name
 from ..card.digest import digest_bytes
 from ..card.errors import BudgetError
@@ -87,13 +86,6 @@ def _without(card: CacheCard, dropped: list[_Piece], bits: float) -> CacheCard:
             name = blob_name(layer, index)
             tensors[name] = codec.drop(tensors[name], shape, levels)
             blobs[layer] = digest_bytes(tensors[name], manifest.salt)
-        spent = msgspec.structs.replace(segment.allocation, budget=bits)
-        segments[index] = msgspec.structs.replace(segment, blobs=blobs, allocation=spent)
-    hop = Hop(hop=len(manifest.lineage), agent="trim", tokens_added=0, parent=card.digest)
-    trimmed = msgspec.structs.replace(
-        manifest,
-        created=datetime.now(UTC).replace(microsecond=0),
-        segments=segments,
-        lineage=[*manifest.lineage, hop],
-    )
-    return CacheCard(trimmed, tensors)
+        allocation = msgspec.structs.replace(segment.allocation, budget=bits)
+        segments[index] = msgspec.structs.replace(segment, blobs=blobs, allocation=allocation)
+    return card.child(segments, tensors, "trim")

@@ -1,4 +1,4 @@
-"""The way through the layers that encoder and decoder of ``transform`` both go."""
+"""The state that encoder and decoder of ``transform`` both keep on their way through the layers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .entropy import SHIFT, Ints, classes, gain, shifted
 
 
 @dataclass
-class Walk:
-    """What both know so far.
+class Predictor:
+    """What both know so far; it predicts the next layer.
 
     Attributes:
         basis: the profile's.
