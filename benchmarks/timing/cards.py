@@ -13,7 +13,7 @@ from qkvshare.card import CacheCard
 from qkvshare.card.digest import Bytes, digest_bytes
 from qkvshare.codecs import Codec, LayerKV, decode_runs, dtype_of, find_codec, shapes_of
 from qkvshare.hf.attention import NAME
-from qkvshare.hf.cache.card_cache import rooms
+from qkvshare.hf.cache.buffers import Buffer, allocate
 from qkvshare.hf.cache.coded import CodedLayer
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.state import State
@@ -57,9 +57,8 @@ class CardFile(Route):
             device = torch.device("cpu")
 
         def decode() -> list[LayerKV]:
-            count, dtype = len(shapes), dtype_of(card)
-            places = rooms(shapes, [device] * count, [dtype] * count)
-            return list(decode_runs(kept, lambda _: places)[0])
+            buffers = allocate([Buffer(shape, dtype_of(card), device) for shape in shapes])
+            return list(decode_runs(kept, lambda _: buffers)[0])
 
         return {
             "read": lambda: [card.tensors[name] for name in card.tensors],

@@ -6,7 +6,7 @@ On a processor they are the same routes without a copy, so that they can be test
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,8 +14,9 @@ from qkvshare.card import CacheCard
 from qkvshare.card.container import ids_name
 from qkvshare.card.errors import CodecError
 from qkvshare.codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
-from qkvshare.hf.cache.card_cache import CardCache, Place, rooms
-from qkvshare.hf.cache.growing import SPARE
+from qkvshare.hf.cache.buffers import Buffer, Target, allocate
+from qkvshare.hf.cache.card_cache import CardCache
+from qkvshare.hf.cache.growing import STEP, FullLayer
 from qkvshare.hf.cache.layers import empty_cache
 from qkvshare.hf.capture.state import State
 from qkvshare.hf.model.rope import Rope
@@ -79,19 +80,19 @@ class CardStaged(Card):
         tokens, dtype = self.card.tokens, dtype_of(self.card)
         known = self.card.manifest.layers
         cache = CardCache(self.card, tokens, empty_cache(self.model))
-        shapes = [Shape.of(at, tokens + SPARE) for at in known]
-        places = rooms(shapes, [self.model.device] * len(known), [dtype] * len(known))
-        rope, positions, parts, settled = Rope(self.model), range(tokens), [], []
-        for number, room in enumerate(places):
-            there = LayerKV(room.keys[:, :tokens], room.values[:, :tokens])
-            turn = rope.turn(number, positions, room.keys)
-            place = Place.of(there, there.shape, dtype, turn, Packed)
+        device = self.model.device
+        buffers = allocate([Buffer(Shape.of(at, tokens + STEP), dtype, device) for at in known])
+        rope, positions, parts, targets = Rope(self.model), range(tokens), [], []
+        for number, buffer in enumerate(buffers):
+            here = LayerKV(buffer.keys[:, :tokens], buffer.values[:, :tokens])
+            rotation = rope.rotation(number, positions, buffer.keys.shape[2], device)
+            target = Target.of(here, here.shape, dtype, rotation, Packed)
             keys, values = self._parts[2 * number : 2 * number + 2]
-            parts.append(replace(keys, numbers=place.keys, angles=place.angles))
-            parts.append(replace(values, numbers=place.values))
-            settled.append(place)
-            cache.layers[number].take(room, slice(0, tokens), tokens)
+            parts.append(replace(keys, numbers=target.keys, angles=target.angles))
+            parts.append(replace(values, numbers=target.values))
+            targets.append(target)
+            cast(FullLayer, cache.layers[number]).attach(buffer, slice(0, tokens), tokens)
         decode_parts(parts)
-        for place in settled:
-            place.settle()
+        for target in targets:
+            target.settle()
         return self._with(cache, self.new)

@@ -20,8 +20,7 @@ from qkvshare.card.errors import (
 )
 from qkvshare.codecs import LayerKV, Packed, Raw, Transform
 from qkvshare.hf.attention import NAME
-from qkvshare.hf.cache.coded import Coded, CodedLayer, Scratch
-from qkvshare.hf.cache.growing import SPARE
+from qkvshare.hf.cache.coded import CodedLayer, CodedRun, Scratch
 from qkvshare.hf.cache.layers import attention_layers
 from qkvshare.kernels.torch_threads import parallel
 
@@ -73,7 +72,7 @@ def test_chains_and_exact_hits(llama: Any) -> None:
 
 
 def test_it_holds_no_numbers_of_the_card() -> None:
-    """Beside the bytes of the card two layers, however many there are."""
+    """Beside the bytes of the card one layer, however many there are."""
     model = tiny_model(num_hidden_layers=6)
     cache = capture(model, None, CONTEXT).inputs(model, new=NEW, kv_format="codes", new_only=True)[
         "past_key_values"
@@ -82,7 +81,6 @@ def test_it_holds_no_numbers_of_the_card() -> None:
     assert all(layer.keys.numel() == 0 for layer in cache.layers)
     logits(model, {"input_ids": torch.tensor([NEW]), "past_key_values": cache})
     assert len({id(layer.scratch) for layer in cache.layers}) == 1
-    assert len(cache.layers[0].scratch.rooms) == 2
 
 
 def test_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,33 +108,15 @@ def test_as_a_held_cache_it_is_decoded_again(llama: Any) -> None:
     )
 
 
-def test_what_was_decoded_ahead_for_less_room_is_decoded_again(llama: Any) -> None:
-    """Layer 1 comes ahead with layer 0, and then is asked for with more tokens than fit."""
-    card = capture(llama, None, CONTEXT, codec=Raw())
-    cache = card.inputs(llama, new=NEW, kv_format="codes", new_only=True)["past_key_values"]
-    plain = card.inputs(llama, new=NEW, new_only=True)["past_key_values"]
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        cache.layers[0].plain()
-        assert cache.layers[0].scratch.coming is not None
-        _, heads, _, dim = plain.layers[1].keys.shape
-        more = torch.randn(2, 1, heads, SPARE + 9, dim)
-        found = [at.layers[1].update(*more) for at in (cache, plain)]
-        assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_layers_of_different_heads_have_rooms_of_their_own() -> None:
+def test_layers_of_different_heads_share_one_scratch() -> None:
     scratch = Scratch(torch.float32, torch.device("cpu"))
     for number, dim in enumerate((16, 16, 8)):
-        layer = LayerKV(torch.randn(2, 5, dim), torch.randn(2, 5, 16))
-        (blob,) = Raw().encode([layer])
-        scratch.layers.append((Coded(Raw(), blob, 0, layer.shape, None),))
-        found = scratch.read(number, 1, 5)
-        assert torch.equal(found.keys[0, :, :5], layer.keys)
-        assert torch.equal(found.values[0, :, :5], layer.values)
+        state = LayerKV(torch.randn(2, 5, dim), torch.randn(2, 5, 16))
+        (blob,) = Raw().encode([state])
+        layer = CodedLayer(number, [CodedRun(Raw(), blob, 0, state.shape, None)], 5, scratch)
+        keys, values = layer.numbers()
+        assert torch.equal(keys[0], state.keys)
+        assert torch.equal(values[0], state.values)
 
 
 def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from qkvshare import Raw, capture
-from qkvshare.hf.cache import growing as room
+from qkvshare.hf.cache import growing
 from qkvshare.hf.cache.growing import FullLayer, SlidingLayer
 from qkvshare.hf.cache.layers import attention_layers
 
@@ -30,17 +30,17 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=[room.SPARE, 3], ids=["room", "no room"])
-def spare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Much room, and so little that it is used up again and again."""
-    monkeypatch.setattr(room, "SPARE", request.param)
+@pytest.fixture(params=[growing.STEP, 3], ids=["step", "small step"])
+def growth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The usual step, and one that is used up again and again."""
+    monkeypatch.setattr(growing, "STEP", request.param)
     return int(request.param)
 
 
 @pytest.fixture(params=["model", "codes"])
 def kv_format(request: pytest.FixtureRequest) -> Any:
     """Whether the card's codes are kept, and decoded for each token."""
-    return bool(request.param)
+    return request.param
 
 
 def generated(model: Any, start: int, mode: dict[str, Any], **arguments: Any) -> list[list[int]]:
@@ -56,7 +56,7 @@ def from_text(model: Any, mode: dict[str, Any]) -> list[list[int]]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_same_sequences(family: str, mode: str, spare: int, kv_format: Any) -> None:
+def test_same_sequences(family: str, mode: str, growth: int, kv_format: Any) -> None:
     model = tiny_model(family)
     arguments = capture(model, None, CONTEXT, codec=Raw()).inputs(
         model, new=NEW, kv_format=kv_format
@@ -66,7 +66,7 @@ def test_same_sequences(family: str, mode: str, spare: int, kv_format: Any) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_assisted_generation(family: str, spare: int, kv_format: Any) -> None:
+def test_assisted_generation(family: str, growth: int, kv_format: Any) -> None:
     """Guesses of another model are cropped away again."""
     model, assistant = tiny_model(family), tiny_model("llama", seed=1, num_hidden_layers=1)
     arguments = capture(model, None, CONTEXT, codec=Raw()).inputs(
@@ -77,7 +77,7 @@ def test_assisted_generation(family: str, spare: int, kv_format: Any) -> None:
     assert found == from_text(model, greedy)
 
 
-def test_several_sequences_from_one_card(llama: Any, spare: int, kv_format: Any) -> None:
+def test_several_sequences_from_one_card(llama: Any, growth: int, kv_format: Any) -> None:
     """A batch of different continuations, padded on the left."""
     card = capture(llama, None, CONTEXT, codec=Raw())
     arguments = card.inputs(llama, new=NEW, kv_format=kv_format)
@@ -124,7 +124,7 @@ def both(family: str, kv_format: Any = "model") -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_under_any_treatment_is_transformers_own(
-    family: str, spare: int, kv_format: Any
+    family: str, growth: int, kv_format: Any
 ) -> None:
     model, plain, ours = both(family, kv_format)
     sliding = any(isinstance(layer, SlidingLayer) for layer in ours.layers)
@@ -152,7 +152,7 @@ def test_a_cache_under_any_treatment_is_transformers_own(
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_a_recorded_window_can_be_rolled_back(family: str, spare: int) -> None:
+def test_a_recorded_window_can_be_rolled_back(family: str, growth: int) -> None:
     model, plain, ours = both(family)
     for cache in (plain, ours):
         cache.activate_past_recording()
@@ -173,16 +173,16 @@ def test_a_token_does_not_copy_the_context(llama: Any) -> None:
     assert len(places) == 1
 
 
-def test_a_window_moves_through_its_room() -> None:
+def test_a_window_moves_through_its_buffer() -> None:
     layer = SlidingLayer(WINDOW)
     seen: list[torch.Tensor] = []
-    for number in range(3 * room.SPARE):
+    for number in range(3 * growing.STEP):
         seen.append(torch.full((1, 2, 1, 4), float(number)))
         keys, values = layer.update(seen[-1], -seen[-1])
         expected = torch.cat(seen[-WINDOW:], dim=2)
         assert torch.equal(keys, expected)
         assert torch.equal(values, -expected)
-    assert layer._rooms["keys"].shape[-2] < 2 * room.SPARE
+    assert layer._buffers["keys"].shape[-2] < 2 * growing.STEP
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])

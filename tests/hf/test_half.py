@@ -13,9 +13,8 @@ from qkvshare import capture, capture_cache
 from qkvshare.card.errors import CodecError, PromptError, UnsupportedModelError
 from qkvshare.codecs import Packed, Raw
 from qkvshare.hf.attention import NAME
-from qkvshare.hf.cache import growing as room
-from qkvshare.hf.cache.growing import FullLayer
-from qkvshare.hf.cache.half import HALF, HalfLayer
+from qkvshare.hf.cache import growing
+from qkvshare.hf.cache.growing import FullLayer, HalfLayer
 from qkvshare.hf.cache.layers import attention_layers
 from qkvshare.kernels import cpu_attention
 from qkvshare.kernels.torch_threads import parallel
@@ -32,7 +31,7 @@ class Rounding(FullLayer):  # type: ignore[no-untyped-call]
 
     def update(self, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `HalfLayer`."""
-        return super().update(keys.to(HALF).float(), values.to(HALF).float(), *args, **kwargs)
+        return super().update(keys.bfloat16().float(), values.bfloat16().float(), *args, **kwargs)
 
 
 def rounded(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -56,10 +55,10 @@ def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
     ]
     for one, two in zip(*(attention_layers(model, cache) for cache in caches), strict=True):
         if isinstance(two, HalfLayer):
-            assert two.keys.dtype == two.values.dtype == HALF
+            assert two.keys.dtype == two.values.dtype == torch.bfloat16
             # Keys that are turned after they were rounded are rounded twice.
             torch.testing.assert_close(two.keys.float(), one.keys, atol=1e-3, rtol=2**-7)
-            assert torch.equal(two.values, one.values.to(HALF))
+            assert torch.equal(two.values, one.values.to(torch.bfloat16))
         else:
             assert torch.equal(two.keys, one.keys)
             assert torch.equal(two.values, one.values)
@@ -68,7 +67,7 @@ def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_way_to_generate(family: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "SPARE", 3)  # moved again and again
+    monkeypatch.setattr(growing, "STEP", 3)  # moved again and again
     model = tiny_model(family)
     card = capture(model, None, CONTEXT)
     found, expected = (
@@ -100,7 +99,7 @@ def test_attention_reads_them_as_they_are(
     monkeypatch.setattr("qkvshare.hf.attention.attend", attend)
     with torch.no_grad():
         found = model(**card.inputs(model, new=new, kv_format="bfloat16", new_only=True)).logits
-        halves = seen.count(HALF)
+        halves = seen.count(torch.bfloat16)
         model.set_attn_implementation("sdpa")
         expected = model(**rounded(card.inputs(model, new=new, new_only=True))).logits
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
@@ -117,7 +116,7 @@ def test_the_attention_function_may_change(llama: Any) -> None:
     llama.set_attn_implementation(NAME)
     try:
         two = [step(llama, other, NEW[:2])]
-        assert other.layers[0].update(*torch.zeros(2, 1, 2, 1, 8))[0].dtype == HALF
+        assert other.layers[0].update(*torch.zeros(2, 1, 2, 1, 8))[0].dtype == torch.bfloat16
         other.crop(-1)
         two.append(step(llama, other, NEW[2:4]))
     finally:
@@ -169,7 +168,7 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
     assert cache.get_seq_length() == 0
     step(llama, cache, CONTEXT)
     assert cache.get_seq_length() == len(CONTEXT)
-    assert cache.layers[0].keys.dtype == HALF
+    assert cache.layers[0].keys.dtype == torch.bfloat16
 
 
 def test_refused(llama: Any) -> None:

@@ -1,11 +1,8 @@
-"""A small card is decoded while the model is looked at: of another model's card nothing is left."""
+"""A card is decoded for its own model only, by two threads."""
 
 from __future__ import annotations
 
-import gc
-import weakref
 from pathlib import Path
-from threading import Event, current_thread
 from typing import Any
 
 import numpy as np
@@ -15,9 +12,9 @@ import torch
 from qkvshare import CacheCard, Packed, capture
 from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
-from qkvshare.hf.inject import fill
+from qkvshare.hf.inject import fill, kv_format
+from qkvshare.hf.inject.receiver import Receiver
 from qkvshare.kernels import cpu_meanwhile
-from qkvshare.kernels.ahead import beside
 from qkvshare.kernels.cpu_decode import Line
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
@@ -39,46 +36,19 @@ def other_model() -> Any:
     return model
 
 
-def test_another_model_is_refused_while_its_card_is_decoded(
+def test_nothing_is_decoded_for_another_model(
     card: CacheCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who decodes is waited for, nothing more is begun, and the memory goes."""
-    begun, looked, threads, made = Event(), Event(), list[str](), list[Any]()
-    decode, rooms = Line.decode, fill.rooms
-
-    def decode_slowly(self: Line, most: int = 1 << 62, waits: bool = False) -> None:
-        threads.append(current_thread().name)
-        begun.set()
-        assert looked.wait(10)
-        decode(self, most, waits)
-
-    def seen_rooms(*arguments: Any) -> Any:
-        found = rooms(*arguments)
-        made.extend(weakref.ref(at.keys) for at in found)
-        return found
-
-    def identify(*arguments: Any) -> Any:
-        assert begun.wait(10)  # decoding is under way
-        looked.set()
-        return real(*arguments)
-
-    from qkvshare.hf.inject import inject as module
-
-    real = module.identify
-    monkeypatch.setattr(Line, "decode", decode_slowly)
-    monkeypatch.setattr(fill, "rooms", seen_rooms)
-    monkeypatch.setattr(module, "identify", identify)
     model = other_model()
     before = greedy_from_text(model, CONTEXT + NEW)
     with pytest.raises(IdentityError, match="weights: card has"):
-        card.inputs(model, new=NEW)
-    assert threads
-    assert all(name.startswith("qkvshare") for name in threads)
-    count = len(threads)
-    gc.collect()
-    assert made
-    assert not any(at() is not None for at in made)
-    assert beside(lambda: len(threads)).result() == count  # nothing is left to do
+        Receiver(card, model)
+    for module, name in ((fill, "allocate"), (fill, "decode_runs"), (kv_format, "from_record")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("the card is not the model's"))
+    for how in ("model", "bfloat16", "codes"):
+        with pytest.raises(IdentityError, match="weights: card has"):
+            card.inputs(model, new=NEW, kv_format=how)
+    monkeypatch.undo()
     assert greedy_from_text(model, CONTEXT + NEW) == before
     mine = tiny_model()
     assert greedy(mine, **card.inputs(mine, new=NEW))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qkvshare.codecs import Shape
-from qkvshare.hf.cache.card_cache import rooms
+from qkvshare.hf.cache.buffers import Buffer, allocate
 from qkvshare.kernels import pages as module
 from qkvshare.kernels.pages import LARGE, pages
 
@@ -48,15 +48,15 @@ def test_small_ones_are_ordinary() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rooms_do_not_overlap(dtype: torch.dtype) -> None:
+def test_buffers_do_not_overlap(dtype: torch.dtype) -> None:
     """Layers of any size, some larger than what comes together."""
     shapes = [Shape(2, tokens, 64, 96) for tokens in (3, 70_000, 0, 41, 9000, 9000)]
-    found = rooms(shapes, [torch.device("cpu")] * len(shapes), [dtype] * len(shapes))
-    for number, (shape, room) in enumerate(zip(shapes, found, strict=True)):
-        assert room.shape == shape
-        assert room.keys.dtype == room.values.dtype == dtype
-        room.keys.fill_(2 * number)
-        room.values.fill_(2 * number + 1)
-    for number, room in enumerate(found):
-        assert (room.keys == 2 * number).all()
-        assert (room.values == 2 * number + 1).all()
+    found = allocate([Buffer(shape, dtype, torch.device("cpu")) for shape in shapes])
+    for number, (shape, buffer) in enumerate(zip(shapes, found, strict=True)):
+        assert buffer.shape == shape
+        assert buffer.keys.dtype == buffer.values.dtype == dtype
+        buffer.keys.fill_(2 * number)
+        buffer.values.fill_(2 * number + 1)
+    for number, buffer in enumerate(found):
+        assert (buffer.keys == 2 * number).all()
+        assert (buffer.values == 2 * number + 1).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -28,19 +28,24 @@ def decode_runs(
     card: CacheCard,
     into: Callable[[Run], Iterable[LayerKV]] | None = None,
     then: Callable[[Any], None] = leave,
-    read: Callable[[], None] = lambda: None,
     begin: Callable[[], None] = lambda: None,
     elsewhere: bool = False,
+    runs: Sequence[Run] | None = None,
 ) -> list[Iterator[LayerKV]]:
     """For each run of a card its layers in order, verified and decoded one by one.
 
-    ``into`` says where to, in the card's dtype, and ``then`` what is done with it, as
-    `Codec.decode` takes them; by default new memory. Keys are as the run's codec keeps them: see
-    `Codec.pre_rope`. ``read`` is called whenever all bytes of a run have been read and verified,
-    which is before the codec hands out its last layer; ``begin`` before the bytes of each layer
-    are, and what it raises ends the decoding. Where layers are decoded ``elsewhere`` than
-    on this processor, it begins to verify all of a run before ``into`` is asked. Raises
-    `CardError`.
+    Keys are as the run's codec keeps them, see `Codec.pre_rope`.
+
+    Args:
+        card: whose runs.
+        into: the targets of a run, as `Codec.decode` takes them; by default new memory.
+        then: called with each decoded layer, as `Codec.decode` does.
+        begin: called before the bytes of each layer are read; what it raises ends the decoding.
+        elsewhere: layers are decoded on another device than the CPU. Then all bytes of a run are
+            read and verified at once.
+        runs: which to decode; by default all.
+
+    Raises `CardError`.
     """
     # The parts of a compacted segment are in one blob, and are read side by side.
     shared = lru_cache(maxsize=4)(card.blob)
@@ -49,7 +54,6 @@ def decode_runs(
         for _ in card.manifest.layers:
             begin()
             yield next(verified)
-        read()
 
     def layers_of(run: Run) -> Iterator[LayerKV]:
         verified = blobs_of(card, run, shared)
@@ -59,7 +63,7 @@ def decode_runs(
         room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
         yield from from_record(run.codec).decode(blobs(verified), room, then)
 
-    return [layers_of(run) for run in card.manifest.runs]
+    return [layers_of(run) for run in (card.manifest.runs if runs is None else runs)]
 
 
 def blobs_of(card: Contents, run: Run, shared: Callable[[int, int], Bytes]) -> Iterator[Bytes]:

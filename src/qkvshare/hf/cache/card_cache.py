@@ -1,40 +1,140 @@
-"""The cache that `inject` hands out."""
+"""The cache that `CacheCard.inputs` hands out. It refuses a use that gives wrong text.
+
+``transformers`` takes any ids beside any cache. Three mistakes give other text and no error:
+
+- A plain forward of the whole ids reads the card's tokens a second time.
+- In ``generate``, penalties and n-gram bans do not see the card's tokens if they get new ids only.
+- ``generate`` moves the cache on, so a second call with the same arguments reads the wrong tokens.
+
+Assisted generation also reads the whole ids twice (``_assisted_decoding`` of transformers 5.23).
+`_read_once` mends that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
-from math import prod
+from functools import wraps
 from typing import Any, cast
+from weakref import ref
 
-import torch
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 
 from ...card import CacheCard
-from ...codecs import Codec, LayerKV, Shape, empty
-from ...kernels.pages import LARGE, pages
+from ...card.errors import PromptError
 from .growing import growing
-from .guard import GuardedCache
+
+
+@dataclass
+class Use:
+    """How a cache may be read.
+
+    Attributes:
+        model: the model that the cache was made for.
+        kept: tokens in the cache at first.
+        given: tokens in the ``input_ids`` that `inject` gave with the cache.
+        new_only: ``input_ids`` has the new tokens only, for a plain forward.
+        bound: raises `IdentityError` if the model has changed since.
+        fresh: nothing was read after the card yet.
+        generating: ``generate`` was called, and has read nothing yet.
+        guesses: it reads guesses of its own behind the new tokens, as assisted generation does.
+        chunk: tokens that it reads at once of the new ones; 0 when all of them are read.
+    """
+
+    model: ref[nn.Module]
+    kept: int
+    given: int
+    new_only: bool
+    bound: Callable[[], None]
+    fresh: bool = True
+    generating: bool = False
+    guesses: bool = False
+    chunk: int = 0
+
+    def generate(self) -> None:
+        """``generate`` begins. Raises `PromptError`, `IdentityError`."""
+        if self.fresh and self.new_only:
+            raise PromptError(
+                "the cache was injected with new_only=True, which is for a plain forward; generate "
+                "needs the whole ids, since penalties and stop rules look at them. Call "
+                "card.inputs without new_only."
+            )
+        self.bound()
+        self.generating = True
+
+    def forward(self, count: int, seq_len: int) -> None:
+        """``count`` tokens are read behind ``seq_len``. Raises `PromptError`."""
+        left = self.given - seq_len
+        whole = self.fresh and not (self.new_only or self.guesses)
+        if whole and self.generating:
+            self.chunk = count
+        if left <= 0:
+            self.chunk = 0
+        if (whole and count > left) or (self.chunk and count != min(self.chunk, left)):
+            raise PromptError(
+                f"{count} tokens are read after the {seq_len} in the cache; expected the {left} "
+                "that are left of input_ids. Pass all that card.inputs returns to generate; for "
+                "a plain forward, use new_only=True."
+            )
+        # What transformers cuts out of ids that are shorter than the cache.
+        again = len(range(self.given)[-left:])
+        if self.generating and not self.fresh and left <= 0 and count == again:
+            raise PromptError(
+                f"these arguments were used before: the cache has {seq_len} tokens now, input_ids "
+                f"has {self.given}. Call card.inputs again for each call of generate."
+            )
+        self.fresh = self.generating = False
+
+
+class GuardedCache(DynamicCache):
+    """A ``DynamicCache`` with a `Use`, once `inject` hands it out."""
+
+    use: Use | None = None
+
+    @property
+    def _is_user_defined(self) -> bool:
+        return self.use is not None
+
+    @_is_user_defined.setter
+    def _is_user_defined(self, value: bool) -> None:
+        # generate says so of every cache that it was given, before anything is read.
+        if self.use is not None:
+            self.use.generate()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As ``DynamicCache.update``. Raises `PromptError`."""
+        if self.use is not None and layer_idx == 0:
+            self.use.forward(key_states.shape[-2], self.get_seq_length())
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        """Assisted generation begins."""
+        super().activate_past_recording()  # type: ignore[no-untyped-call]
+        if self.use is not None and self.use.generating:
+            model = self.use.model()
+            if model is not None:
+                self.use.guesses = True
+                _read_once(model, self)
 
 
 class CardCache(GuardedCache):
     """A ``DynamicCache`` that grows in place and remembers the card it began as.
 
     So `capture` can append to that card instead of encoding its tokens again, and knows that the
-    first keys are the card's, which a lossy codec has changed; and `inject` can take them over.
+    first keys are the card's, which a lossy codec has changed; and `inject` can copy them.
 
     Attributes:
         card: what it was injected from.
-        decoded: how many of the tokens that it holds are still as the card's bytes say.
+        decoded: how many of its tokens are still as the card's bytes say.
     """
 
     def __init__(self, card: CacheCard, decoded: int, empty: DynamicCache) -> None:
-        """With layers of the kinds that an ``empty`` one of the model has."""
-        super().__init__()
-        vars(self).update(vars(empty))
-        self.layers: list[Any] = [growing(cast(Any, layer)) for layer in empty.layers]
+        """Empty, with layers of the kinds that an ``empty`` cache of the model has."""
+        # Not as DynamicCache, which makes layers of its own.
+        Cache.__init__(self, layers=[growing(cast(Any, layer)) for layer in empty.layers])
         self.card, self.decoded = card, decoded
 
     def crop(self, *arguments: Any, **named: Any) -> None:
@@ -43,87 +143,21 @@ class CardCache(GuardedCache):
         self.decoded = min(self.decoded, self.get_seq_length())
 
 
-@dataclass(frozen=True)
-class Place(LayerKV):
-    """Where one layer of a run is decoded, and what is done to it then.
+def _read_once(model: Any, cache: DynamicCache) -> None:
+    """Let the next call of ``model.prepare_inputs_for_generation`` leave out what ``cache`` has.
 
-    Attributes:
-        stays: where it stays; None where none of it is needed.
-        turn: what brings its keys to their positions.
-        turned: whether the codec does so on the way, where it can.
+    Assisted generation reads the whole ids in its first forward, whatever the cache has. All other
+    kinds of generation cut the ids there.
     """
+    prepare, mine = model.prepare_inputs_for_generation, ref(cache)
 
-    stays: LayerKV | None
-    turn: Callable[[Tensor], Tensor] | None
-    turned: bool
+    @wraps(prepare)  # generate looks at its signature
+    def cut(input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
+        wanted = mine()
+        if wanted is None or kwargs.get("past_key_values") is wanted:
+            vars(model).pop("prepare_inputs_for_generation", None)
+            if wanted is not None:
+                next_sequence_length = input_ids.shape[1] - wanted.get_seq_length()
+        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
 
-    @classmethod
-    def of(
-        cls,
-        stays: LayerKV | None,
-        shape: Shape,
-        dtype: torch.dtype,
-        turn: Callable[[Tensor], Tensor] | None,
-        codec: type[Codec],
-    ) -> Place:
-        """There, if ``codec`` decodes there. Raises `CardFormatError` for too much memory."""
-        here = stays
-        if here is None or not codec.decodes_on(here.keys.device, shape):
-            (here,) = empty([shape], dtype)
-        return cls(here.keys, here.values, stays, turn, codec.rotates)
-
-    @property
-    def angles(self) -> tuple[Tensor, Tensor] | None:
-        """Of its turn, where its keys are halves that turn as one."""
-        return getattr(self.turn, "angles", None) if self.turned else None
-
-    def settle(self) -> None:
-        """Bring it to where it stays, and its keys to their positions."""
-        if self.stays is None:
-            return
-        if self.stays.keys.device != self.keys.device:
-            self.stays.keys.copy_(self.keys)
-            self.stays.values.copy_(self.values)
-        if self.turn is not None and self.angles is None:
-            self.turn(self.stays.keys)
-
-
-def rooms(
-    shapes: Sequence[Shape], devices: Sequence[torch.device], dtypes: Sequence[torch.dtype]
-) -> list[LayerKV]:
-    """Memory for each layer on its device, not initialized."""
-    sizes = [
-        [prod(of) * dtype.itemsize for of in (at.keys, at.values)]
-        for at, dtype in zip(shapes, dtypes, strict=True)
-    ]
-    space, at, out = torch.empty(0, dtype=torch.uint8), 0, list[LayerKV]()
-    numbers = dict[torch.dtype, Tensor]()  # all of the space in each format
-    coming = sum(map(_aligned, chain.from_iterable(sizes)))
-    for shape, size, device, dtype in zip(shapes, sizes, devices, dtypes, strict=True):
-        if device.type != "cpu":
-            keys, values = (
-                torch.empty(of, dtype=dtype, device=device) for of in (shape.keys, shape.values)
-            )
-            out.append(LayerKV(keys, values))
-            continue
-        both = sum(map(_aligned, size))
-        if at + both > len(space):
-            space, at = pages(max(both, min(coming, LARGE))), 0
-            numbers.clear()
-        if dtype not in numbers:
-            numbers[dtype] = space[: len(space) // dtype.itemsize * dtype.itemsize].view(dtype)
-        coming -= both
-        parts = []
-        for nbytes, of in zip(size, (shape.keys, shape.values), strict=True):
-            _, tokens, dim = of
-            parts.append(
-                numbers[dtype].as_strided(of, (tokens * dim, dim, 1), at // dtype.itemsize)
-            )
-            at += _aligned(nbytes)
-        out.append(LayerKV(*parts))
-    return out
-
-
-def _aligned(nbytes: int) -> int:
-    """To whole cache lines."""
-    return -(-nbytes // 64) * 64
+    model.prepare_inputs_for_generation = cut

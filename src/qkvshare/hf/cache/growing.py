@@ -1,134 +1,95 @@
-"""Cache layers that grow in place: room for more tokens is there before they come.
+"""Cache layers that grow in place, in steps of `STEP` tokens.
 
 ``DynamicLayer`` concatenates the whole context for every token that is generated. Here keys and
-values are views of a larger tensor, and a token is written behind them. What `generate` does to
-a layer (crop, reorder, repeat, select) makes other views or tensors of them, as in transformers;
-the next token finds out whether it still fits.
+values are views of a larger buffer, and a new token is written behind them. What ``generate`` does
+to a layer (crop, reorder, repeat, select) makes other views or other tensors; the next token finds
+out whether they still lie in the buffer.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ...codecs import LayerKV
+from ..attention import NAME
 
-SPARE = 256  # tokens; doubled each time that they are used up
-_PARTS = ("keys", "values")
-
-
-class _Last(NamedTuple):
-    """``held`` of ``batch`` sequences has tokens ``start`` to ``end`` of a room for ``most``."""
-
-    held: Tensor
-    batch: int
-    start: int
-    end: int
-    most: int
+STEP = 256  # tokens
 
 
-class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Where both kinds keep their room: ``[batch, kv_heads, tokens and spare, dim]``, two; and
-    where in it what was written last lies, which takes longer to find out than to write."""
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """The buffers ``[batch, kv_heads, tokens, dim]`` that keys and values are views of."""
 
-    _rooms: dict[str, Tensor]
-    _last: dict[str, _Last]
-    _spare: dict[str, int]  # tokens
+    _buffers: dict[str, Tensor]
+
+    @property
+    def _step(self) -> int:
+        return STEP
 
     def _append(self, name: str, new: Tensor) -> Tensor:
-        """What is held and ``new`` behind it, ``[batch, kv_heads, tokens, dim]``."""
-        held: Tensor = getattr(self, name)
-        batch, _, count, _ = new.shape
-        last = self._last.get(name)
-        if last is None or last.held is not held or last.batch != batch:
-            last = self._find(name, held, new)
-        if last is None or last.end + count > last.most:
-            if last is not None:
-                self._used_up(name)
-            last = self._move(name, held, new)
-        room, start, end = self._rooms[name], last.start, last.end + count
-        room.narrow(2, last.end, count).copy_(new)
-        whole = room.narrow(2, start, end - start)
-        self._last[name] = _Last(whole, batch, start, end, last.most)
-        return whole
+        """The layer's keys or values, and ``new`` behind them."""
+        old: Tensor = getattr(self, name)
+        if old.numel() == 0:  # of any shape, where the layer is empty
+            old = new[:, :, :0].to(old.dtype)
+        buffer, tokens, count = self._buffers.get(name), old.shape[2], new.shape[2]
+        start = None if buffer is None or len(old) != len(new) else _offset(buffer, old)
+        if buffer is None or start is None or start + tokens + count > buffer.shape[2]:
+            start, size = 0, tokens + count + self._step
+            with torch.inference_mode(False):  # so that it can be written outside of it, too
+                buffer = old.new_empty(len(new), old.shape[1], size, old.shape[3])
+            buffer[:, :, :tokens] = old  # repeated for beams or samples
+            self._buffers[name] = buffer
+        buffer.narrow(2, start + tokens, count).copy_(new)
+        return buffer.narrow(2, start, tokens + count)
 
-    def _find(self, name: str, held: Tensor, new: Tensor) -> _Last | None:
-        """Where in its room ``held`` lies, if it does."""
-        room = self._rooms.get(name)
-        start = None if room is None or len(held) != len(new) else _place(room, held)
-        if room is None or start is None:
-            return None
-        return _Last(held, len(held), start, start + held.shape[2], room.shape[2])
+    def attach(self, buffer: LayerKV, used: slice, seq_len: int) -> None:
+        """Make tokens ``used`` of ``buffer`` the state of this empty layer.
 
-    def _move(self, name: str, held: Tensor, new: Tensor) -> _Last:
-        """A new room for ``held`` and ``new``, and what is spare; ``held`` is there."""
-        if held.numel() == 0:
-            held = new[:, :, :0].to(held.dtype)
-        batch, tokens = len(new), held.shape[2]
-        most = tokens + new.shape[2] + self._spare[name]
-        with torch.inference_mode(False):  # so that it can be written outside of it, too
-            room = held.new_empty(batch, held.shape[1], most, held.shape[3])
-        self._rooms[name] = room
-        room[:, :, :tokens] = held  # beams or samples of one sequence too
-        return _Last(room, batch, 0, tokens, most)
-
-    def _used_up(self, name: str) -> None:
-        """Keys or values have come to the end of their room; the next one has more to spare."""
-        self._spare[name] *= 2
-
-    def take(self, room: LayerKV, held: slice, seen: int) -> None:
-        """Make tokens ``held`` of ``room`` the state of an empty layer that has seen ``seen``.
-
-        ``room`` has ``[kv_heads, tokens and spare, dim]`` and is the layer's from now on.
+        ``buffer`` has ``[kv_heads, tokens, dim]`` and is the layer's from now on. ``seq_len`` is
+        how many tokens the layer has seen.
         """
-        if seen == 0:
+        if seq_len == 0:
             return
-        self.dtype, self.device, self.is_initialized = room.keys.dtype, room.keys.device, True
-        for name in _PARTS:
-            self._rooms[name] = whole = getattr(room, name).unsqueeze(0)
-            kept = whole.narrow(2, held.start, held.stop - held.start)
-            setattr(self, name, kept)
-            self._last[name] = _Last(kept, 1, held.start, held.stop, whole.shape[2])
-        if isinstance(self, SlidingLayer):
-            self._sliding_window_tensor = self._sliding_window_tensor.to(self.device)
-            # The true length: masks and positions are computed from it, not from what is held.
-            self.cumulative_length = seen
+        keys, values = buffer.keys[None], buffer.values[None]
+        self._buffers = {"keys": keys, "values": values}
+        self.keys, self.values = keys[:, :, used], values[:, :, used]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def __copy__(self) -> Self:
-        """Shares keys and values, but no room: two that grow would write over each other."""
+        """Shares keys and values, but no buffer: two layers would write over each other."""
         other = self.__class__.__new__(self.__class__)
-        other.__dict__.update(self.__dict__, _rooms={}, _last={}, _spare={**self._spare})
+        other.__dict__.update(self.__dict__, _buffers={})
         return other
 
 
-def _place(room: Tensor, held: Tensor) -> int | None:
-    """At which token of ``room`` ``held`` begins; None if it lies elsewhere."""
+def _offset(buffer: Tensor, part: Tensor) -> int | None:
+    """At which token of ``buffer`` its view ``part`` begins; None if it lies elsewhere."""
     if (
-        room.untyped_storage().data_ptr() != held.untyped_storage().data_ptr()
-        or room.stride() != held.stride()
-        or room.shape[:2] != held.shape[:2]
+        buffer.untyped_storage().data_ptr() != part.untyped_storage().data_ptr()
+        or buffer.stride() != part.stride()
+        or buffer.shape[:2] != part.shape[:2]
     ):
         return None
-    offset = held.storage_offset() - room.storage_offset()
-    token = room.stride(-2)
+    offset, token = part.storage_offset() - buffer.storage_offset(), buffer.stride(2)
     return offset // token if offset >= 0 and offset % token == 0 else None
 
 
-class FullLayer(_Growing):  # type: ignore[no-untyped-call]
+class FullLayer(GrowingLayer):  # type: ignore[no-untyped-call]
     """Full attention."""
 
     def __init__(self) -> None:
         """Empty."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rooms, self._last, self._spare = {}, {}, dict.fromkeys(_PARTS, SPARE)
+        self._buffers = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write ``[batch, kv_heads, new, dim]`` behind what is held; returns all of it."""
+        """Append ``[batch, kv_heads, new, dim]``; returns all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self._append("keys", key_states)
@@ -136,23 +97,51 @@ class FullLayer(_Growing):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
 
-class SlidingLayer(DynamicSlidingWindowLayer, _Growing):  # type: ignore[no-untyped-call]
-    """Sliding-window attention: the window moves through the room, and back when it has come to
+class HalfLayer(FullLayer):  # type: ignore[no-untyped-call]
+    """Full attention in bfloat16, for a model that computes in float32.
+
+    A lossy codec leaves hardly more of a number than bfloat16 holds (docs/results/ttft.md has the
+    price). Attention `qkvshare` reads the numbers as they are. For any other attention they are
+    converted to float32 at each call.
+    """
+
+    def __init__(self, config: Any) -> None:
+        """Empty; ``config`` is the model's, which names the attention function."""
+        super().__init__()
+        # A function, since copies of a cache share it.
+        self._reads_half: Callable[[], bool] = lambda: config._attn_implementation == NAME
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """As `FullLayer`, in bfloat16."""
+        super().lazy_initialization(key_states[:0].bfloat16(), value_states[:0].bfloat16())
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `FullLayer.update`; new numbers are rounded."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if self._reads_half():
+            return keys, values
+        return keys.to(key_states.dtype), values.to(value_states.dtype)
+
+
+class SlidingLayer(DynamicSlidingWindowLayer, GrowingLayer):  # type: ignore[no-untyped-call]
+    """Sliding-window attention: the window moves through its buffer, and back when it has come to
     the end."""
 
     def __init__(self, sliding_window: int) -> None:
         """Empty; ``sliding_window`` in tokens."""
         super().__init__(sliding_window)
-        self._rooms, self._last = {}, {}
-        self._spare = dict.fromkeys(_PARTS, max(SPARE, sliding_window))
+        self._buffers = {}
 
-    def _used_up(self, name: str) -> None:
-        """A window is short: it is moved to the front of an equal room."""
+    @property
+    def _step(self) -> int:
+        return max(STEP, self.sliding_window)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As `FullLayer.update`; only what later tokens can see stays held."""
+        """As `FullLayer.update`; only what later tokens can see is kept."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
@@ -165,6 +154,14 @@ class SlidingLayer(DynamicSlidingWindowLayer, _Growing):  # type: ignore[no-unty
         self.keys = keys[:, :, -self.sliding_window + 1 :]
         self.values = values[:, :, -self.sliding_window + 1 :]
         return keys, values
+
+    def attach(self, buffer: LayerKV, used: slice, seq_len: int) -> None:
+        """As `GrowingLayer.attach`."""
+        super().attach(buffer, used, seq_len)
+        if seq_len:
+            self._sliding_window_tensor = self._sliding_window_tensor.to(self.device)
+            # Masks and positions are computed from it.
+            self.cumulative_length = seq_len
 
 
 def growing(layer: DynamicLayer) -> FullLayer | SlidingLayer:

@@ -13,8 +13,7 @@ from ...card import Layer
 from ...card.errors import CaptureError, IdentityError, UnsupportedModelError
 from ..model.config import text_config
 from .coded import CodedLayer
-from .growing import FullLayer, SlidingLayer
-from .half import HalfLayer
+from .growing import FullLayer, HalfLayer, SlidingLayer
 
 _PLAIN = DynamicLayer, DynamicSlidingWindowLayer
 _KINDS = (*_PLAIN, FullLayer, SlidingLayer, HalfLayer, CodedLayer)

@@ -20,9 +20,9 @@ from ...card.digest import TokenIds
 from ...card.errors import CaptureError
 from ...codecs import LayerKV
 from ..cache.card_cache import CardCache
-from ..cache.layers import attention_layers, describe, empty_cache, require_geometry
+from ..cache.layers import attention_layers, describe, empty_cache
 from ..inject.fill import fill
-from ..model.identity import identify
+from ..inject.receiver import Receiver
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
 from .complete import complete
@@ -83,8 +83,9 @@ def pick_row(
 
 def decode(model: PreTrainedModel, card: CacheCard) -> CardCache:
     """A cache of all the card's tokens, which a model may read any other token after."""
-    cache = CardCache(card, card.tokens, require_geometry(model, card.manifest.layers))
-    fill(model, cache, None, lambda: card.manifest.identity.require(identify(model)))
+    receiver = Receiver(card, model)
+    cache = receiver.cache(card.tokens)
+    fill(receiver, cache)
     return cache
 
 

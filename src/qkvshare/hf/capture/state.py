@@ -19,7 +19,7 @@ from ...card.digest import TokenIds
 from ...card.errors import CaptureError, IdentityError, UnsupportedModelError
 from ...codecs import Codec, LayerKV, RotatedKV
 from ...scoring import Scorer
-from ..cache.half import HALF, HalfLayer
+from ..cache.growing import HalfLayer
 from ..cache.layers import (
     attention_layers,
     describe,
@@ -100,9 +100,8 @@ class State:
         if keys.device.type != "cpu":
             return None
         positions = range(max(start, self.first(number)), len(self.ids))
-        turn = self._rope.turn(number, positions, keys, back=True)
-        found: tuple[Tensor, Tensor] | None = getattr(turn, "angles", None)
-        return found
+        rotation = self._rope.rotation(number, positions, keys.shape[2], keys.device, back=True)
+        return None if rotation is None else rotation.angles
 
 
 def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ()) -> State:
@@ -165,7 +164,7 @@ def state_of(
                 "the token ids instead, which reads them."
             )
         keys, values = (cast(Tensor, part)[row] for part in (place.keys, place.values))
-        dtype = HALF if isinstance(place, HalfLayer) else model.dtype
+        dtype = torch.bfloat16 if isinstance(place, HalfLayer) else model.dtype
         if not keys.dtype == values.dtype == dtype:
             raise CaptureError(
                 f"layer {number} of the cache is in {keys.dtype}, the model in {model.dtype}; "

@@ -1,19 +1,19 @@
 """Rotary positions: taking keys back to before RoPE, and forward again.
 
 The rotation is the model's own ``apply_rotary_pos_emb`` (partial or interleaved rotations come out
-right by construction); its inverse is the same function with the sine negated, divided by the
+right by construction). Its inverse is the same function with the sine negated, divided by the
 square of the attention scaling that YaRN multiplies into cosine and sine (arXiv:2309.00071).
-Nearly every model turns the two halves of a head, and its function makes five copies of the keys
-for that; where a trial shows this to be so, they are turned in one.
+Nearly every model rotates the two halves of a head, and its function makes five copies of the keys
+for that; where a trial shows this to be so, they are rotated in place.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...card.errors import UnsupportedModelError
+from ...kernels.rotation import turned
 from .config import text_config
 
-Turn = Callable[[Tensor], Tensor]
 Positions = range | Tensor  # int64 ``[tokens]``
 
-# Positions, from 0 on, whose angles are kept with the model, and how many more at a time. To find
-# them takes all of torch's threads, which spin for 10 ms after it: a card's decoder wants them.
+# Angles of the first positions are kept with the model, so many more at a time: to find them takes
+# all of torch's threads, which spin for 10 ms after it, while a card's decoder wants them.
 _KEPT, _PAGE = 1 << 15, 1 << 10
 
 # The frequencies of these types do not depend on how long the sequence has become.
@@ -60,7 +60,7 @@ def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
 class Rope:
     """Rotates a model's keys to and from positions; all arithmetic in float32.
 
-    Turns are kept as long as the object, since all layers of a kind share them.
+    Rotations are kept as long as the object, since all layers of a kind share them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -72,21 +72,36 @@ class Rope:
         self._kinds = (
             kinds if isinstance(getattr(self._embedding, "rope_type", None), dict) else None
         )
-        self._turns: dict[tuple[object, ...], Turn] = {}
+        self._rotations: dict[tuple[object, ...], Rotation] = {}
 
     def rotate(self, layer: int, keys: Tensor, positions: Positions) -> Tensor:
         """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions``, float32."""
-        return self.turn(layer, positions, keys)(keys.to(torch.float32, copy=True))
+        return self._rotated(layer, keys, positions, back=False)
 
     def unrotate(self, layer: int, keys: Tensor, positions: Positions) -> Tensor:
         """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
-        return self.turn(layer, positions, keys, back=True)(keys.to(torch.float32, copy=True))
+        return self._rotated(layer, keys, positions, back=True)
 
-    def turn(self, layer: int, positions: Positions, like: Tensor, back: bool = False) -> Turn:
-        """What turns keys such as ``like`` in place; found once for all layers that share it."""
+    def _rotated(self, layer: int, keys: Tensor, positions: Positions, back: bool) -> Tensor:
+        rotation = self.rotation(layer, positions, keys.shape[-1], keys.device, back)
+        keys = keys.to(torch.float32, copy=True)
+        return keys if rotation is None else rotation(keys)
+
+    def rotation(
+        self,
+        layer: int,
+        positions: Positions,
+        head_dim: int,
+        device: torch.device,
+        back: bool = False,
+    ) -> Rotation | None:
+        """What rotates the keys of a layer in place; None for a layer without RoPE (NoPE).
+
+        Raises `UnsupportedModelError`.
+        """
         attention = self._layers[layer].self_attn
-        if not getattr(attention, "use_rope", True):  # NoPE layers, as in SmolLM3
-            return lambda keys: keys
+        if not getattr(attention, "use_rope", True):  # as in SmolLM3
+            return None
         function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
         if function is None:
             raise UnsupportedModelError(
@@ -96,26 +111,25 @@ class Rope:
         kind = self._kinds and self._kinds[layer]
         # A range is known by its ends.
         at = positions if isinstance(positions, range) else positions.cpu().numpy().tobytes()
-        key = kind, function, like.device, like.shape[-1], back, at
-        if key not in self._turns:
-            one = like.new_empty(1, 1, 1, like.shape[-1], dtype=torch.float32)
-            angles = self._angles(kind, one, positions)
+        key = kind, function, device, head_dim, back, at
+        if key not in self._rotations:
+            like = torch.empty(1, 1, 1, head_dim, device=device)
+            angles = self._angles(kind, like, positions)
             angles = angles.inverse() if back else angles
-            whole = angles.cos.shape[-1] == like.shape[-1]
-            halves = whole and _turns_halves(function, like.shape[-1])
-            self._turns[key] = _Turn(function, angles, halves)
-        return self._turns[key]
+            whole = angles.cos.shape[-1] == head_dim and _rotates_halves(function, head_dim)
+            self._rotations[key] = Rotation(function, angles, whole)
+        return self._rotations[key]
 
-    def _angles(self, kind: str | None, x: Tensor, positions: Positions) -> _Angles:
+    def _angles(self, kind: str | None, like: Tensor, positions: Positions) -> _Angles:
         """Of ``positions``: a range has the same bits whatever it is part of."""
         if not isinstance(positions, range):
-            return self._found(kind, x, positions)
+            return self._computed(kind, like, positions)
         if positions.stop > _KEPT:
-            return self._found(kind, x, torch.arange(positions.start, positions.stop))
+            return self._computed(kind, like, torch.arange(positions.start, positions.stop))
         made_of = [
             (at, -1 if at.is_inference() else at._version) for at in self._embedding.buffers()
         ]
-        kept, key = _kept.setdefault(self._embedding, {}), (kind, x.device)
+        kept, key = _kept.setdefault(self._embedding, {}), (kind, like.device)
         known = kept.get(key)
         if known is not None and not all(map(_same, known[0], made_of)):
             known = None
@@ -123,23 +137,22 @@ class Rope:
             pages = [] if known is None else [known[1]]
             first = sum(page.cos.shape[1] for page in pages)
             for start in range(first, max(1, positions.stop), _PAGE):
-                pages.append(self._found(kind, x, torch.arange(start, start + _PAGE)))
+                pages.append(self._computed(kind, like, torch.arange(start, start + _PAGE)))
             known = kept[key] = made_of, _Angles.join(pages)
         return known[1].part(positions)
 
-    def _found(self, kind: str | None, x: Tensor, positions: Tensor) -> _Angles:
+    def _computed(self, kind: str | None, like: Tensor, positions: Tensor) -> _Angles:
         """By the model itself."""
         chosen = {"layer_type": kind} if kind else {}
         with torch.inference_mode(False):  # what is kept may be used outside of it
-            return _Angles.of(*self._embedding(x, positions[None].to(x.device), **chosen))
+            return _Angles.of(*self._embedding(like, positions[None].to(like.device), **chosen))
 
 
-@dataclass(frozen=True)
-class _Angles:
+class _Angles(NamedTuple):
     """Cosines and sines of positions, ``[1, tokens, rotary]``.
 
     Attributes:
-        halves: both ``[tokens, rotary / 2]``, where the halves of each are the same.
+        halves: both ``[tokens, rotary / 2]``, where the two halves of each are the same.
     """
 
     cos: Tensor
@@ -148,16 +161,17 @@ class _Angles:
 
     @classmethod
     def of(cls, cos: Tensor, sin: Tensor) -> _Angles:
-        """With their halves, if they have."""
+        """With their halves, if those are the same."""
         both = [part[0].chunk(2, -1) for part in (cos, sin)]
         if cos.shape[-1] % 2 or not all(torch.equal(*halves) for halves in both):
             return cls(cos, sin, None)
         return cls(cos, sin, (both[0][0].contiguous(), both[1][0].contiguous()))
 
     @classmethod
-    def join(cls, pages: Sequence[_Angles]) -> _Angles:
-        """One behind the other."""
-        return cls.of(*(torch.cat([getattr(at, of) for at in pages], 1) for of in ("cos", "sin")))
+    def join(cls, pages: list[_Angles]) -> _Angles:
+        """One after the other."""
+        cos, sin = torch.cat([at.cos for at in pages], 1), torch.cat([at.sin for at in pages], 1)
+        return cls.of(cos, sin)
 
     def part(self, at: range) -> _Angles:
         """Of some of the positions; a view."""
@@ -166,11 +180,12 @@ class _Angles:
         return _Angles(self.cos[:, some], self.sin[:, some], halves)
 
     def inverse(self) -> _Angles:
-        """What turns keys back."""
+        """What takes keys back."""
         scale = (self.cos.square() + self.sin.square())[:, :1]  # the attention scaling's square
         return _Angles.of(self.cos / scale, -self.sin / scale)
 
 
+# By embedding, then by kind of layer and device: the buffers that angles were made of, and those.
 _kept: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[tuple[Tensor, int]], _Angles]]]
 _kept = WeakKeyDictionary()
 
@@ -180,8 +195,13 @@ def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """Angles of a run of positions, and what the model does with them."""
+class Rotation:
+    """Angles of a run of positions, and what the model does with them.
+
+    Attributes:
+        function: the model's own.
+        halves: whether it rotates number ``i`` of a head with number ``i + head_dim / 2``.
+    """
 
     function: Callable[..., Any]
     of: _Angles
@@ -189,43 +209,36 @@ class _Turn:
 
     @property
     def angles(self) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines ``[tokens, head_dim / 2]``, where both halves have the same."""
+        """Cosines and sines ``[tokens, head_dim / 2]``, where `halves` are rotated alike."""
         return self.of.halves if self.halves else None
 
     def __call__(self, keys: Tensor) -> Tensor:
-        """Turn ``keys [kv_heads, tokens, head_dim]`` in place; also returned."""
-        x = keys.float()[None]
-        if self.halves:
-            _turn_halves(x, self.of.cos, self.of.sin)
+        """Rotate ``keys [kv_heads, tokens, head_dim]`` in place; also returned."""
+        x = keys.float()
+        if self.angles is None:
+            x = self.function(x[None, :0], x[None], self.of.cos, self.of.sin)[1][0]  # no queries
+        elif x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
+            self._on_cpu(x)
         else:
-            x = self.function(x[:, :0], x, self.of.cos, self.of.sin)[1]  # no queries
-        return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x[0])
+            x = turned(x, *self.angles)
+        return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x)
+
+    def _on_cpu(self, x: Tensor) -> None:
+        from ...kernels.cpu_turn import turn  # compiles or loads, so at the first use only
+
+        (heads, tokens, dim), apart = x.shape, x.stride(0)
+        flat = x.as_strided(((heads - 1) * apart + tokens * dim,), (1,))
+        turn(flat.detach().numpy(), heads, apart, self.of.cos[0].numpy(), self.of.sin[0].numpy())
 
 
 @lru_cache(maxsize=64)
-def _turns_halves(function: Callable[..., Any], dim: int) -> bool:
-    """Whether ``function`` does to rows of ``dim`` what `_turn_halves` does with any angles."""
+def _rotates_halves(function: Callable[..., Any], dim: int) -> bool:
+    """Whether ``function`` does to rows of ``dim`` what `turned` does."""
     if dim % 2:
         return False
     generator = torch.Generator().manual_seed(0)
     x, cos, sin = torch.randn(3, 1, 1, 4, dim, generator=generator)
+    cos, sin = (torch.cat([part[..., : dim // 2]] * 2, -1) for part in (cos, sin))
     expected = function(x[:, :0], x, cos[0], sin[0])[1]
-    _turn_halves(x, cos[0], sin[0])
-    return torch.allclose(expected, x, atol=1e-5)
-
-
-def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn number ``i`` of a head with number ``i + head_dim / 2``, in place."""
-    _, heads, tokens, dim = x.shape
-    half = dim // 2
-    if x.device.type == "cpu" and x.stride()[2:] == (dim, 1):
-        from ...kernels.cpu_turn import turn  # compiles or loads, so at the first use only
-
-        apart = x.stride(1)
-        flat = x.as_strided(((heads - 1) * apart + tokens * dim,), (1,))
-        turn(flat.detach().numpy(), heads, apart, cos[0].numpy(), sin[0].numpy())
-        return
-    first, second, cos, sin = x[..., :half], x[..., half:], cos[:, None], sin[:, None]
-    before = first.clone()
-    first.mul_(cos[..., :half]).addcmul_(second, sin[..., :half], value=-1)
-    second.mul_(cos[..., half:]).addcmul_(before, sin[..., half:])
+    found = turned(x[0], cos[0, 0, :, : dim // 2], sin[0, 0, :, : dim // 2])
+    return torch.allclose(expected[0], found, atol=1e-5)

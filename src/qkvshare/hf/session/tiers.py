@@ -11,7 +11,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from ...card import CacheCard
 from ...card.container import Array, LazyTensors, kind_of
 from ...card.digest import TokenIds
-from ..cache.growing import SPARE
+from ..cache.growing import STEP
 from ..inject.inject import inject
 
 T = TypeVar("T")
@@ -136,5 +136,5 @@ class Remembered(LazyTensors):
 
 def _decoded_bytes(model: PreTrainedModel, card: CacheCard) -> int:
     """Bytes of the cache that `inject` makes of a card, at most."""
-    values = card.values // card.tokens * (card.tokens + SPARE)
+    values = card.values // card.tokens * (card.tokens + STEP)
     return int(values * model.dtype.itemsize)
