@@ -101,8 +101,9 @@ def attention_forward(
     kv_heads = key.shape[1]
     group = heads // kv_heads
     rows = query.reshape(batch, kv_heads, group * new, dim)  # heads of a group, then queries
-    seen = None if attention_mask is None else _repeated(attention_mask, group, tokens)
-    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scaling)
+    if attention_mask is not None:
+        attention_mask = attention_mask[:, :, :, :tokens].repeat(1, 1, group, 1)
+    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
     return out.view(batch, heads, new, -1).transpose(1, 2).contiguous(), None
 
 
@@ -148,21 +149,6 @@ def _added(mask: Tensor | None, query: Tensor, tokens: int) -> Tensor | None:
         return mask
     added = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
     return added.masked_fill_(~mask, torch.finfo(query.dtype).min)
-
-
-def _repeated(mask: Tensor, group: int, tokens: int) -> Tensor:
-    """A mask for the heads of a group as more queries of one, ``[batch, 1, group · new, tokens]``.
-
-    Kept with the ``mask`` for the next layer, as long as that lives and nobody writes to it.
-    """
-    if mask.is_inference():  # which does not say who has written to it
-        return mask[:, :, :, :tokens].repeat(1, 1, group, 1)
-    key = mask._version, group, tokens
-    known: tuple[object, Tensor] | None = getattr(mask, "_seen", None)
-    if known is None or known[0] != key:
-        known = key, mask[:, :, :, :tokens].repeat(1, 1, group, 1)
-        mask._seen = known  # type: ignore[attr-defined]
-    return known[1]
 
 
 def mask(*, q_length: int, kv_length: int, **arguments: Any) -> Tensor | None:

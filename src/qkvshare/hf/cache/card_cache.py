@@ -35,7 +35,7 @@ class Use:
         kept: tokens in the cache at first.
         given: tokens in the ``input_ids`` that `inject` gave with the cache.
         new_only: ``input_ids`` has the new tokens only, for a plain forward.
-        bound: raises `IdentityError` if the model has changed since.
+        check_model: raises `IdentityError` if the model has changed since.
         fresh: nothing was read after the card yet.
         generating: ``generate`` was called, and has read nothing yet.
         guesses: it reads guesses of its own behind the new tokens, as assisted generation does.
@@ -46,7 +46,7 @@ class Use:
     kept: int
     given: int
     new_only: bool
-    bound: Callable[[], None]
+    check_model: Callable[[], None]
     fresh: bool = True
     generating: bool = False
     guesses: bool = False
@@ -60,7 +60,7 @@ class Use:
                 "needs the whole ids, since penalties and stop rules look at them. Call "
                 "card.inputs without new_only."
             )
-        self.bound()
+        self.check_model()
         self.generating = True
 
     def forward(self, count: int, seq_len: int) -> None:

@@ -98,16 +98,16 @@ def require_geometry(model: PreTrainedModel, layers: list[Layer]) -> DynamicCach
     """An empty cache of the model, to be left empty: the next caller may get the same. Raises
     `IdentityError` unless its layers are ``layers``, a card's, and `UnsupportedModelError` as
     `empty_cache`."""
-    cache, places = _own(model), own_layers(model)
-    if len(layers) != len(places):
-        raise IdentityError(f"the card has {len(layers)} layers, the model {len(places)}.")
+    cache, own = _own(model), own_layers(model)
+    if len(layers) != len(own):
+        raise IdentityError(f"the card has {len(layers)} layers, the model {len(own)}.")
     config = text_config(model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     v_dim = getattr(config, "v_head_dim", None) or dim
-    for number, (layer, place) in enumerate(zip(layers, places, strict=True)):
+    for number, (layer, mine) in enumerate(zip(layers, own, strict=True)):
         found = layer.window, layer.kv_heads, layer.head_dim, layer.v_head_dim
-        expected = window_of(place), heads, dim, v_dim
+        expected = window_of(mine), heads, dim, v_dim
         if found != expected:
             raise IdentityError(
                 f"layer {number} (window, KV heads, head dims of keys and values): the card has "
@@ -129,12 +129,11 @@ def _own(model: PreTrainedModel) -> DynamicCache:
     return known[1]
 
 
-def place_layer(place: DynamicLayer, keys: Tensor, values: Tensor, seen: int) -> None:
-    """Make ``[kv_heads, tokens, dim]`` the state of an empty cache layer that has seen ``seen``."""
-    if seen == 0:
+def place_layer(layer: DynamicLayer, keys: Tensor, values: Tensor, seq_len: int) -> None:
+    """Make ``[kv_heads, tokens, dim]`` the state of an empty layer that has seen ``seq_len``."""
+    if seq_len == 0:
         return
-    place.lazy_initialization(keys, values)
-    place.keys, place.values = keys[None], values[None]
-    if isinstance(place, DynamicSlidingWindowLayer):
-        # The true length: masks and positions are computed from it, not from what is held.
-        place.cumulative_length = seen
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys[None], values[None]
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length = seq_len  # masks and positions are computed from it

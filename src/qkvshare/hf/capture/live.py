@@ -21,8 +21,8 @@ from ...card.errors import CaptureError
 from ...codecs import LayerKV
 from ..cache.card_cache import CardCache
 from ..cache.layers import attention_layers, describe, empty_cache
+from ..inject.bound_card import BoundCard
 from ..inject.fill import fill
-from ..inject.receiver import Receiver
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
 from .complete import complete
@@ -83,9 +83,9 @@ def pick_row(
 
 def decode(model: PreTrainedModel, card: CacheCard) -> CardCache:
     """A cache of all the card's tokens, which a model may read any other token after."""
-    receiver = Receiver(card, model)
-    cache = receiver.cache(card.tokens)
-    fill(receiver, cache)
+    bound = BoundCard(card, model)
+    cache = bound.cache(card.tokens)
+    fill(bound, cache)
     return cache
 
 

@@ -22,7 +22,7 @@ from ..cache.card_cache import CardCache
 from ..cache.coded import CodedLayer
 from ..cache.growing import STEP, FullLayer, HalfLayer, SlidingLayer
 from ..model.rope import Rotation
-from .receiver import Receiver
+from .bound_card import BoundCard
 
 
 @dataclass
@@ -50,10 +50,10 @@ class Slot:
 
     @classmethod
     def plan(
-        cls, receiver: Receiver, cache: CardCache, number: int, runs: list[Run], known: int
+        cls, bound: BoundCard, cache: CardCache, number: int, runs: list[Run], known: int
     ) -> Slot:
         """For layer ``number``, when ``known`` tokens are cached and ``runs`` are decoded."""
-        card, layer, device = receiver.card, cache.layers[number], receiver.devices[number]
+        card, layer, device = bound.card, cache.layers[number], bound.devices[number]
         first, needed = _first_tokens(card, number, cache.decoded, known)
         coded = isinstance(layer, CodedLayer)
         shape = Shape.of(card.manifest.layers[number], 0 if coded else card.tokens - first + STEP)
@@ -64,7 +64,7 @@ class Slot:
             first,
             needed,
             Buffer(shape, dtype, device),
-            {run.start: receiver.rotation(run, number) for run in runs},
+            {run.start: bound.rotation(run, number) for run in runs},
         )
 
     def holds(self, run: Run) -> bool:
@@ -98,7 +98,7 @@ class Slot:
 
 
 def fill(
-    receiver: Receiver,
+    bound: BoundCard,
     cache: CardCache,
     cached: CardCache | None = None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -112,11 +112,12 @@ def fill(
         PromptError: a sliding window cannot be rolled back as far as ``cache`` asks for.
         CardError, CodecError: the card is damaged, or cannot be decoded here.
     """
-    card = receiver.card
+    card = bound.card
+    assert cache.card is card
     known = 0 if cached is None else cached.card.tokens
     runs = [run for run in card.manifest.runs if run.start >= known]
     layers = range(len(cache.layers))
-    slots = [Slot.plan(receiver, cache, number, runs, known) for number in layers]
+    slots = [Slot.plan(bound, cache, number, runs, known) for number in layers]
     buffers = allocate([slot.wanted for slot in slots])
     for slot, buffer in zip(slots, buffers, strict=True):
         slot.buffer = buffer
@@ -126,7 +127,7 @@ def fill(
         return list(found) if all(slot.holds(run) for slot in slots) else found
 
     begin = partial(go_on, cancelled)
-    elsewhere = any(device.type != "cpu" for device in receiver.devices)
+    elsewhere = any(device.type != "cpu" for device in bound.devices)
     # Side by side, since runs may share bytes.
     streams = decode_runs(card, targets, Target.settle, begin, elsewhere, runs)
     for _ in zip(*streams, strict=True):

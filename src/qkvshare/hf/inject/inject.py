@@ -22,9 +22,9 @@ from ..model.config import innermost
 from ..model.identity import identify
 from ..model.text_only import forget_positions, require_text
 from ..text.tokens import Ids, as_ids, following, require_length, require_vocabulary
+from .bound_card import BoundCard
 from .fill import fill
 from .kv_format import keep_codes, keep_half
-from .receiver import Receiver
 
 # From this length on, new ids that begin with the whole card are taken for a mistake.
 _SURELY_REPEATED = 16
@@ -46,18 +46,18 @@ def inject(
     if kv_format not in (formats := get_args(KVFormat)):
         raise PromptError(f"kv_format is {kv_format!r}; expected one of {', '.join(formats)}.")
     card.require_fresh()
-    receiver = Receiver(card, model, tokenizer)
-    prompt = _prompt(receiver, tokenizer, new, prompt_ids)
+    bound = BoundCard(card, model, tokenizer)
+    prompt = _prompt(bound, tokenizer, new, prompt_ids)
     # Memory made in inference mode could not be written outside of it.
     with torch.inference_mode(False):
-        cache = receiver.cache(min(card.tokens, len(prompt) - 1))
+        cache = bound.cache(min(card.tokens, len(prompt) - 1))
         if kv_format == "bfloat16":
-            keep_half(receiver, cache)
+            keep_half(bound, cache)
         if kv_format == "codes":
-            keep_codes(receiver, cache, cancelled)
+            keep_codes(bound, cache, cancelled)
         if not all(isinstance(layer, CodedLayer) for layer in cache.layers):
-            fill(receiver, cache, _usable(cached, cache), cancelled)
-    return _arguments(receiver, prompt, cache, new_only)
+            fill(bound, cache, _usable(cached, cache), cancelled)
+    return _arguments(bound, prompt, cache, new_only)
 
 
 def prefill(
@@ -75,25 +75,25 @@ def prefill(
     `inject`.
     """
     card.require_fresh()
-    receiver = Receiver(card, model, tokenizer)
-    prompt = _prompt(receiver, tokenizer, new, prompt_ids)
+    bound = BoundCard(card, model, tokenizer)
+    prompt = _prompt(bound, tokenizer, new, prompt_ids)
     kept = min(card.tokens, len(prompt) - 1)
     ids = torch.from_numpy(card.token_ids[:kept].astype(np.int64))[None].to(model.device)
     with torch.inference_mode(False), torch.no_grad():
         cache = GuardedCache(config=model.config)
         if kept:
             model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return _arguments(receiver, prompt, cache, new_only)
+    return _arguments(bound, prompt, cache, new_only)
 
 
 def _prompt(
-    receiver: Receiver,
+    bound: BoundCard,
     tokenizer: PreTrainedTokenizerBase | None,
     new: str | Ids,
     prompt_ids: Ids | None,
 ) -> TokenIds:
     """The card's tokens and those to read after them. Raises `PromptError`."""
-    card, model = receiver.card, receiver.model
+    card, model = bound.card, bound.model
     require_vocabulary(model, card.token_ids, "card")
     require_text(model, card.token_ids)
     forget_positions(model)
@@ -155,17 +155,17 @@ def _usable(cached: Cache | None, cache: CardCache) -> CardCache | None:
     return cached
 
 
-def _arguments(receiver: Receiver, prompt: TokenIds, cache: GuardedCache, new_only: bool) -> Inputs:
-    card, model = receiver.card, receiver.model
+def _arguments(bound: BoundCard, prompt: TokenIds, cache: GuardedCache, new_only: bool) -> Inputs:
+    card, model = bound.card, bound.model
     kept, watched = cache.get_seq_length(), ref(model)
     given = prompt[kept:] if new_only else prompt
 
-    def bound() -> None:
+    def check_model() -> None:
         # By a weak reference, since the cache must not keep the model in memory.
         if (now := watched()) is not None:
             card.manifest.identity.require(identify(now))
 
-    cache.use = Use(ref(innermost(model)), kept, len(given), new_only, bound)
+    cache.use = Use(ref(innermost(model)), kept, len(given), new_only, check_model)
     arguments: Inputs = {
         "input_ids": torch.from_numpy(given.astype(np.int64))[None].to(model.device),
         "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=model.device),

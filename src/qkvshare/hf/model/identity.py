@@ -16,7 +16,7 @@ from ...card.errors import UnsupportedModelError
 from ...codecs import DTYPES
 from .config import text_config
 from .departures import departures, plain_name
-from .fingerprint import Walk, stamp, walk
+from .fingerprint import Survey, fingerprint, survey
 from .rope import rope_parameters
 from .text_only import require_no_dropout, require_no_prompt_vectors
 
@@ -69,10 +69,10 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
             f"the model is in {dtype}; a card carries {', '.join(sorted(DTYPES))}."
         )
     require_no_prompt_vectors(model)
-    walked = walk(model, _TUNER)
-    require_no_dropout(walked.training)
+    found = survey(model, _TUNER)
+    require_no_dropout(found.training)
     try:
-        weights, adapter = _weight_digests(model, walked)
+        weights, adapter = _weight_digests(model, found)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"the weights of {type(model).__name__} have no bytes to take a digest of ({error}). "
@@ -80,7 +80,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
         ) from error
     return Identity(
         weights=weights,
-        config=_config_digest(model, walked),
+        config=_config_digest(model, found),
         adapter=adapter,
         rope=msgspec.json.encode(rope_parameters(model), order="sorted").decode(),
         dtype=dtype,
@@ -89,8 +89,8 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
     )
 
 
-def _weight_digests(model: PreTrainedModel, walked: Walk) -> tuple[str, Adapter | None]:
-    seen = _stamp(model, walked)
+def _weight_digests(model: PreTrainedModel, found: Survey) -> tuple[str, Adapter | None]:
+    seen = _seen(model, found)
     known = _weights.get(model)
     if known is None or known[0] != seen:
         adapters = list(_active_adapters(model).values())
@@ -117,12 +117,13 @@ def _together(adapters: list[_Adapter], digests: dict[str, list[object]]) -> Ada
     return Adapter(digest_json(sorted(each)), max(scales, default=1.0))
 
 
-def _config_digest(model: PreTrainedModel, walked: Walk) -> str:
+def _config_digest(model: PreTrainedModel, found: Survey) -> str:
     """Of what the configuration says, and of what the model computes besides."""
     config = text_config(model)
-    # To find what differs from the defaults takes long; what a configuration says does not.
-    says = repr(vars(config))
-    seen, known = (says, walked.traits, _weights[model][0]), _configs.get(model)
+    # To find what differs from the defaults takes long; what a configuration says does not. How
+    # attention is computed may be switched, and is no part of the identity.
+    says = repr({key: at for key, at in vars(config).items() if not key.startswith("_attn")})
+    seen, known = (says, found.traits, _weights[model][0]), _configs.get(model)
     if known is None or known[0] != seen:
         said, besides = _stable(config.to_diff_dict()), departures(model, says)
         known = _configs[model] = seen, digest_json([said, besides] if besides else said)
@@ -170,12 +171,12 @@ def _is_adapter_tensor(name: str, model: nn.Module) -> bool:
     return False
 
 
-def _stamp(model: nn.Module, walked: Walk) -> tuple[object, ...]:
-    """What changes when the weights, or the adapters in force, do; a sample of what they hold."""
-    if walked.plain:
-        return None, stamp(model, walked.tensors + walked.passing)
-    tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())] + walked.passing
-    return _active_adapters(model), stamp(model, tensors)
+def _seen(model: PreTrainedModel, found: Survey) -> tuple[object, ...]:
+    """What changes when the weights, or the adapters in force, do."""
+    if found.complete:
+        return None, fingerprint(found.tensors + found.unsaved)
+    tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())]
+    return _active_adapters(model), fingerprint(tensors + found.unsaved)
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> list[object]:
@@ -199,7 +200,7 @@ def _stable(value: Any) -> Any:
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """What `Identity.tokenizer` says of a tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    seen, known = _tokenizer_stamp(tokenizer, backend), _tokenizers.get(tokenizer)
+    seen, known = _tokenizer_fingerprint(tokenizer, backend), _tokenizers.get(tokenizer)
     if known is None or known[0] != seen:
         if backend is None:
             content: Any = [sorted(tokenizer.get_vocab().items()), type(tokenizer).__name__]
@@ -211,7 +212,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return known[1]
 
 
-def _tokenizer_stamp(tokenizer: PreTrainedTokenizerBase, backend: Any) -> tuple[object, ...]:
+def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, backend: Any) -> tuple[object, ...]:
     """What changes when its steps or its vocabulary do; to write all of it takes long."""
     size = len(tokenizer)
     if backend is None:

@@ -13,7 +13,7 @@ from qkvshare import CacheCard, Packed, capture
 from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
 from qkvshare.hf.inject import fill, kv_format
-from qkvshare.hf.inject.receiver import Receiver
+from qkvshare.hf.inject.bound_card import BoundCard
 from qkvshare.kernels import cpu_meanwhile
 from qkvshare.kernels.cpu_decode import Line
 
@@ -42,7 +42,7 @@ def test_nothing_is_decoded_for_another_model(
     model = other_model()
     before = greedy_from_text(model, CONTEXT + NEW)
     with pytest.raises(IdentityError, match="weights: card has"):
-        Receiver(card, model)
+        BoundCard(card, model)
     for module, name in ((fill, "allocate"), (fill, "decode_runs"), (kv_format, "from_record")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("the card is not the model's"))
     for how in ("model", "bfloat16", "codes"):

@@ -15,11 +15,11 @@ from ..model.identity import identify
 from ..model.rope import Rope, Rotation
 
 
-class Receiver:
+class BoundCard:
     """Proof that a card is a model's: to make one is to compare their identities.
 
-    Whatever makes memory for a card or decodes it takes a receiver, so that no order of calls
-    decodes a card into the cache of another model.
+    Whatever makes memory for a card or decodes it takes one of these, so that no order of
+    calls decodes a card into the cache of another model.
 
     Attributes:
         card: its layers are the model's.
