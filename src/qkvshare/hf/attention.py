@@ -39,10 +39,15 @@ _MANY = 64
 
 @contextmanager
 def attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let ``model`` use this attention inside the ``with`` block; other threads see it, too.
+    """Switch a model to this attention inside the ``with`` block.
 
-    It may change the last bits of a result. ``model.set_attn_implementation("qkvshare")`` switches
-    it for good. Raises `UnsupportedModelError` for a model whose attention cannot be switched.
+    Going on from a long context takes less time then. The last bits of results may change.
+
+    Args:
+        model: any model of transformers. Other threads that run it see the switch, too.
+
+    Raises:
+        UnsupportedModelError: the model's attention cannot be switched.
     """
     decoder = cast(Any, model).get_decoder()
     before = decoder.config._attn_implementation
