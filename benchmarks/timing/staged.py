@@ -6,7 +6,7 @@ On a processor they are the same routes without a copy, so that they can be test
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ from qkvshare.card.errors import CodecError
 from qkvshare.codecs import LayerKV, Packed, Shape, dtype_of, shapes_of
 from qkvshare.hf.cache.buffers import Buffer, Target, allocate
 from qkvshare.hf.cache.card_cache import CardCache
-from qkvshare.hf.cache.growing import STEP, FullLayer
+from qkvshare.hf.cache.growing import STEP
 from qkvshare.hf.cache.layers import empty_cache
 from qkvshare.hf.capture.state import State
 from qkvshare.hf.model.rope import Rope
@@ -91,7 +91,7 @@ class CardStaged(Card):
             parts.append(replace(keys, numbers=target.keys, angles=target.angles))
             parts.append(replace(values, numbers=target.values))
             targets.append(target)
-            cast(FullLayer, cache.layers[number]).attach(buffer, slice(0, tokens), tokens)
+            cache.layers[number].attach(buffer, slice(0, tokens), tokens)
         decode_parts(parts)
         for target in targets:
             target.settle()

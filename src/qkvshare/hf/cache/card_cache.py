@@ -131,10 +131,12 @@ class CardCache(GuardedCache):
         decoded: how many of its tokens are still as the card's bytes say.
     """
 
+    layers: list[Any]
+
     def __init__(self, card: CacheCard, decoded: int, empty: DynamicCache) -> None:
         """Empty, with layers of the kinds that an ``empty`` cache of the model has."""
-        # Not as DynamicCache, which makes layers of its own.
-        Cache.__init__(self, layers=[growing(cast(Any, layer)) for layer in empty.layers])
+        layers: list[Any] = [growing(cast(Any, layer)) for layer in empty.layers]
+        Cache.__init__(self, layers=layers)  # not as DynamicCache, which makes layers of its own
         self.card, self.decoded = card, decoded
 
     def crop(self, *arguments: Any, **named: Any) -> None:

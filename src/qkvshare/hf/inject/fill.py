@@ -60,7 +60,7 @@ class Slot:
         dtype = torch.bfloat16 if isinstance(layer, HalfLayer) else dtype_of(card)
         return cls(
             number,
-            None if coded else cast(FullLayer | SlidingLayer, layer),
+            None if coded else layer,
             first,
             needed,
             Buffer(shape, dtype, device),
