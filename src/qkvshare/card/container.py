@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,29 @@ def blob_name(layer: int, segment: int) -> str:
 
 
 class LazyTensors(Mapping[str, Array]):
-    """Tensors that are read when they are asked for."""
+    """Tensors that are read when they are asked for.
 
-    @abstractmethod
+    Attributes:
+        kinds: element type (``"U8"``, ``"I32"``) and shape of each, from the header only.
+    """
+
+    kinds: dict[str, tuple[str, list[int]]]
+
     def kind(self, name: str) -> tuple[str, list[int]]:
-        """Element type (``"U8"``, ``"I32"``) and shape of a tensor, from the header only."""
+        """Element type and shape of a tensor; reads nothing."""
+        return self.kinds[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor; reads nothing."""
+        return name in self.kinds
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over tensor names."""
+        return iter(self.kinds)
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self.kinds)
 
 
 class StoredTensors(LazyTensors):
@@ -76,6 +93,7 @@ class FileTensors(StoredTensors):
         header = self._file.read(8, self.header_bytes).tobytes()
         found = FileHeader.of(header, size - self.header_bytes, path)
         self.metadata, self._entries = found.metadata, found.entries
+        self.kinds = found.kinds
 
     def __getitem__(self, name: str) -> Array:
         """Read one tensor into memory. Raises `CardFormatError`."""
@@ -87,22 +105,6 @@ class FileTensors(StoredTensors):
             )
         start, end = (self.header_bytes + offset for offset in entry.data_offsets)
         return self._file.read(start, end).view(_KINDS[entry.dtype]).reshape(entry.shape)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; reads nothing."""
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over tensor names."""
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        """Count the tensors."""
-        return len(self._entries)
-
-    def kind(self, name: str) -> tuple[str, list[int]]:
-        """Element type and shape of a tensor, from the header only."""
-        return self._entries[name].dtype, list(self._entries[name].shape)
 
 
 def kind_of(tensors: Mapping[str, Array], name: str) -> tuple[str, list[int]]:

@@ -39,6 +39,11 @@ class FileHeader:
     metadata: dict[str, str]
     entries: Mapping[str, TensorEntry]
 
+    @property
+    def kinds(self) -> dict[str, tuple[str, list[int]]]:
+        """Element type and shape of each tensor."""
+        return {name: (at.dtype, list(at.shape)) for name, at in self.entries.items()}
+
     @classmethod
     def of(cls, header: bytes, data_bytes: int, where: object) -> FileHeader:
         """Parse ``header``, which ``data_bytes`` follow in the file ``where``.

@@ -8,7 +8,7 @@ name and in its place.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -98,6 +98,7 @@ class SealedTensors(StoredTensors):
                 f"{file.path} has no sealed header of at most {MAX_HEADER_BYTES} bytes. "
                 "It is damaged or was assembled by hand."
             )
+        self.kinds = {name: _plain_kind(file, name) for name in file if name != ENVELOPE}
         self._cipher = seal.cipher(key)
         self.header_bytes = file.header_bytes + _size(file, ENVELOPE) + TAG_BYTES * len(file)
         try:
@@ -110,23 +111,6 @@ class SealedTensors(StoredTensors):
         if name not in self:
             raise KeyError(name)
         return self._open(name).view("<i4" if self.kind(name)[0] == "I32" else np.uint8)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; reads nothing."""
-        return name != ENVELOPE and name in self._file
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over tensor names."""
-        return (name for name in self._file if name != ENVELOPE)
-
-    def __len__(self) -> int:
-        """Count the tensors."""
-        return len(self._file) - 1
-
-    def kind(self, name: str) -> tuple[str, list[int]]:
-        """As in the plain file."""
-        size = _size(self._file, name)
-        return ("I32", [size // 4]) if name.startswith("ids.") else ("U8", [size])
 
     def _open(self, name: str) -> Array:
         from cryptography.exceptions import InvalidTag
@@ -184,6 +168,12 @@ def _read_seal(file: FileTensors) -> Seal:
 
 def _nonce(place: int) -> bytes:
     return place.to_bytes(12, "big")
+
+
+def _plain_kind(file: FileTensors, name: str) -> tuple[str, list[int]]:
+    """As in the plain file."""
+    size = _size(file, name)
+    return ("I32", [size // 4]) if name.startswith("ids.") else ("U8", [size])
 
 
 def _size(file: FileTensors, name: str) -> int:

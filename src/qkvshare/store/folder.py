@@ -179,36 +179,17 @@ class Assembled(LazyTensors):
     def __init__(self, ids: Mapping[str, Array], segments: Sequence[LazyTensors]) -> None:
         """``segments`` in the card's order."""
         self._ids = ids
-        self._places = {
+        self._blobs = {
             blob_name(layer, number): (segment, blob_name(layer, 0))
             for number, segment in enumerate(segments)
             for layer in range(len(segment))
         }
+        self.kinds = {name: container.kind_of(ids, name) for name in ids}
+        self.kinds |= {name: segment.kind(inner) for name, (segment, inner) in self._blobs.items()}
 
     def __getitem__(self, name: str) -> Array:
         """Read one tensor."""
-        if name not in self._places:
+        if name not in self._blobs:
             return self._ids[name]
-        segment, inner = self._places[name]
+        segment, inner = self._blobs[name]
         return segment[inner]
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; reads nothing."""
-        return name in self._places or name in self._ids
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over tensor names."""
-        yield from self._ids
-        yield from self._places
-
-    def __len__(self) -> int:
-        """Count the tensors."""
-        return len(self._ids) + len(self._places)
-
-    def kind(self, name: str) -> tuple[str, list[int]]:
-        """Element type and shape of a tensor, from the files' headers only."""
-        if name in self._places:
-            segment, inner = self._places[name]
-            return segment.kind(inner)
-        ids = self._ids[name]
-        return "I32", list(ids.shape)

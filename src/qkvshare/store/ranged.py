@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +55,7 @@ class RangedTensors(StoredTensors):
         header = self._first[8 : self.header_bytes]
         found = FileHeader.of(header, size - self.header_bytes, self.path)
         self.metadata, self._tensors = found.metadata, found.entries
+        self.kinds = found.kinds
 
     def __getitem__(self, name: str) -> Array:
         """Read one tensor. Raises `CardFormatError`, `CardNotFoundError` or `StoreError`."""
@@ -69,22 +69,6 @@ class RangedTensors(StoredTensors):
         if end > here:
             data += self._read(max(start, here), end)
         return np.frombuffer(bytearray(data), _DTYPES[tensor.dtype]).reshape(tensor.shape)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; reads nothing."""
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over tensor names."""
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        """Count the tensors."""
-        return len(self._tensors)
-
-    def kind(self, name: str) -> tuple[str, list[int]]:
-        """Element type and shape of a tensor, from the header only."""
-        return self._tensors[name].dtype, list(self._tensors[name].shape)
 
     def _read(self, start: int, end: int) -> bytes:
         if start == end:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -110,28 +110,13 @@ class Remembered(LazyTensors):
     def __init__(self, source: Mapping[str, Array]) -> None:
         """Read ``source``, each of its tensors once."""
         self._source, self._read = source, dict[str, Array]()
+        self.kinds = {name: kind_of(source, name) for name in source}
 
     def __getitem__(self, name: str) -> Array:
         """One tensor."""
         if name not in self._read:
             self._read[name] = self._source[name]
         return self._read[name]
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; reads nothing."""
-        return name in self._source
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over tensor names."""
-        return iter(self._source)
-
-    def __len__(self) -> int:
-        """Count the tensors."""
-        return len(self._source)
-
-    def kind(self, name: str) -> tuple[str, list[int]]:
-        """Element type and shape of a tensor; reads nothing."""
-        return kind_of(self._source, name)
 
 
 def _decoded_bytes(model: PreTrainedModel, card: CacheCard) -> int:
