@@ -48,12 +48,20 @@ class CacheCard(Contents):
         Raises `CardNotFoundError`, `CardFormatError`, `CardVersionError`, `CardDigestError`,
         `CardKeyError`, `CardTagError` or `CardSignatureError`.
         """
-        tensors = open_file(FileTensors(Path(path)), key)
+        card = cls.opened(open_file(FileTensors(Path(path)), key))
+        if trust is not None:
+            require_signature(card.digest, card.signature, trust)
+        return card
+
+    @classmethod
+    def opened(cls, tensors: StoredTensors) -> CacheCard:
+        """The card in a file or object: header and token ids are read and verified.
+
+        Raises as `load`.
+        """
         manifest, envelope = open_header(tensors)
         check_tensors(tensors, manifest, envelope.thin)
         card = cls(manifest, tensors, envelope.signature, tensors)
-        if trust is not None:
-            require_signature(card.digest, card.signature, trust)
         _ = card.token_ids  # verified now, so that a wrong prefix is never found too late
         return card
 

@@ -23,7 +23,7 @@ class Audit:
     """What was found: ``damaged`` and ``lost`` are digests of cards, with what is wrong.
 
     ``orphans``: files that no card in the index needs; left by writers that were killed, they
-    cost room and nothing else, and `Store.gc` removes them in time.
+    take space and nothing else, and `Store.gc` removes them in time.
     """
 
     cards: int

@@ -110,11 +110,16 @@ def latest(index: Index, folder: Folder, agent: str) -> str:
     )
     there = _there(folder, rows)
     if not there:
-        raise CardNotFoundError(
-            f"the store has no card of agent {agent!r}. "
-            "Agents are named when a card is captured: capture(…, agent=…)."
-        )
+        raise no_card_of(agent)
     return str(there[0]["digest"])
+
+
+def no_card_of(agent: str) -> CardNotFoundError:
+    """The error for an agent that has handed on nothing."""
+    return CardNotFoundError(
+        f"the store has no card of agent {agent!r}. "
+        "Agents are named when a card is captured: capture(…, agent=…)."
+    )
 
 
 def find(index: Index, folder: Folder, beginning: str) -> str:

@@ -17,8 +17,8 @@ from ..card.errors import StoreError, StoreFullError
 from .schema import VERSION, statements
 
 BUSY_SECONDS = 60.0
-# SQLite asks for less at once; with so little room an unclear failure is taken for a full disk.
-_NO_ROOM_BYTES = 256 << 10
+# SQLite asks for less at once; with so little free an unclear failure is taken for a full disk.
+_FULL_BYTES = 256 << 10
 
 
 @dataclass
@@ -96,10 +96,10 @@ def named(path: Path, error: sqlite3.Error | OSError) -> StoreError:
     """What an error of SQLite means for the user of the index at ``path``."""
     code = getattr(error, "sqlite_errorcode", 0)
     kind = code & 0xFF
-    unclear = kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and no_room(path.parent)
+    unclear = kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and disk_full(path.parent)
     if kind == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) == errno.ENOSPC or unclear:
         return StoreFullError(
-            f"the disk is full: {path} cannot grow. Make room on the disk, or remove cards."
+            f"the disk is full: {path} cannot grow. Free some of the disk, or remove cards."
         )
     if kind == sqlite3.SQLITE_BUSY:
         return StoreError(
@@ -215,9 +215,9 @@ def _file(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def no_room(folder: Path) -> bool:
+def disk_full(folder: Path) -> bool:
     """Whether the disk is as good as full."""
     try:
-        return shutil.disk_usage(folder).free < _NO_ROOM_BYTES
+        return shutil.disk_usage(folder).free < _FULL_BYTES
     except OSError:
         return False

@@ -58,7 +58,7 @@ def drop(index: Index, folder: Folder, digest: str) -> None:
     """Remove a card, and the segments that no other card has. Within `Index.writing`.
 
     Files first: killed in between, or where the full disk takes no row's removal, the card is gone
-    and makes room; `catalog` passes its row over, and the next `gc` removes it.
+    and its space is free; `catalog` passes its row over, and the next `gc` removes it.
     """
     parts = index.rows("SELECT DISTINCT segment FROM part WHERE card = ?", digest)
     folder.card_path(digest).unlink(missing_ok=True)

@@ -62,15 +62,6 @@ class Folder:
             tensors, metadata = seal(blobs, metadata, self.key)
         container.write(path, tensors, metadata)
 
-    def card_bytes(self, card: CacheCard) -> int:
-        """Bytes of the file that `write_card` writes, but for what sealing adds."""
-        return without_segments(card).nbytes
-
-    def segment_bytes(self, blobs: Blobs) -> int:
-        """Bytes of the file that `write_segment` writes, but for what sealing adds."""
-        header = container.header_bytes(blobs, {SEGMENT: "0" * 64})
-        return header + sum(blob.nbytes for blob in blobs.values())
-
     def open_card(self, digest: str, tokens: int | None = None) -> CacheCard:
         """A card, or its first ``tokens`` tokens; bytes are read and verified on demand.
 
@@ -152,6 +143,21 @@ def without_segments(card: CacheCard) -> CacheCard:
     """What a card's own file has: header and ids."""
     names = [ids_name(number) for number in range(len(card.manifest.segments))]
     return CacheCard(card.manifest, {name: card.tensors[name] for name in names}, card.signature)
+
+
+def own_segments(card: CacheCard) -> dict[str, Blobs]:
+    """The segments whose bytes are in the card, by name. Raises `CardDigestError` for damage."""
+    tensors, names, own = card.verified(), card.manifest.names, dict[str, Blobs]()
+    for number, segment in enumerate(card.manifest.segments[card.thin :], card.thin):
+        layers = range(len(segment.blobs))
+        own[names[number]] = {blob_name(at, 0): tensors[blob_name(at, number)] for at in layers}
+    return own
+
+
+def segment_bytes(blobs: Blobs) -> int:
+    """Bytes of a segment's file, but for what sealing adds."""
+    header = container.header_bytes(blobs, {SEGMENT: "0" * 64})
+    return header + sum(blob.nbytes for blob in blobs.values())
 
 
 def require_segment(tensors: StoredTensors, name: str, segment: Segment) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..card.errors import StoreError
-from .database import Database, connect, named, no_room
+from .database import Database, connect, disk_full, named
 
 
 class Index:
-    """One connection to the index; may be shared by threads, which then take turns.
+    """One connection to the index; threads may share it, and then wait for each other.
 
     Somebody may remove the file while it is open. The next one who asks then makes it again.
     """
@@ -31,7 +31,7 @@ class Index:
         ``fill`` does.
         """
         self.path, self._fill = path, fill
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._open()
 
     def _open(self) -> None:
@@ -40,7 +40,7 @@ class Index:
                 f"the store's folder {self.path.parent} is away: it has no folder 'cards'. "
                 "It was moved, or its disk is not mounted. Nothing was changed; put it back."
             )
-        with self._asking():
+        with self._named_errors():
             self._opened: Database = connect(self.path)
             self._db = self._opened.connection
         self.read_only = False
@@ -70,7 +70,7 @@ class Index:
 
         Raises `StoreError`, or `StoreFullError` where the disk is full.
         """
-        with self._turn, self._asking():
+        with self._lock, self._named_errors():
             self._begin()
             try:
                 yield
@@ -94,7 +94,7 @@ class Index:
         if self._opened.file is not None:
             if self._db.in_transaction:
                 return
-            again = self._opened.alone and not no_room(self.path.parent)
+            again = self._opened.alone and not disk_full(self.path.parent)
             if self.in_place and not again:
                 return
             self._opened.close()
@@ -102,7 +102,7 @@ class Index:
 
     def require_writable(self) -> None:
         """Raise `StoreError` where the folder can only be read, or is away."""
-        with self._turn:
+        with self._lock:
             self._follow()
         if self.read_only:
             raise StoreError(
@@ -112,7 +112,7 @@ class Index:
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query. Raises `StoreError`."""
-        with self._turn, self._asking():
+        with self._lock, self._named_errors():
             self._follow()
             return self._db.execute(query, values).fetchall()
 
@@ -121,7 +121,7 @@ class Index:
         return next(iter(self.rows(query, *values)), None)
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -132,11 +132,11 @@ class Index:
         return self._db.execute(statement, values).rowcount
 
     def shrink(self) -> None:
-        """Give back the room of SQLite's log, as far as nobody reads it."""
-        with suppress(sqlite3.Error), self._turn:
+        """Give back the disk space of SQLite's log, as far as nobody reads it."""
+        with suppress(sqlite3.Error), self._lock:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Close the connection."""
-        with self._turn:
+        with self._lock:
             self._opened.close()

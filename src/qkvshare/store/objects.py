@@ -55,7 +55,7 @@ class Objects:
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, None where there is none."""
-        with self._asking():
+        with self._named_errors():
             try:
                 return int(self._system.info(self._at(name))["size"])
             except FileNotFoundError:
@@ -66,7 +66,7 @@ class Objects:
 
         Raises `CardNotFoundError` where it is not there any more.
         """
-        with self._asking():
+        with self._named_errors():
             try:
                 return bytes(self._system.cat_file(self._at(name), start=start, end=end))
             except FileNotFoundError as error:
@@ -80,7 +80,7 @@ class Objects:
         Object storage can, and files on this machine can; other file systems (sftp, …) may show a
         part of it meanwhile.
         """
-        with self._asking():
+        with self._named_errors():
             if not self._local:
                 self._system.pipe_file(self._at(name), data)
                 return
@@ -91,7 +91,7 @@ class Objects:
 
     def ls(self, folder: str) -> dict[str, int]:
         """Names and bytes of all objects below ``folder``."""
-        with self._asking():
+        with self._named_errors():
             try:
                 found = self._system.find(self._at(folder), detail=True)
             except FileNotFoundError:
@@ -101,7 +101,7 @@ class Objects:
 
     def modified(self, name: str) -> float | None:
         """When an object was written, by the service's clock; seconds since 1970, None if gone."""
-        with self._asking():
+        with self._named_errors():
             try:
                 return float(self._system.modified(self._at(name)).timestamp())
             except FileNotFoundError:
@@ -109,14 +109,14 @@ class Objects:
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
-        with self._asking(), suppress(FileNotFoundError):
+        with self._named_errors(), suppress(FileNotFoundError):
             self._system.rm_file(self._at(name))
 
     def _at(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         """Every service has errors of its own, with no base in common but `Exception`."""
         try:
             yield

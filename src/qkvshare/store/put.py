@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from ..card import CacheCard
-from ..card.container import blob_name
 from ..card.errors import CardThinError, StoreError
 from . import eviction
 from .eviction import Capacity, full
-from .folder import Blobs, Folder
+from .folder import Blobs, Folder, own_segments, segment_bytes, without_segments
 from .index import Index
 from .prefixes import Prefixes
 
@@ -22,14 +21,9 @@ def put(
     """Put ``card``. What `Store.put` says holds; so do its errors."""
     index, folder = capacity.index, capacity.folder
     index.require_writable()
-    tensors = card.verified()
-    own: dict[str, Blobs] = {}
-    for number in range(card.thin, len(card.manifest.segments)):
-        at = range(len(card.manifest.segments[number].blobs))
-        blobs = {blob_name(layer, 0): tensors[blob_name(layer, number)] for layer in at}
-        own[card.manifest.names[number]] = blobs
+    own, header = own_segments(card), without_segments(card).nbytes
     absent = [blobs for name, blobs in own.items() if not folder.segment_path(name).exists()]
-    capacity.make(folder.card_bytes(card) + sum(map(folder.segment_bytes, absent)))
+    capacity.make(header + sum(map(segment_bytes, absent)))
     try:
         while True:
             _write(card, folder, own)
@@ -38,7 +32,7 @@ def put(
                 fits = not entered or capacity.settle(card.digest)
             if not fits:
                 assert capacity.limit is not None
-                raise full(capacity.limit, eviction.stored_bytes(index) + folder.card_bytes(card))
+                raise full(capacity.limit, eviction.stored_bytes(index) + header)
             if entered and index.in_place:
                 return
             # Somebody removed a file in between, or the index: write it again.

@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..card import CacheCard, Identity
-from ..card.container import blob_name, header_bytes, to_bytes
+from ..card.container import to_bytes
 from ..card.digest import TokenIds, is_digest
 from ..card.errors import CardError, CardFormatError, CardNotFoundError, CardThinError, StoreError
-from ..card.header import check_tensors, open_header
-from ..card.manifest import Manifest, Segment, Signature
+from ..card.manifest import Segment
 from .audit import ABANDONED_SECONDS
-from .catalog import Match
+from .catalog import Match, no_card_of
 from .collecting import collect
 from .eviction import require_number
-from .folder import SEGMENT, Assembled, Blobs, require_segment, without_segments
+from .folder import (
+    SEGMENT,
+    Assembled,
+    own_segments,
+    require_segment,
+    segment_bytes,
+    without_segments,
+)
 from .names import (
     agent_at,
     card_at,
@@ -64,12 +70,11 @@ class RemoteStore:
         Raises `CardThinError`, `CardDigestError` for a damaged card, `StoreError`, and
         `CardWriteError` where files of this machine cannot be written.
         """
-        tensors, names = card.verified(), card.manifest.names
+        own, names = own_segments(card), card.manifest.names
         condemned = {last_part(name) for name in self.objects.ls("condemned")}
-        sizes = parallel(self._segment_size, names)
-        for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        for name, size in zip(names, parallel(self._segment_size, names), strict=True):
             there = size is not None and name not in condemned
-            if number < card.thin:
+            if name not in own:
                 if not there:
                     raise CardThinError(
                         f"the thin card {card.digest[:12]}… needs the segment {name[:12]}…, which "
@@ -77,11 +82,9 @@ class RemoteStore:
                         "card."
                     )
                 continue
-            count = range(len(card.manifest.segments[number].blobs))
-            blobs = {blob_name(at, 0): tensors[blob_name(at, number)] for at in count}
             # One of another size was cut short, where a service shows what is half written.
-            if not there or size != _file_bytes(blobs, name):
-                self.objects.write(segment_at(name), to_bytes(blobs, {SEGMENT: name}))
+            if not there or size != segment_bytes(own[name]):
+                self.objects.write(segment_at(name), to_bytes(own[name], {SEGMENT: name}))
                 if name in condemned:
                     self.objects.remove(f"condemned/{name}")
         self.objects.write(card_at(card.digest), without_segments(card).to_bytes())
@@ -122,10 +125,7 @@ class RemoteStore:
             digest = name.rpartition("-")[2]
             if is_digest(digest) and self.objects.size(card_at(digest)) is not None:
                 return digest
-        raise CardNotFoundError(
-            f"the store has no card of agent {agent!r}. "
-            "Agents are named when a card is captured: capture(…, agent=…)."
-        )
+        raise no_card_of(agent)
 
     def ls(self) -> list[RemoteEntry]:
         """All cards, by digest."""
@@ -173,23 +173,15 @@ class RemoteStore:
 
     def _open_card(self, digest: str) -> CacheCard:
         """A card without its segments, ids verified. Raises the `CardError` family."""
-        tensors, manifest, signature = self._open_header(digest)
-        check_tensors(tensors, manifest, len(manifest.segments))
-        card = CacheCard(manifest, tensors, signature)
-        _ = card.token_ids
-        return card
-
-    def _open_header(self, digest: str) -> tuple[RangedTensors, Manifest, Signature | None]:
         if not is_digest(digest):
             raise CardNotFoundError(f"{digest[:80]!r} is no digest; expected 64 hex digits.")
-        tensors = RangedTensors(self.objects, card_at(digest))
-        manifest, envelope = open_header(tensors)
-        if manifest.digest != digest:
+        card = CacheCard.opened(RangedTensors(self.objects, card_at(digest)))
+        if card.digest != digest:
             raise CardFormatError(
-                f"{tensors.path} holds the card {manifest.digest[:12]}…; expected the one that it "
+                f"{card_at(digest)} holds the card {card.digest[:12]}…; expected the one that it "
                 "is named after. Somebody moved objects by hand."
             )
-        return tensors, manifest, envelope.signature
+        return card
 
     def _open_segment(self, name: str, segment: Segment) -> RangedTensors:
         tensors = RangedTensors(self.objects, segment_at(name))
@@ -199,7 +191,7 @@ class RemoteStore:
     def _names(self, digest: str) -> list[str]:
         """Of a card's segments; none where it was removed just now. Raises `StoreError`."""
         try:
-            return self._open_header(digest)[1].names
+            return self._open_card(digest).manifest.names
         except CardNotFoundError:
             return []
         except CardError as error:
@@ -210,7 +202,3 @@ class RemoteStore:
 
     def _segment_size(self, name: str) -> int | None:
         return self.objects.size(segment_at(name))
-
-
-def _file_bytes(blobs: Blobs, name: str) -> int:
-    return header_bytes(blobs, {SEGMENT: name}) + sum(blob.nbytes for blob in blobs.values())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from filelock import FileLock
 from ..card import Key
 from ..card.digest import is_digest
 from ..card.errors import StoreError
+from ..card.files import replace
 from .database import require_locks
 
 _NAME = re.compile("[a-z0-9][a-z0-9._-]{0,63}")
@@ -62,7 +61,8 @@ def _random_salt(folder: Path) -> str:
         require_locks(folder)
         with FileLock(folder / ".salt.lock", mode=0o600):
             if not path.exists():
-                _write_salt(path)
+                salt = secrets.token_hex(32)
+                replace(path, lambda part: part.write_text(salt), mode=0o600, error=StoreError)
     salt = path.read_text()
     if not is_digest(salt):
         raise StoreError(
@@ -70,12 +70,3 @@ def _random_salt(folder: Path) -> str:
             "`card.manifest.salt` of one of them back into the file."
         )
     return salt
-
-
-def _write_salt(path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".salt.", dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)

@@ -165,7 +165,7 @@ class Ttl:
         return replace(self, price=high)
 
     def ttl(self, tool: str, saved_ms: float, bytes: int, state: State = "foreground") -> float:
-        """Seconds to keep a card whose agent calls ``tool`` now; inf while room costs nothing."""
+        """Seconds to keep a card whose agent calls ``tool`` now; inf while bytes cost nothing."""
         if self.price == 0:
             return math.inf if saved_ms > 0 else 0.0
         cost = self.price * bytes

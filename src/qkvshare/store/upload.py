@@ -12,7 +12,6 @@ from typing import IO
 
 from ..card import CacheCard
 from ..card.errors import CardFormatError, CardWriteError, StoreError
-from ..card.header import check_tensors, open_header
 from ..card.keys import require_cryptography
 from .eviction import Capacity
 from .folder import Folder
@@ -82,12 +81,7 @@ class Upload:
         with self._lock:
             self._put(bytes(self._rest))
             self._rest.clear()
-        tensors = RangedTensors(self, "")
-        manifest, envelope = open_header(tensors)
-        check_tensors(tensors, manifest, envelope.thin)
-        card = CacheCard(manifest, tensors, envelope.signature, tensors)
-        _ = card.token_ids
-        return card
+        return CacheCard.opened(RangedTensors(self, ""))
 
     def path(self, name: str) -> Path:
         """What messages call the file."""
