@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from . import container, reshape
-from .container import Array, CardStream, FileTensors
+from .container import Array, CardStream, FileTensors, StoredTensors
 from .contents import Contents
 from .engine import Inputs, KVFormat, engine
 from .errors import CardExpiredError
