@@ -65,3 +65,12 @@ def test_cards_import_nothing_above_them() -> None:
         if other not in card
     }
     assert above == set()
+
+
+def test_class_names_are_single() -> None:
+    found: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in found.items() if len(where) > 1} == {}

@@ -31,7 +31,7 @@ MARK = "\n\nQuestion: "
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """What B said by one way of getting A's state, and milliseconds until its first token."""
 
     text: str
@@ -107,7 +107,7 @@ def _agent_a(raw: Path, card: Path) -> tuple[int, float]:
     return small.tokens, seconds
 
 
-def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], int, str]:
+def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, TimedAnswer]], int, str]:
     """Answers by re-prefill, full-precision file and card; then the card in a changed model.
 
     Returns the answers by question and way, the number of weights, and the refusal.
@@ -159,7 +159,7 @@ def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, Answer]], int, str]:
     raise AssertionError("a card was accepted by a model with other weights")
 
 
-def _answer(model: Any, tokenizer: Any, arguments: Any) -> Answer:
+def _answer(model: Any, tokenizer: Any, arguments: Any) -> TimedAnswer:
     """Generate greedily; the clock runs from before the card is opened to the first token."""
     import torch
     from transformers.generation.streamers import BaseStreamer
@@ -187,7 +187,7 @@ def _answer(model: Any, tokenizer: Any, arguments: Any) -> Answer:
         )
     said = output[0, ready["input_ids"].shape[1] :]
     text = tokenizer.decode(said, skip_special_tokens=True).strip()
-    return Answer(text.split(". ")[0], 1000 * (clock.first - start))
+    return TimedAnswer(text.split(". ")[0], 1000 * (clock.first - start))
 
 
 def _print_cards(paths: dict[str, Path]) -> None:
@@ -203,7 +203,7 @@ def _print_cards(paths: dict[str, Path]) -> None:
     out.print(table)
 
 
-def _print_answers(answers: list[dict[str, Answer]]) -> None:
+def _print_answers(answers: list[dict[str, TimedAnswer]]) -> None:
     out.print("B's time to first token, and the first sentence of its answer:")
     table = Table("question", *answers[0], show_lines=True)
     for question, by_way in zip(QUESTIONS, answers, strict=True):

@@ -150,7 +150,7 @@ class Ttl:
         ``now`` in s, on the clock of `Wait.began`; better every hundred waits than at each.
         """
         demands = [
-            Demand.of(kept, curve(self._durations(tool)), now)
+            HeldBytes.of(kept, curve(self._durations(tool)), now)
             for tool, kept in self.waits.items()
             if now > kept[0].began
         ]
@@ -204,7 +204,7 @@ class Ttl:
         return self.background if state == "background" else 1.0
 
 
-class Demand(NamedTuple):
+class HeldBytes(NamedTuple):
     """What the waits of one tool ask of the store."""
 
     curve: Curve
@@ -214,7 +214,7 @@ class Demand(NamedTuple):
     over: float  # s, in which they came
 
     @classmethod
-    def of(cls, waits: Sequence[Wait], curve: Curve, now: float) -> Demand:
+    def of(cls, waits: Sequence[Wait], curve: Curve, now: float) -> HeldBytes:
         """Of ``waits`` since the first of them."""
         _, seconds, saved, sizes = np.array(waits, np.float64).T
         return cls(curve, saved, sizes, seconds, now - waits[0].began)
