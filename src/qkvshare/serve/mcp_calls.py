@@ -1,4 +1,4 @@
-"""One call of an MCP tool: its errors, what it says meanwhile, and whether it was called off."""
+"""One call of an MCP tool: its errors, its progress, and whether the client has cancelled it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..hf.session.answers import Answer
 
 
 @contextmanager
-def told(kind: type[ToolError] | type[ResourceError]) -> Iterator[None]:
-    """Our own errors are for the client to read; of others it learns only that there was one."""
+def errors_as(kind: type[ToolError] | type[ResourceError]) -> Iterator[None]:
+    """Raise our own errors as ``kind``, with their text; the SDK hides the text of all others."""
     try:
         yield
     except CardNotFoundError as error:
@@ -32,11 +32,11 @@ def _named(error: QKVShareError) -> str:
 
 
 async def reporting(
-    context: Context[Any, Any], speak: Callable[[Callable[[str], None]], Answer]
+    context: Context[Any, Any], answer: Callable[[Callable[[str], None]], Answer]
 ) -> Answer:
-    """``speak(said)`` on a worker thread; each piece said is a progress message meanwhile.
+    """Run ``answer(streaming)`` on a worker thread; each piece of text is a progress message.
 
-    The progress is the characters so far. The thread never waits for the client, who may be gone.
+    The progress counts characters. The thread never waits for the client, which may be gone.
     """
     send, receive = create_memory_object_stream[str](math.inf)
 
@@ -47,7 +47,7 @@ async def reporting(
                 length += len(piece)
                 await context.report_progress(length, None, piece)
 
-    def said(piece: str) -> None:
+    def streaming(piece: str) -> None:
         from_thread.run_sync(send.send_nowait, piece)
 
     found: Answer | QKVShareError
@@ -55,8 +55,8 @@ async def reporting(
         with send:
             group.start_soon(report)
             try:
-                found = await to_thread.run_sync(speak, said)
-            except QKVShareError as error:  # not to be wrapped in a group
+                found = await to_thread.run_sync(answer, streaming)
+            except QKVShareError as error:  # the task group would wrap it in an ExceptionGroup
                 found = error
     if isinstance(found, QKVShareError):
         raise found
@@ -64,7 +64,7 @@ async def reporting(
 
 
 def cancelled() -> bool:
-    """Whether the client has called the request off; for a worker thread."""
+    """Whether the client has cancelled the request; for a worker thread."""
     try:
         from_thread.check_cancelled()
     except asyncio.CancelledError:

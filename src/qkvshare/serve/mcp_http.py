@@ -11,25 +11,21 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..card import CacheCard
 from ..store import Store
 from . import errors
 from .access import Access
 from .download import card_response
 from .gate import guard
 from .limits import CARDS, Limits
-from .mcp import known
+from .mcp import open_whole
 
 
 def http_app(mcp: MCPServer[Any], store: Store) -> Starlette:
     """``mcp`` over HTTP at ``/mcp``, and card files of any size below `CARDS`."""
 
-    def find(digest: str) -> CacheCard:
-        return store.peek(known(store, digest))
-
     @mcp.custom_route(CARDS + "/{digest}", ["GET"])  # type: ignore[untyped-decorator]
     async def send(request: Request) -> Response:
-        card = await to_thread.run_sync(find, request.path_params["digest"])
+        card = await to_thread.run_sync(open_whole, store, request.path_params["digest"])
         return card_response(card, request)
 
     # The gate checks hosts and origins, as it does for our other servers.
