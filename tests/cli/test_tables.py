@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
-from qkvshare.cli import bench_ttft, evaluate
+from qkvshare.cli import demo
+from qkvshare.cli.app import app
 from qkvshare.cli.tables import print_table
 
 from ..cards import make_card
+
+VERBS = [verb for verb in app.registered_commands if verb.callback is not None]
 
 
 @pytest.fixture
@@ -27,33 +31,39 @@ def narrow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return lines
 
 
-def times(median: float) -> dict[str, Any]:
-    return {"median": median, "p25": median * 0.9, "p75": median * 1.1, "n": 7}
-
-
-def test_ttft(narrow: Any) -> None:
-    row = {
-        "context_tokens": 8192,
-        "path": "full-precision-file",
-        "codec": "packed",
-        "ttft_ms": times(12345.6),
-        "stages_ms": {name: times(123.4) for name in ("open", "inject", "forward", "sample")},
-        "bytes": 123_456_789,
-        "cache_bytes": 377_487_360,
-        "decode_ms_per_token": times(45.6),
-        "peak_extra_bytes": 50_000_000,
-    }
-    bench_ttft._print([row, row | {"path": "card-file", "cache_bytes": None}])
-    printed = narrow()
-    # Whose a time is stands beside it, in each of the tables.
-    assert sum("full-precision-file │ packed" in line for line in printed) == 4
-    text = "\n".join(printed)
-    for cell in ("12,346 [11,111, 13,580]", "123.4", "123,456,789", "377,487,360", "50,000,000"):
-        assert f" {cell} " in text
-    for title in ("first (ms)", "open", "forward", "sample", "in memory"):
-        assert f" {title} " in text
+def test_demo(narrow: Any, tmp_path: Path) -> None:
+    """The tables of the demo, with the longest cells that they can have."""
+    paths = {name: make_card().save(tmp_path / name) for name in ("full precision", "card")}
+    demo._print_cards(paths)
+    sentence = "The Marlow Tide Printer was designed by an engineer of Llanfairpwllgwyngyll"
+    answer = demo.TimedAnswer(sentence, 12_345.6)
+    paths_of_b = ("re-prefill", "full-precision file", "card")
+    demo._print_answers([dict.fromkeys(paths_of_b, answer)] * len(demo.QUESTIONS))
+    text = "\n".join(narrow())
+    assert text.count("12,346 ms") == 9
     assert "…" not in text
-    assert all(line[-1] in "┓┃┩│┘" for line in printed)
+
+
+def test_list_of_cards(narrow: Any, run: Any, tmp_path: Path) -> None:
+    card = make_card(salt=None).fork("the agent with the longest name of all of them, here")
+    assert (
+        run("store", "put", card.save(tmp_path / "a.card"), "--store", tmp_path / "store")[0] == 0
+    )
+    _, text, _ = run("store", "ls", "--store", tmp_path / "store")
+    assert max(map(cell_len, text.splitlines())) <= 80
+    assert card.digest[:12] in text
+    assert "longest name of all" in text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "key", "store", "store put", *(verb.callback.__name__ for verb in VERBS)]
+)
+def test_help(narrow: Any, run: Any, verb: str) -> None:
+    code, text, _ = run(*verb.split(), "--help")
+    assert code == 0
+    assert max(map(cell_len, text.splitlines())) <= 80
+    assert not re.search(r"\w…", text)
 
 
 def test_inspect(narrow: Any, run: Any, tmp_path: Path) -> None:
@@ -63,20 +73,6 @@ def test_inspect(narrow: Any, run: Any, tmp_path: Path) -> None:
     assert max(map(cell_len, out.splitlines())) <= 80
     assert f" {card.digest}" in out
     assert f"chat template  {card.manifest.identity.chat_template}" in out
-
-
-def test_evaluations(narrow: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    figure = {"mean": 0.0123456, "ci95": [0.0101, 0.0145]}
-    row = {
-        **{"codec": "packed", "scorer": "attention", "allocator": "lagrangian", "budget": 3.2},
-        **{"bits_per_value": 3.2, "n": 16, "kl": figure, "top1": figure, "delta_nll": figure},
-    }
-    columns = {name: "{:.5f}".format for name in ("kl", "top1", "delta_nll")}
-    evaluate.report([row], columns, None)
-    text = "\n".join(narrow())
-    assert text.count(" 0.01235 [0.01010, 0.01450] ") == 3
-    assert text.count("attention × lagrangian") > 1
-    assert "…" not in text
 
 
 def test_what_fits_is_one_table(narrow: Any) -> None:

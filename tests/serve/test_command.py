@@ -69,7 +69,7 @@ def test_it_serves_until_it_is_told_to_stop(llama_folder: Path, tmp_path: Path) 
     [
         (["--host", "0.0.0.0"], "--tokens"),
         (["--tokens", "nowhere"], "cannot be read"),
-        (["--limit", "much"], "no size"),
+        (["--limit", "much"], "not a size"),
     ],
 )
 def test_what_it_refuses(tmp_path: Path, arguments: list[str], words: str) -> None:

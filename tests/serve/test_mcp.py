@@ -422,9 +422,9 @@ def test_stdout_has_the_protocol_and_nothing_else(llama_folder: Path, folder: Pa
     [
         (["--http", "0.0.0.0:8000"], "can be reached by others"),
         (["--http", "example.org:8000"], "can be reached by others"),
-        (["--http", "127.0.0.1"], "no HOST:PORT"),
-        (["--http", "127.0.0.1:0"], "no HOST:PORT"),
-        (["--big", "much"], "no size"),
+        (["--http", "127.0.0.1"], "not HOST:PORT"),
+        (["--http", "127.0.0.1:0"], "not HOST:PORT"),
+        (["--big", "much"], "not a size"),
     ],
 )
 def test_what_it_is_not_started_with(

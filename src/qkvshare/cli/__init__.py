@@ -12,7 +12,7 @@ from ..card.errors import QKVShareError
 
 
 def plain(text: str) -> str:
-    """What a card says is shown, never obeyed by the terminal: control characters escaped."""
+    """``text`` with control characters escaped, so that no terminal obeys a card."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -28,7 +28,7 @@ def run(load: Callable[[], Callable[[], None]]) -> None:
     except QKVShareError as error:
         _fail(f"{type(error).__name__}: {error}")
     except BrokenPipeError:
-        sys.exit(1)  # whoever reads has seen enough, as in | head
+        sys.exit(1)  # the reader has closed the pipe, as | head does
     except OSError as error:
         _fail(f"{error}. Is there room, and may you read and write there?")
     except MemoryError as error:
@@ -66,7 +66,7 @@ def _run(load: Callable[[], Callable[[], None]]) -> None:
 
 
 def _flush() -> None:
-    """Say now if stdout takes no more; as Python ends it would be a traceback."""
+    """Fail now if stdout is full or closed: at Python's end that is a traceback."""
     try:
         sys.stdout.flush()
     except OSError:

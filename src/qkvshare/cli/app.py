@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 for verb in (demo, capture, resume, inspect, verify, trim, calibrate, serve):
     app.command()(verb)
-keys = typer.Typer(help="Keys that cards are sealed and signed with.", no_args_is_help=True)
+keys = typer.Typer(help="Make the keys that seal and sign cards.", no_args_is_help=True)
 keys.command()(new)
 keys.command()(signer)
 app.add_typer(keys, name="key")

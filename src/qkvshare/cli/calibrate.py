@@ -1,4 +1,4 @@
-"""``qkvshare calibrate``: learn once for a model what the transform codec needs."""
+"""``qkvshare calibrate``: learn a model's profile once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..card.errors import ProfileError
 from ..card.files import require_output
 from .options import MOST, Model, finite, progress, say, writable
 
-_FOREIGN = 5  # one in so many of the other contexts
+_FOREIGN = 5  # one in this many of the other contexts is in another language
 
 
 def calibrate(
@@ -20,7 +20,7 @@ def calibrate(
         Path | None,
         typer.Option(
             help="Plain text, or JSONL with text, or question and answer. Without it, the model "
-            "writes as much."
+            "writes its own."
         ),
     ] = None,
     output: Annotated[
@@ -29,26 +29,31 @@ def calibrate(
             "--output",
             "-o",
             callback=writable,
-            help="Where to write the profile; by default the folder where it is at hand.",
+            help="Where to write the profile; by default the profiles' folder.",
         ),
     ] = None,
     contexts: Annotated[
-        int, typer.Option(min=1, max=MOST, help="How many, from the text's start.")
+        int, typer.Option(min=1, max=MOST, help="How many contexts of the text, from its start.")
     ] = 12,
     other_contexts: Annotated[
         int,
         typer.Option(
             min=0,
             max=MOST,
-            help="How many besides, for all else there is: one in five in 20 languages, the others "
-            "written by the model.",
+            help="How many other contexts: one in five in 20 languages, the rest written by the "
+            "model.",
         ),
     ] = 20,
-    context_tokens: Annotated[int, typer.Option(min=8, max=MOST, help="Tokens of each.")] = 1024,
+    context_tokens: Annotated[
+        int, typer.Option(min=8, max=MOST, help="Tokens of a context.")
+    ] = 1024,
     following_tokens: Annotated[
-        int, typer.Option(min=2, max=MOST, help="Tokens that look back.")
+        int, typer.Option(min=2, max=MOST, help="Tokens after it that attend to it.")
     ] = 64,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what the model writes.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**63 - 1, help="Seed of what the model writes."),
+    ] = 0,
     rate: Annotated[
         float,
         typer.Option(
@@ -68,7 +73,7 @@ def calibrate(
     from ..profile import profiles
 
     if output is None:
-        # Found out now, not after minutes of work.
+        # Fail now, not after minutes of work.
         folder = profiles()
         try:
             folder.mkdir(parents=True, exist_ok=True)

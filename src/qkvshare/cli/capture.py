@@ -11,6 +11,7 @@ from ..card import CacheCard, CodecRecord, Signer
 from ..card.errors import CaptureError
 from ..card.files import read_text
 from .options import (
+    AgentName,
     AllocatorName,
     Bits,
     CodecName,
@@ -20,7 +21,6 @@ from .options import (
     ProfileFile,
     ScorerName,
     key_of,
-    lineage,
     progress,
     say,
 )
@@ -29,27 +29,25 @@ from .options import (
 def capture(
     model: Model,
     output: Output,
-    text: Annotated[Path | None, typer.Option(help="Read this file (UTF-8).")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Read this string.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A file to read (UTF-8).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A text to read.")] = None,
     codec: CodecName = None,
     scorer: ScorerName = None,
     allocator: AllocatorName = None,
     bits: Bits = None,
     profile: ProfileFile = None,
-    agent: Annotated[
-        str, typer.Option(callback=lineage, help="A name for the card's lineage.")
-    ] = "",
+    agent: AgentName = "",
     key: KeyFile = None,
     sign: Annotated[
-        Path | None, typer.Option(help="Sign with this private key (key signer).")
+        Path | None, typer.Option(help="A private key to sign with (see key signer).")
     ] = None,
 ) -> None:
-    """Read a text with a model and write what it understood to a card."""
+    """Read a text with a model, and write the model's state to a card."""
     if (text is None) == (prompt is None):
-        raise typer.BadParameter("give --text FILE or --prompt STR, one of them.")
+        raise typer.BadParameter("give either --text FILE or --prompt STR.")
     content = read_text(text, CaptureError) if text is not None else prompt
     if not content:
-        raise CaptureError("the text is empty; expected what the card is to be of.")
+        raise CaptureError("the text is empty; expected at least one character.")
 
     seal, signer = key_of(key), None if sign is None else Signer.load(sign)
     with progress.status("loading the model …") as status:
@@ -63,7 +61,7 @@ def capture(
         from ..scoring import make_scorer
 
         learned = None if profile is None else Profile.load(profile)
-        # What can be refused is refused before the model is loaded.
+        # Errors in the options show before the model is loaded.
         own = codec is None and allocator is None
         chosen = None if own else make_codec("packed" if codec is None else codec, learned)
         judge = None if scorer is None else make_scorer(scorer)
@@ -82,8 +80,7 @@ def capture(
         )
         if signer is not None:
             card = card.signed(signer)
-        # loaded for its size as it lies there
-        card = CacheCard.load(card.save(output, key=seal), key=seal)
+        card = CacheCard.load(card.save(output, key=seal), key=seal)  # sealing adds to the size
     written = card.manifest.segments[-1].codec
     say(
         f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes, "
@@ -92,7 +89,7 @@ def capture(
 
 
 def _describe(codec: CodecRecord) -> str:
-    """With a profile only its first letters, and that the receiver needs it."""
+    """The codec, and the profile that a receiver needs."""
     if codec.profile is not None:
-        return f"{codec.name}, to be opened where the profile {codec.profile[:12]}… is at hand"
+        return f"{codec.name}, for receivers that have the profile {codec.profile[:12]}…"
     return f"{codec.name} {codec.parameters or ''}".strip()

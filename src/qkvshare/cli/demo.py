@@ -1,4 +1,4 @@
-"""``qkvshare demo``: the main job. One process reads, another answers from the card."""
+"""``qkvshare demo``: one process reads, another one answers from its card."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from ..card.errors import QKVShareError
 from .options import out, progress
+from .tables import print_table
 
 SYSTEM = "You answer questions about a document in one short sentence."
 QUESTIONS = (
@@ -32,7 +33,7 @@ MARK = "\n\nQuestion: "
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """What B said by one way of getting A's state, and milliseconds until its first token."""
+    """B's answer by one path, and milliseconds until its first token."""
 
     text: str
     ttft_ms: float
@@ -40,9 +41,9 @@ class TimedAnswer:
 
 def demo() -> None:
     """Agent A reads a manual and writes a card; agent B, a fresh process, answers from it."""
-    # Everything is local; a look-up by mistake should fail rather than wait.
+    # Everything is local; a request by mistake should fail and not wait.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    out.print("Agent A reads the manual of an invented machine. Agent B goes on from A's card.\n")
+    out.print("Agent A reads the manual of an invented machine. Agent B answers from A's card.\n")
     with tempfile.TemporaryDirectory() as folder:
         raw, card = Path(folder) / "full-precision.card", Path(folder) / "manual.card"
         with progress.status("loading SmolLM2-135M-Instruct (converted once, about 30 s) …"):
@@ -59,15 +60,15 @@ def demo() -> None:
 
 
 def _in_process(function: Any, *arguments: Any) -> Any:
-    """Run in a process of its own, started from nothing."""
-    # Ctrl-C comes to all: a child ends at once, and this process says so.
+    """Run in a fresh process."""
+    # Ctrl-C reaches both: the child ends at once, and this process reports it.
     ending: dict[str, Any] = {"initializer": signal, "initargs": (SIGINT, SIG_DFL)}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **ending) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             raise QKVShareError(
-                "an agent's process was ended from outside; is there 2 GB of memory for it?"
+                "an agent's process was killed; it needs 2 GB of memory."
             ) from error
 
 
@@ -78,7 +79,7 @@ def _prepare() -> None:
 
 
 def _load() -> tuple[Any, Any, str]:
-    """Model, tokenizer, and the chat up to the place where the question goes, and after it."""
+    """Model, tokenizer, and the chat, with `MARK` where the question goes."""
     from ..hf.model.load import EMBEDDED, load_model
 
     model, tokenizer = load_model(EMBEDDED)
@@ -98,7 +99,7 @@ def _agent_a(raw: Path, card: Path) -> tuple[int, float]:
 
     model, tokenizer, chat = _load()
     before, _ = chat.split(MARK)
-    capture(model, tokenizer, SYSTEM)  # once a machine the kernels are compiled
+    capture(model, tokenizer, SYSTEM)  # compiles the kernels, once for each machine
     start = time.perf_counter()
     small = capture(model, tokenizer, before, agent="A")
     seconds = time.perf_counter() - start
@@ -110,7 +111,7 @@ def _agent_a(raw: Path, card: Path) -> tuple[int, float]:
 def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, TimedAnswer]], int, str]:
     """Answers by re-prefill, full-precision file and card; then the card in a changed model.
 
-    Returns the answers by question and way, the number of weights, and the refusal.
+    Returns the answers by question and path, the number of weights, and the refusal.
     """
     import torch
 
@@ -136,18 +137,18 @@ def _agent_b(raw: Path, card: Path) -> tuple[list[dict[str, TimedAnswer]], int, 
         card = CacheCard.load(path)
         return card.inputs(model, tokenizer, new_ids(question))
 
-    ways: dict[str, Any] = {
+    paths: dict[str, Any] = {
         "re-prefill": from_text,
         "full-precision file": lambda question: from_card(raw, question),
         "card": lambda question: from_card(card, question),
     }
     answers = []
-    _answer(model, tokenizer, lambda: ways["card"](QUESTIONS[0]))  # warm up
+    _answer(model, tokenizer, lambda: paths["card"](QUESTIONS[0]))  # warm up
     for question in QUESTIONS:
         answers.append(
             {
-                way: _answer(model, tokenizer, lambda make=make, q=question: make(q))
-                for way, make in ways.items()
+                path: _answer(model, tokenizer, lambda make=make, q=question: make(q))
+                for path, make in paths.items()
             }
         )
     with torch.no_grad():
@@ -165,7 +166,7 @@ def _answer(model: Any, tokenizer: Any, arguments: Any) -> TimedAnswer:
     from transformers.generation.streamers import BaseStreamer
 
     class Clock(BaseStreamer):
-        """Notes when the first new token is there; the prompt comes as the first call."""
+        """Notes the time of the first new token; the first call brings the prompt."""
 
         calls = 0
         first = 0.0
@@ -185,29 +186,31 @@ def _answer(model: Any, tokenizer: Any, arguments: Any) -> TimedAnswer:
         output = model.generate(
             **ready, max_new_tokens=ANSWER_TOKENS, do_sample=False, streamer=clock
         )
-    said = output[0, ready["input_ids"].shape[1] :]
-    text = tokenizer.decode(said, skip_special_tokens=True).strip()
+    new = output[0, ready["input_ids"].shape[1] :]
+    text = tokenizer.decode(new, skip_special_tokens=True).strip()
     return TimedAnswer(text.split(". ")[0], 1000 * (clock.first - start))
 
 
 def _print_cards(paths: dict[str, Path]) -> None:
     from ..card import CacheCard
 
-    table = Table("file", "codec", "bytes", "bits per value")
+    rows = []
     for name, path in paths.items():
         card = CacheCard.load(path)
         codec = card.manifest.segments[0].codec
         width = codec.parameters.get("bits")
         made = codec.name if width is None else f"{codec.name}, {width} bits"
-        table.add_row(name, made, f"{path.stat().st_size:,}", f"{card.bits_per_value:.2f}")
-    out.print(table)
+        rows.append([name, made, f"{path.stat().st_size:,}", f"{card.bits_per_value:.2f}"])
+    print_table(["file", "codec", "bytes", "bits per value"], rows)
 
 
 def _print_answers(answers: list[dict[str, TimedAnswer]]) -> None:
     out.print("B's time to first token, and the first sentence of its answer:")
-    table = Table("question", *answers[0], show_lines=True)
-    for question, by_way in zip(QUESTIONS, answers, strict=True):
-        times = ((f"{at.ttft_ms:,.0f} ms", at.text) for at in by_way.values())
+    table = Table(show_lines=True)
+    for title in ("question", *answers[0]):
+        table.add_column(title, overflow="fold")
+    for question, by_path in zip(QUESTIONS, answers, strict=True):
+        times = ((f"{at.ttft_ms:,.0f} ms", at.text) for at in by_path.values())
         cells = [Text.assemble((time, "bold"), "\n", text) for time, text in times]
         table.add_row(question, *cells)
     out.print(table)

@@ -1,4 +1,4 @@
-"""``qkvshare key``: make the keys that cards are sealed and signed with."""
+"""``qkvshare key``: make the keys that seal and sign cards."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Target = Annotated[Path, typer.Argument(help="A new file, written with mode 600.
 
 
 def new(path: Target) -> None:
-    """Make a key for --key: cards are sealed with it, and opened with it alone."""
+    """Make a key for --key: it seals cards, and only it opens them."""
     key = Key.generate()
     key.save(path)
-    say(f"{path}: key {key.id}; whoever has the file can read the cards, nobody without it")
+    say(f"{path}: key {key.id}; only somebody who has this file can read the cards")
 
 
 def signer(path: Target) -> None:
-    """Make a private key for --sign, and print the public one for others' --trust."""
+    """Make a private key for --sign, and print its public key for --trust."""
     made = Signer.generate()
     made.save(path)
     typer.echo(made.public)

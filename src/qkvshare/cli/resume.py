@@ -1,4 +1,4 @@
-"""``qkvshare resume``: go on from a card, and hand on if asked."""
+"""``qkvshare resume``: answer from a card, and write the longer card if asked."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from ..card import CacheCard
 from .options import (
     MOST,
+    AgentName,
     Card,
     KeyFile,
     Model,
@@ -17,7 +18,6 @@ from .options import (
     TrustFile,
     finite,
     key_of,
-    lineage,
     progress,
     writable,
 )
@@ -27,26 +27,24 @@ def resume(
     card: Card,
     model: Model,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What follows the card's text.")
+        str, typer.Option("--prompt", "-p", help="The text after the card's text.")
     ] = "",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Tokens to generate at most.")
+        int, typer.Option(min=1, max=MOST, help="The most tokens to generate.")
     ] = 128,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", callback=writable, help="Hand on: write the longer card here."
+            "--output", "-o", callback=writable, help="Write the longer card here, to hand it on."
         ),
     ] = None,
-    agent: Annotated[
-        str, typer.Option(callback=lineage, help="A name for the new card's lineage.")
-    ] = "",
+    agent: AgentName = "",
     profile: ProfileFile = None,
     policy: Annotated[
         Literal["inject", "prefill", "auto"],
         typer.Option(
-            help="inject the card, read its text again (prefill), or what is sooner (auto: "
-            "measured once for a machine, a model and a codec)."
+            help="inject the card, read its text again (prefill), or take the faster of the two "
+            "(auto measures once for each machine, model and codec)."
         ),
     ] = "inject",
     link: Annotated[
@@ -56,13 +54,13 @@ def resume(
             max=MOST,
             callback=finite,
             metavar="MBIT",
-            help="For auto: the card must first cross such a link.",
+            help="For auto: the card must first cross a link of this speed.",
         ),
     ] = None,
     key: KeyFile = None,
     trust: TrustFile = None,
 ) -> None:
-    """Go on from a card: read PROMPT after it and print what the model says (greedy)."""
+    """Answer from a card: read PROMPT after it and print the model's greedy answer."""
     seal = key_of(key)
     known = CacheCard.load(card, key=seal, trust=trust)
     with progress.status("loading the model …") as status:
@@ -79,7 +77,7 @@ def resume(
         if profile is not None:
             Profile.load(profile).keep()
         loaded, tokenizer = load_model(model)
-        status.update("going on from the card …")
+        status.update("answering from the card …")
         new = following(tokenizer, prompt)
         if policy == "auto":
             choice = choose(loaded, known, len(new), link)
@@ -97,11 +95,11 @@ def resume(
                 do_sample=False,
                 return_dict_in_generate=True,
             )
-        said = result.sequences[0, read:]
+        answer = result.sequences[0, read:]
         if output is not None:
-            status.update("handing on …")
+            status.update("writing the longer card …")
             ids, cache = result.sequences, result.past_key_values
             complete(loaded, cache, ids)
             longer = capture_cache(loaded, cache, ids, tokenizer=tokenizer, agent=agent)
             longer.save(output, key=seal)
-    typer.echo(tokenizer.decode(said, skip_special_tokens=True))
+    typer.echo(tokenizer.decode(answer, skip_special_tokens=True))

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import re
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..card import CacheCard
-from ..card.errors import StoreError
-from ..store import Store
 from ..store.adopt import with_salt_of
-from .options import Card, KeyFile, Output, finite, key_of, say
+from .options import (
+    Card,
+    KeyFile,
+    Limit,
+    Output,
+    Root,
+    TenantName,
+    finite,
+    key_of,
+    open_store,
+    say,
+)
 from .tables import print_table
 
 store = typer.Typer(help="Where cards live between hand-offs.", no_args_is_help=True)
 
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        help="The store's folder; $QKVSHARE_STORE, or ~/.local/share/qkvshare/store, by default.",
-    ),
-]
-TenantName = Annotated[str | None, typer.Option(help="Whose cards; tenants share nothing.")]
-Limit = Annotated[
-    str | None, typer.Option(help="What all files may take together, as in 500MB or 20GB.")
-]
 Digest = Annotated[str, typer.Argument(help="A card's digest, or at least 4 digits of it.")]
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @store.command()
@@ -126,28 +119,6 @@ def audit(root: Root = None, tenant: TenantName = None, key: KeyFile = None) -> 
     )
     if not found.ok:
         raise typer.Exit(1)
-
-
-def open_store(
-    root: Path | None, tenant: str | None, key: str | None, limit: str | None = None
-) -> Store:
-    """The store that ``--store``, ``--tenant``, ``--key`` and ``--limit`` name."""
-    size = None if limit is None else bytes_of(limit)
-    return Store(root_of(root), tenant=tenant, key=key_of(key), limit=size)
-
-
-def root_of(root: Path | None) -> Path:
-    """The store's folder, by default the user's."""
-    named = root or os.environ.get("QKVSHARE_STORE")
-    return Path(named) if named else Path.home() / ".local" / "share" / "qkvshare" / "store"
-
-
-def bytes_of(text: str) -> int:
-    """Bytes of a size such as 20GB. Raises `StoreError`."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)B?", text.strip().upper())
-    if found is None:
-        raise StoreError(f"{text!r} is no size; expected a number and KB, MB, GB or TB.")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _time(seconds: float) -> str:

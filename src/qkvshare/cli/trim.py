@@ -19,13 +19,13 @@ def trim(
     ],
     key: KeyFile = None,
 ) -> None:
-    """Cut a card to a lower rate: drop refinements (capture --codec transform:refinements=1)."""
+    """Make a card smaller: drop refinements (see capture --codec transform:refinements=1)."""
     from ..codecs import trim as cut
 
     seal = key_of(key)
     known = CacheCard.load(card, key=seal)
-    smaller = cut(known, bits)
-    smaller = CacheCard.load(smaller.save(output, key=seal), key=seal)  # its size as it lies there
+    saved = cut(known, bits).save(output, key=seal)
+    smaller = CacheCard.load(saved, key=seal)  # sealing adds to the size
     say(
         f"{output}: {smaller.nbytes:,} of {known.nbytes:,} bytes, "
         f"{smaller.bits_per_value:.3f} of {known.bits_per_value:.3f} bits per value"

@@ -1,4 +1,4 @@
-"""``qkvshare verify``: can the card be used, and by this model?"""
+"""``qkvshare verify``: whether a card can be used, and by which model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def verify(
     card: Card,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Also compare with this model and its tokenizer."),
+        typer.Option("--model", "-m", help="Also check that this model wrote the card."),
     ] = None,
     key: KeyFile = None,
     trust: TrustFile = None,
 ) -> None:
-    """Check that a card can be used: digests and numbers, and whether it is this model's."""
+    """Check that a card can be used: its digests, its numbers and, with -m, its model."""
     known = CacheCard.load(card, key=key_of(key), trust=trust)
     known.verify()
     known.require_fresh()
