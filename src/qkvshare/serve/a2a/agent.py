@@ -8,30 +8,32 @@ from threading import Event
 from typing import Any
 
 from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.context import ServerCallContext
 from a2a.server.events import EventQueue
 from a2a.server.tasks import TaskStore, TaskUpdater
-from a2a.types.a2a_pb2 import Part, Task, TaskState, TaskStatus
+from a2a.types.a2a_pb2 import ListTasksRequest, Part, Task, TaskState, TaskStatus
 
-from ...card.errors import OverdueError, PromptError, QKVShareError
+from ...card.errors import CardNotFoundError, OverdueError, PromptError, QKVShareError
 from ...hf.session.answers import Answer, Keep, Prompt, Sampling
 from ...hf.session.session import Session
-from ...hf.text.tokens import Message as Turn
+from ...hf.text.tokens import Message
 from ...store import Store
 from ..limits import Limits
 from ..queue import FairQueue
 from .callers import tenant_of
-from .conversation import earlier, holds, resume
 from .extension import URI
 from .fetch import Fetch
 from .parts import Announced, answer_parts, card_part, text_of
 from .receive import receive
+
+_EARLIER = 100  # tasks of a conversation that are looked at
 
 
 class Agent(AgentExecutor):
     """Answers messages, one at a time, in a thread.
 
     Attributes:
-        handed_on: tenants and digests of the cards that answers carried, since it was started.
+        handed_on: tenants and digests of the cards that answers have carried since the start.
     """
 
     def __init__(
@@ -47,10 +49,7 @@ class Agent(AgentExecutor):
         fetch: Fetch,
         limits: Limits,
     ) -> None:
-        """See `app`; ``store_of``: a tenant's store, of None where nobody has a token.
-
-        ``tasks``: where finished tasks are, for conversations of several turns.
-        """
+        """See `app`; ``store_of`` gives a tenant's store, or the only one for None."""
         self.session, self.store_of, self.tasks = session, store_of, tasks
         self.base_url, self.sampling, self.keep = base_url, sampling, keep
         self.inline, self.fetch = inline, fetch
@@ -75,11 +74,11 @@ class Agent(AgentExecutor):
         except QKVShareError as error:
             await updater.failed(updater.new_agent_message([Part(text=str(error))]))
         finally:
-            called_off.set()  # the thread may still be at it
+            called_off.set()  # the thread may still run
             del self._running[updater.task_id]
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
-        """Call off a task; nothing of it is kept."""
+        """Cancel a task; nothing of it is kept."""
         updater = TaskUpdater(event_queue, str(context.task_id), str(context.context_id))
         if (called_off := self._running.get(updater.task_id)) is not None:
             called_off.set()
@@ -98,7 +97,7 @@ class Agent(AgentExecutor):
             end = loop.call_later(self._seconds, called_off.set)  # others wait for the model
             try:
                 answer, parts = await asyncio.to_thread(
-                    self._say, prompt, tenant, active, called_off
+                    self._generate, prompt, tenant, active, called_off
                 )
             finally:
                 end.cancel()
@@ -110,8 +109,8 @@ class Agent(AgentExecutor):
             return
         metadata: dict[str, Any] = {}
         if active or reason:
-            said = {"cached_tokens": str(answer.cached_tokens), "reason": reason}
-            metadata = {URI: {name: value for name, value in said.items() if value}}
+            about = {"cached_tokens": str(answer.cached_tokens), "reason": reason}
+            metadata = {URI: {name: value for name, value in about.items() if value}}
         await updater.add_artifact(
             parts,
             name="answer",
@@ -122,14 +121,14 @@ class Agent(AgentExecutor):
         await updater.complete()
 
     async def _prompt(self, context: RequestContext, tenant: str | None) -> tuple[Prompt, str]:
-        """What to read, and why a card that came with the message is not used, if it is not."""
+        """The prompt, and the reason if the message's card is not used."""
         store = self.store_of(tenant)
         sent = [] if context.message is None else list(context.message.parts)
         part, text, reason = card_part(sent), text_of(sent), ""
-        card, turns = None, list[Turn]()
+        card, messages = None, list[Message]()
         if part is not None:
             digest = Announced.read(part).digest
-            if (tenant, digest) in self.handed_on and await asyncio.to_thread(holds, store, digest):
+            if (tenant, digest) in self.handed_on and await asyncio.to_thread(has, store, digest):
                 card = digest
             else:
                 card, reason = await receive(sent, self.session, store, self.fetch)
@@ -137,19 +136,19 @@ class Agent(AgentExecutor):
                 text = text_of(sent, besides=digest)
         if not text.strip():
             raise PromptError(
-                "the message has no text to answer; expected a text part that says what to do, "
-                "besides one that only repeats a card."
+                "the message has no text to answer; expected a text part, besides one that only "
+                "repeats a card."
             )
         if card is None:
             tasks = await earlier(self.tasks, str(context.context_id), context.call_context)
-            card, turns = await asyncio.to_thread(resume, tasks, store)
-        turns = [*turns, {"role": "user", "content": text}]
-        return await asyncio.to_thread(self.session.prompt, store, turns, card), reason
+            card, messages = await asyncio.to_thread(resume, tasks, store)
+        messages = [*messages, {"role": "user", "content": text}]
+        return await asyncio.to_thread(self.session.prompt, store, messages, card), reason
 
-    def _say(
+    def _generate(
         self, prompt: Prompt, tenant: str | None, active: bool, called_off: Event
     ) -> tuple[Answer, list[Part]]:
-        """In a thread: the answer, and the parts of its artifact."""
+        """The answer and the parts of its artifact; runs in a thread."""
         store = self.store_of(tenant)
         answer = self.session.answer(
             prompt,
@@ -163,3 +162,36 @@ class Agent(AgentExecutor):
             card = store.get(answer.card)
             self.handed_on.add((tenant, answer.card))
         return answer, answer_parts(answer.text, card, self.base_url, self.inline)
+
+
+async def earlier(tasks: TaskStore, context_id: str, call: ServerCallContext) -> list[Task]:
+    """The last completed tasks of a context, the newest first."""
+    request = ListTasksRequest(
+        context_id=context_id, status=TaskState.TASK_STATE_COMPLETED, page_size=_EARLIER
+    )
+    return list((await tasks.list(request, call)).tasks)
+
+
+def resume(tasks: list[Task], store: Store) -> tuple[str | None, list[Message]]:
+    """The card to continue from, if one is still in ``store``, and the messages after it."""
+    messages: list[Message] = []
+    for task in tasks:
+        parts = [part for artifact in task.artifacts for part in artifact.parts]
+        part = card_part(parts)
+        if part is not None and has(store, digest := Announced.read(part).digest):
+            return digest, messages
+        question = "\n".join(text_of(message.parts) for message in task.history)
+        messages[:0] = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": text_of(parts)},
+        ]
+    return None, messages
+
+
+def has(store: Store, digest: str) -> bool:
+    """Whether the card is still in ``store``."""
+    try:
+        store.get(digest)
+    except CardNotFoundError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The agent's web application: agent card, JSON-RPC, and the cards that its answers point to."""
+"""The agent's web application: agent card, JSON-RPC, and the cards of its answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def app(
     *,
     base_url: str,
     name: str = "qkvshare",
-    description: str = "Answers in text, and hands on what it has read as a CacheCard.",
+    description: str = "Answers in text, and hands on its state as a CacheCard.",
     sampling: Sampling | None = None,
     keep: Keep | None = None,
     inline: int = 256 << 10,
@@ -62,19 +62,19 @@ def app(
 
     Args:
         session: the model.
-        store: where it keeps cards, and puts those that others hand on. What is to be apart from
-            other cards of yours goes into ``store.under(name)``. `Stores` with tokens has a store
-            for each tenant; then every request needs a token, and sees its tenant's tasks only.
+        store: where it keeps its own cards and those that it receives. Use ``store.under(name)``
+            to keep them apart from your other cards. `Stores` with tokens has a store for each
+            tenant; then every request needs a token, and sees only its tenant's tasks.
         base_url: where others reach the application; without tokens an address of this machine.
         name, description: for the agent card.
-        sampling: how it speaks.
-        keep: how conversations are kept as cards, for those who ask for them.
-        inline: bytes up to which a card is put into the answer itself; others are served.
+        sampling: how answers are sampled.
+        keep: how conversations are kept as cards, for clients that ask for cards.
+        inline: the most bytes of a card inside an answer; larger cards are URLs.
         fetch: where cards that come with messages may be fetched from; by default nowhere.
         tasks: where tasks are kept; by default the last ones of each caller, in memory.
         limits: what one message may use.
 
-    Raises `ServeError` where others can reach it while nobody needs a token.
+    Raises `ServeError` if others can reach it without a token.
     """
     access = store.access if isinstance(store, Stores) else Access({})
     require_host(urlsplit(base_url).hostname or "", access)
@@ -115,7 +115,7 @@ def app(
 
     async def serve_card(request: Request) -> Response:
         digest, tenant = request.path_params["digest"], getattr(request.state, "tenant", None)
-        # Not all of the store: digests of others stand in cards, as parents.
+        # Only these: a card names its parents' digests, which may belong to others.
         if (tenant, digest) not in agent.handed_on:
             raise HTTPException(404, "no such card was handed on")
         return card_response(await asyncio.to_thread(store_of(tenant).get, digest), request)

@@ -1,4 +1,4 @@
-"""Whose tasks they are: callers by their tokens, and what is kept for each of them."""
+"""The callers, known by their tokens, and the tasks that are kept for each of them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Caller(User):
     """The tenant of a token."""
 
     def __init__(self, tenant: str) -> None:
-        """``tenant``: as the file of tokens names it."""
+        """``tenant``: its name in the file of tokens."""
         self._tenant = tenant
 
     @property
     def is_authenticated(self) -> bool:
-        """It is: the gate has looked at the token."""
+        """True: the gate has checked the token."""
         return True
 
     @property
@@ -36,10 +36,10 @@ class Caller(User):
 
 
 class Contexts(DefaultServerCallContextBuilder):
-    """Tells the SDK whose request it is, so that its task store keeps callers apart."""
+    """Names the caller to the SDK, whose task store then keeps callers apart."""
 
     def build_user(self, request: Request) -> User:
-        """The caller that the gate found; nobody where no token is needed."""
+        """The caller that the gate found; no user where no token is needed."""
         tenant = getattr(request.state, "tenant", None)
         return UnauthenticatedUser() if tenant is None else Caller(tenant)
 
@@ -50,31 +50,31 @@ def tenant_of(context: ServerCallContext) -> str | None:
 
 
 class Handler(DefaultRequestHandler):
-    """The SDK's, but tasks are listed only to a caller that is known."""
+    """The SDK's handler, but only a caller with a token may list tasks."""
 
     async def on_list_tasks(
         self, params: ListTasksRequest, context: ServerCallContext
     ) -> ListTasksResponse:
-        """The caller's own tasks. Raises `UnsupportedOperationError` where nobody has a token."""
+        """The caller's own tasks. Raises `UnsupportedOperationError` without tokens."""
         if tenant_of(context) is None:
             raise UnsupportedOperationError(
-                message="tasks are listed only to a caller with a token, and this agent has none "
-                "to give; ask for a task by its id"
+                message="this agent has no tokens, so it cannot tell callers apart and lists no "
+                "tasks; ask for a task by its id"
             )
         found: ListTasksResponse = await super().on_list_tasks(params, context)
         return found
 
 
 class Tasks(InMemoryTaskStore):
-    """The last tasks of each caller, in memory; older ones make room."""
+    """The last tasks of each caller, in memory; the oldest go first."""
 
     def __init__(self) -> None:
-        """Keep nothing yet."""
+        """Start empty."""
         super().__init__()
         self._sizes: dict[str, OrderedDict[str, int]] = defaultdict(OrderedDict)
 
     async def save(self, task: Task, context: ServerCallContext) -> None:
-        """Keep a task, and forget the ones that were saved longest ago."""
+        """Save a task, and drop those that were saved longest ago."""
         await super().save(task, context)
         sizes = self._sizes[context.user.user_name]
         sizes.pop(task.id, None)

@@ -1,4 +1,4 @@
-"""Ask another agent, and go on from its answer: from the card if it fits, else from the text."""
+"""Ask another agent, and continue from its answer: by its card if it fits, else by its text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ...card.container import MEDIA_TYPE
 from ...card.errors import AgentError, QKVShareError
 from ...hf.session.answers import Prompt
 from ...hf.session.session import Session
-from ...hf.text.tokens import Message as Turn
+from ...hf.text.tokens import Message as ChatTurn
 from ...store import Store
 from .extension import URI, Receiver
 from .fetch import Fetch
@@ -41,27 +41,27 @@ _NOT_DECLARED = f"the agent does not declare the extension {URI}."
 
 @dataclass(frozen=True)
 class Taken:
-    """A task of another agent, taken over.
+    """A finished task of another agent, to continue from.
 
     Attributes:
-        task: as it came.
+        task: the task as it came.
         text: the answer.
-        turns: what the task says in text, as chat messages.
-        card: digest of the card in the receiver's store; None where the text is used.
-        reason: why it is; empty with a card.
+        messages: the task's text as chat messages.
+        card: digest of the card in the receiver's store; None if the text is used.
+        reason: why the text is used; empty with a card.
     """
 
     task: Task
     text: str
-    turns: list[Turn]
+    messages: list[ChatTurn]
     card: str | None
     reason: str
 
     def prompt(self, session: Session, store: Store, text: str) -> Prompt:
-        """For ``session.answer``: all of it, then ``text``. Raises as ``session.prompt``."""
-        after: list[Turn] = [{"role": "user", "content": text}]
+        """The task, then ``text``, for ``session.answer``. Raises what ``session.prompt`` does."""
+        after: list[ChatTurn] = [{"role": "user", "content": text}]
         if self.card is None:
-            return session.prompt(store, [*self.turns, *after])
+            return session.prompt(store, [*self.messages, *after])
         return session.prompt(store, after, self.card)
 
 
@@ -76,19 +76,19 @@ async def ask(
     fetch: Fetch | None = None,
     client: httpx.AsyncClient | None = None,
 ) -> Taken:
-    """Ask the agent at ``url``, and take its answer's card into ``store`` if both models are one.
+    """Ask the agent at ``url``; put its answer's card into ``store`` if it has the same model.
 
     Args:
-        url: where the agent's card is, below ``/.well-known``.
+        url: the agent's address; its agent card is below ``/.well-known``.
         text: the question.
-        session: the model that is to go on.
-        store: where it has its cards.
-        given: parts of an earlier answer, of this agent or another one, to go on from; its card
-            is sent on only where the agent can use it.
-        context_id: ``taken.task.context_id``, to go on with a conversation.
-        fetch: which other origins may be asked and cards be fetched from; how large cards may be.
-        client: for another transport, time limits, credentials (which are sent to the origin of
-            ``url`` alone); by default an answer may take as long as it does.
+        session: the model that will continue.
+        store: where its cards are.
+        given: parts of an earlier answer, of this agent or another one, to continue from; a card
+            among them is sent only if the agent can use it.
+        context_id: ``taken.task.context_id``, to continue a conversation.
+        fetch: which other origins cards may come from, and how large cards may be.
+        client: for another transport, time limits or credentials (which go to the origin of
+            ``url`` only); by default an answer has no time limit.
 
     Raises `AgentError` and what `take` raises.
     """
@@ -101,7 +101,7 @@ async def ask(
                 async with asyncio.timeout(fetch.seconds):
                     agent = await A2ACardResolver(known, url).get_agent_card()
                 theirs = Receiver.declared(agent)
-                # Who could not use a card does not ask for one.
+                # Do not ask for a card that this model could not use.
                 refused = _NOT_DECLARED if theirs is None else theirs.refuses(session.identity, ())
                 message = Message(
                     message_id=str(uuid.uuid4()),
@@ -113,7 +113,7 @@ async def ask(
                 task = await _send(agent, message, known)
         except QKVShareError:
             raise
-        except Exception as error:  # the SDK trusts the form of what it gets
+        except Exception as error:  # the SDK does not check the form of an answer
             what = f"{type(error).__name__}: {error}"[:500]
             raise AgentError(f"the agent at {url} cannot be asked: {what}") from error
         taken = await _take(task, session, store, near, http, url)
@@ -128,14 +128,18 @@ async def take(
     fetch: Fetch,
     client: httpx.AsyncClient | None = None,
 ) -> Taken:
-    """Go on from a finished task: put its card into ``store``, or say why its text is used.
+    """Continue from a finished task: put its card into ``store``, or give the reason for its text.
 
-    ``fetch`` says where cards may come from: name the agent's own origin. Raises `AgentError` for
-    a task that has no answer, `PromptError` for an answer with parts that cannot be read as text,
-    and what `receive` raises: a card that is damaged, or not the one
-    that was announced, is never silently replaced by the text (``take`` the task again without
-    its card part for that). What ``client`` adds to requests of its own, credentials above all, is
-    sent only to the origin of its ``base_url``.
+    Args:
+        task: the task.
+        session: the model that will continue.
+        store: where its cards are.
+        fetch: where cards may come from; name the agent's own origin.
+        client: its headers and credentials go only to the origin of its ``base_url``.
+
+    Raises `AgentError` for a task that has no answer, `PromptError` for parts that are not text,
+    and what `receive` raises: the text never silently replaces a card that is damaged, or not the
+    one that was announced. To use the text, ``take`` the task without its card part.
     """
     home = "" if client is None else str(client.base_url)
     return await _take(task, session, store, fetch, client, home)
@@ -151,17 +155,17 @@ async def _take(
 ) -> Taken:
     if task.status.state != TaskState.TASK_STATE_COMPLETED:
         state = TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
-        said = " ".join(part.text for part in task.status.message.parts if part.text)
+        message = " ".join(part.text for part in task.status.message.parts if part.text)
         raise AgentError(
-            f"the agent's task {task.id} is {state}{': ' + said if said else ''}. "
+            f"the agent's task {task.id} is {state}{': ' + message if message else ''}. "
             "Expected a completed one."
         )
     parts = [part for artifact in task.artifacts for part in artifact.parts]
-    turns = [_turn(message) for message in task.history]
+    messages = [_chat(message) for message in task.history]
     answer = text_of(parts)
     digest, reason = await receive(parts, session, store, fetch, client, home)
-    turns.append({"role": "assistant", "content": answer})
-    return Taken(task, answer, turns, digest, reason)
+    messages.append({"role": "assistant", "content": answer})
+    return Taken(task, answer, messages, digest, reason)
 
 
 async def _send(agent: AgentCard, message: Message, client: httpx.AsyncClient) -> Task:
@@ -196,6 +200,6 @@ def _sendable(agent: Receiver | None, parts: list[Part]) -> list[Part]:
     return [part for part in parts if part.media_type != MEDIA_TYPE]
 
 
-def _turn(message: Message) -> Turn:
+def _chat(message: Message) -> ChatTurn:
     role = "user" if message.role == Role.ROLE_USER else "assistant"
     return {"role": role, "content": text_of(message.parts)}

@@ -1,4 +1,4 @@
-"""The A2A extension: what an agent says of itself, and who can go on from whose card."""
+"""The A2A extension: what an agent declares, and which cards it can use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ URI = "urn:qkvshare:a2a-extension:cachecard:v1"
 
 
 class Receiver(msgspec.Struct, frozen=True):
-    """Who may go on from a card: the model in memory, and the codecs that can be decoded here.
+    """The model in memory, and the codecs that can be decoded here.
 
     Attributes:
-        identity: of the model and its tokenizer.
-        codecs: ``name/version``, or ``name/version/profile`` for each profile at hand.
+        identity: the identity of the model and its tokenizer.
+        codecs: ``name/version``, or ``name/version/profile`` for each profile that is here.
     """
 
     identity: Identity
@@ -32,7 +32,7 @@ class Receiver(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, identity: Identity) -> Receiver:
-        """This installation, with a model of this identity in memory."""
+        """This installation, with a model of ``identity`` in memory."""
         profiles, found = Profile.usable(identity.weights), list[str]()
         for name in codec_names():
             kind = find_codec(name)
@@ -43,7 +43,7 @@ class Receiver(msgspec.Struct, frozen=True):
 
     @classmethod
     def declared(cls, card: AgentCard) -> Receiver | None:
-        """What another agent's card declares; None where nothing, or nothing that can be read."""
+        """The declaration in another agent's card; None if there is none that can be read."""
         extension = find_extension_by_uri(card, URI)
         if extension is None:
             return None
@@ -53,7 +53,7 @@ class Receiver(msgspec.Struct, frozen=True):
             return None
 
     def extension(self) -> AgentExtension:
-        """For the agent card."""
+        """The declaration, for the agent card."""
         params: dict[str, Any] = {**msgspec.to_builtins(self), "media_type": MEDIA_TYPE}
         return AgentExtension(
             uri=URI,
@@ -72,13 +72,13 @@ class Receiver(msgspec.Struct, frozen=True):
         if lacking:
             return (
                 f"the card was written by {', '.join(lacking[:8])}, the receiver decodes "
-                f"{', '.join(self.codecs)}. Use a codec of these, or copy the profile."
+                f"{', '.join(self.codecs)}. Use one of these codecs, or copy the profile."
             )
         return ""
 
 
 def codecs_of(manifest: Manifest) -> list[str]:
-    """The codecs that a receiver of the card needs, written as in `Receiver`."""
+    """The codecs that a receiver of the card needs, named as in `Receiver`."""
     found = set[str]()
     for codec in (run.codec for run in manifest.runs):
         label = f"{codec.name}/{codec.version}"

@@ -1,4 +1,4 @@
-"""Get a card from where another agent says it is: its word is not trusted."""
+"""Download a card from the URL that another agent names, without trusting that URL."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...card.errors import CardFetchError
 
 @dataclass(frozen=True)
 class Fetch:
-    """How far another agent's word is followed.
+    """Where cards may come from. Without it, a URL could make us ask any address.
 
     Attributes:
-        origins: ``scheme://host[:port]`` that cards may be fetched from, besides that of the agent
-            that was asked. Whoever sends a URL could otherwise have any address asked from here.
-        limit: bytes that a card may have.
-        seconds: for the whole of it.
+        origins: ``scheme://host[:port]`` that cards may be fetched from, besides the origin of the
+            agent that was asked.
+        limit: the most bytes of a card.
+        seconds: the most time that a download may take.
         trust: public keys, as `CacheCard.load` takes them; None to take unsigned cards, too.
     """
 
@@ -30,9 +30,9 @@ class Fetch:
     trust: Iterable[str] | str | Path | None = None
 
     def refuses(self, url: str, size: int) -> str:
-        """Why nothing is fetched from ``url``, of ``size`` bytes as it says; empty if it is."""
+        """Why ``url``, announced with ``size`` bytes, is not fetched; empty if it may be."""
         if size > self.limit:
-            return f"the card has {size:,} bytes, more than the {self.limit:,} that are taken."
+            return f"the card has {size:,} bytes, more than the {self.limit:,} that are allowed."
         if not url:
             return ""
         allowed = {origin(each) for each in self.origins} - {None}
@@ -47,7 +47,7 @@ class Fetch:
     async def write(
         self, into: Callable[[bytes], object], url: str, size: int, client: httpx.AsyncClient
     ) -> None:
-        """Give ``into`` what is at ``url``, ``size`` bytes, piece by piece.
+        """Give ``into`` the ``size`` bytes at ``url``, piece by piece.
 
         Raises `CardFetchError`, and what ``into`` does.
         """
@@ -62,13 +62,13 @@ class Fetch:
         except (httpx.HTTPError, OSError) as error:
             kind = type(error).__name__
             raise CardFetchError(
-                f"the card at {url} cannot be had: {kind} {error}. Ask its agent again."
+                f"the card at {url} cannot be fetched: {kind} {error}. Ask its agent again."
             ) from error
 
     async def _write(
         self, into: Callable[[bytes], object], url: str, size: int, client: httpx.AsyncClient
     ) -> None:
-        # As it is, since what unpacks to more than was announced could fill the disk.
+        # Uncompressed: a compressed body could unpack to more than was announced.
         plain = {"Accept-Encoding": "identity"}
         async with client.stream(
             "GET", url, headers=plain, follow_redirects=False, timeout=self.seconds
@@ -93,7 +93,7 @@ class Fetch:
 
 
 def origin(url: str) -> str | None:
-    """``scheme://host:port`` of an HTTP address, as the client that fetches it reads it."""
+    """``scheme://host:port`` of an HTTP address, parsed as the HTTP client parses it."""
     try:
         at = httpx.URL(url)
         host, port = at.host.lower(), at.port or {"http": 80, "https": 443}.get(at.scheme)

@@ -1,4 +1,4 @@
-"""An answer as the parts of an artifact: always text, and the card beside it."""
+"""An answer as the parts of an artifact: always the text, and beside it the card."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .extension import URI, codecs_of
 
 
 class Announced(msgspec.Struct, frozen=True):
-    """What a card part says of its card, in its metadata under the extension's URI.
+    """The metadata of a card part, under the extension's URI.
 
-    Numbers travel as text there, since A2A makes floats of them.
+    Numbers travel as text there, since A2A turns them into floats.
     """
 
     digest: Digest
@@ -32,13 +32,13 @@ class Announced(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, card: CacheCard) -> Announced:
-        """What is to be said of ``card``."""
+        """The announcement of ``card``."""
         manifest = card.manifest
         return cls(card.digest, card.tokens, card.nbytes, manifest.identity, codecs_of(manifest))
 
     @classmethod
     def read(cls, part: Part) -> Announced:
-        """What ``part`` says. Raises `CardFormatError`."""
+        """The announcement in ``part``. Raises `CardFormatError`."""
         try:
             return msgspec.convert(_metadata(part), cls, strict=False)
         except msgspec.ValidationError as error:
@@ -48,16 +48,17 @@ class Announced(msgspec.Struct, frozen=True):
             ) from error
 
     def metadata(self) -> dict[str, Any]:
-        """For the part."""
-        said = msgspec.to_builtins(self)
-        return {URI: {**said, "tokens": str(self.tokens), "bytes": str(self.bytes)}}
+        """The part's metadata."""
+        return {
+            URI: {**msgspec.to_builtins(self), "tokens": str(self.tokens), "bytes": str(self.bytes)}
+        }
 
 
 def answer_parts(text: str, card: CacheCard | None, base_url: str, inline: int) -> list[Part]:
     """The parts of an artifact.
 
-    The card comes as bytes if it has no more than ``inline``, else as the address that it is
-    served at below ``base_url``. Raises `CardDigestError`.
+    A card of at most ``inline`` bytes is in its part; a larger one is a URL below ``base_url``.
+    Raises `CardDigestError`.
     """
     if card is None:
         return [Part(text=text, media_type="text/plain")]
@@ -76,21 +77,21 @@ def answer_parts(text: str, card: CacheCard | None, base_url: str, inline: int) 
 
 
 def card_part(parts: Iterable[Part]) -> Part | None:
-    """The one that is a card, if any. Raises `CardFormatError` where there are several."""
+    """The part that is a card, if any. Raises `CardFormatError` if there are several."""
     found = [part for part in parts if part.media_type == MEDIA_TYPE]
     if len(found) > 1:
         raise CardFormatError(
             f"there are {len(found)} cards in one message or task; expected one, since a model "
-            "goes on from a single conversation. Send the one to go on from."
+            "continues one conversation. Send the card to continue from."
         )
     return found[0] if found else None
 
 
 def text_of(parts: Iterable[Part], besides: str | None = None) -> str:
-    """All text, a part a line; without what only repeats the card ``besides``, a digest.
+    """All text, one part a line, without parts that only repeat the card ``besides`` (a digest).
 
-    Text and JSON are read, whatever kind of part they come in. Raises `PromptError` for any other
-    part but a card: an answer to the rest would be one to another message.
+    Reads text and JSON in parts of any kind, and skips cards. Raises `PromptError` for any other
+    part: an answer to the rest would answer another message.
     """
     return "\n".join(
         _text(part)
@@ -105,7 +106,7 @@ def _text(part: Part) -> str:
     if kind == "text":
         return part.text
     if kind == "data":
-        # A2A makes floats of all numbers, and members lose their order on the way.
+        # A2A turns all numbers into floats, and loses the order of members.
         value = json.loads(MessageToJson(part.data), parse_float=_number)
         return json.dumps(value, ensure_ascii=False, sort_keys=True)
     if kind == "raw" and (media.startswith("text/") or media == "application/json"):

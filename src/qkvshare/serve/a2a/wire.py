@@ -1,4 +1,4 @@
-"""What goes over the wire to another agent: to known origins only, and answers are bounded."""
+"""HTTP to other agents: only known origins are asked, and answers are bounded."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ MOST = 16 << 20  # bytes of an answer; larger cards go by URL
 def careful(
     client: httpx.AsyncClient, home: str, origins: Iterable[str], seconds: float, *, whole: bool
 ) -> httpx.AsyncClient:
-    """``client``, but what another agent says does not lead it astray.
+    """``client``, but safe against what another agent names.
 
-    Requests go to ``home`` and ``origins`` only (URLs, whose origin counts). The client's own
-    headers, cookies and credentials are for ``home``; others get none of them. No redirect is
-    followed.
+    Requests go only to the origins of ``home`` and ``origins``. The client's own headers, cookies
+    and credentials go only to ``home``. No redirect is followed.
 
     Args:
-        client: who sends; it stays open.
+        client: sends the requests; it stays open.
         home: the URL that the credentials are for.
-        origins: URLs of others that may be asked.
-        seconds: for an answer to arrive, once it has begun.
-        whole: read answers at once, at most `MOST` bytes of them, and none that is packed.
+        origins: other URLs whose origins may be asked.
+        seconds: the most time for an answer to arrive, once it has begun.
+        whole: read answers at once, at most `MOST` bytes, and no compressed ones.
     """
     return httpx.AsyncClient(
         transport=_Careful(client, home, origins, seconds if whole else None),
@@ -48,7 +47,7 @@ class _Careful(httpx.AsyncBaseTransport):
         at = origin(str(request.url))
         if at not in self._origins:
             raise AgentError(
-                f"the agent sends us to {str(request.url)[:200]!r}, which is not its own origin. "
+                f"the agent names {str(request.url)[:200]!r}, which is not its own origin. "
                 "Add it to Fetch(origins=…) if it is to be trusted."
             )
         if at == self._home:
@@ -61,7 +60,7 @@ class _Careful(httpx.AsyncBaseTransport):
                 extensions=request.extensions,
             )
             response = await self._client.send(own, stream=True, follow_redirects=False)
-        else:  # as it is, without what the client adds to requests of its own
+        else:  # without the headers and credentials of the client
             response = await self._client.send(
                 request, stream=True, follow_redirects=False, auth=None
             )
@@ -74,8 +73,8 @@ class _Careful(httpx.AsyncBaseTransport):
                 body = await _bounded(response)
         except TimeoutError as error:
             raise AgentError(
-                f"the answer of {at} was not there {self._seconds:g} seconds after it had begun. "
-                "Ask again, or give it more: Fetch(seconds=…)."
+                f"the answer of {at} was not complete {self._seconds:g} seconds after it began. "
+                "Ask again, or allow more: Fetch(seconds=…)."
             ) from error
         finally:
             await response.aclose()
@@ -83,7 +82,7 @@ class _Careful(httpx.AsyncBaseTransport):
 
 
 class _Rest(httpx.AsyncByteStream):
-    """An answer's body, as it comes."""
+    """An answer's body, passed on piece by piece."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
@@ -97,7 +96,7 @@ class _Rest(httpx.AsyncByteStream):
 
 
 def _raw(response: httpx.Response) -> httpx.AsyncByteStream:
-    """The bytes as they are on the wire; `aiter_raw` refuses answers that are in memory already."""
+    """The raw bytes; `aiter_raw` refuses answers that are in memory already."""
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return response.stream
 
@@ -105,14 +104,15 @@ def _raw(response: httpx.Response) -> httpx.AsyncByteStream:
 async def _bounded(response: httpx.Response) -> bytes:
     packed = response.headers.get("content-encoding", "identity")
     if packed.lower() != "identity":
-        raise AgentError(f"the agent's answer is packed by {packed[:40]!r}; expected it plain.")
+        raise AgentError(
+            f"the agent's answer is compressed by {packed[:40]!r}; expected no compression."
+        )
     body = bytearray()
     async for piece in _raw(response):
         body += piece
         if len(body) > MOST:
             raise AgentError(
-                f"the agent's answer has more than {MOST:,} bytes. Large cards go by URL: let it "
-                "put smaller ones into its answers."
+                f"the agent's answer has more than {MOST:,} bytes; expected larger cards as URLs."
             )
     if values(body) > VALUES:
         raise AgentError(f"the agent's answer has more than {VALUES:,} values; expected fewer.")
