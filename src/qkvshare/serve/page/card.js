@@ -1,6 +1,6 @@
-// One card: its text, and beside it what is known of the token picked and of the card.
+// One card: its text, and beside it facts about the picked token and the card.
 
-import { bits, count, el, facts, section, short, size } from "./dom.js";
+import { bits, count, el, facts, number, section, short, size, stack } from "./dom.js";
 import { gridOf, layerChart, layerTable } from "./layers.js";
 import { strip } from "./strip.js";
 import { legend, scale, textOf } from "./text.js";
@@ -33,7 +33,7 @@ export function cardPage(view) {
   return [el("div", { class: "read" }, bar, notes, text), el("aside", {}, panel ? panel.sections : [], known)];
 }
 
-/** What is shown of the token picked. */
+/** The facts about the picked token. */
 function picking(view) {
   const grid = gridOf(view), chart = layerChart(view), table = layerTable(view);
   const details = el("div", { class: "token" });
@@ -63,7 +63,9 @@ function picking(view) {
       ]));
     if (byKey) say.textContent = `Token ${at}: ${visible(view, at)}, ${bits(all[at])} bits, keys ${bits(keys[at])}, values ${bits(values[at])}`;
   }
-  const why = el("p", { class: "note" }, "A card keeps no salience, only the bits that the sender's allocator made of it.", how(view));
+  const estimated = view.segments.some((run) => run.codec.name === "transform");
+  const why = el("p", { class: "note" }, "A card keeps no salience, only the bits that the sender's allocator made of it.",
+    estimated ? " transform: within 512 tokens estimated from the tokens' steps." : "");
   return {
     show,
     follow: (other) => (along = other),
@@ -71,12 +73,7 @@ function picking(view) {
   };
 }
 
-function how(view) {
-  const names = new Set(view.segments.map((run) => run.codec.name));
-  return names.has("transform") ? " transform: within 512 tokens estimated from the tokens' steps." : "";
-}
-
-/** What is left of the salience of a token with `n` bits. */
+/** The rank of a token with `n` bits, which is what is left of its salience. */
 function ranks(numbers) {
   const sorted = Float64Array.from(numbers).sort();
   if (scale(numbers).alike) return () => "all tokens alike";
@@ -91,24 +88,20 @@ function visible(view, at) {
 
 function segmentAt(view, at) {
   const run = view.segments.find((one) => at < one.end);
-  return `${run.segment}, ${codec(run)}${run.here ? "" : ", not in this file"}`;
+  return `${run.segment}, ${codec(run)}`;
 }
 
 function codec(run) {
   const parameters = Object.entries(run.codec.parameters).map(([name, value]) => `${name} ${value}`);
-  return [run.codec.name, ...parameters].join(" ");
+  return [run.codec.name, ...parameters].join(" ") + (run.here ? "" : ", not in this file");
 }
 
 function fileSection(view) {
   const { total, ...kinds } = view.bytes;
   const used = Object.entries(kinds).filter(([, n]) => n);
-  const bar = el("div", { class: "kinds", "aria-hidden": "true" }, used.map(([kind, n]) => {
-    const part = el("i", { class: kind });
-    part.style.width = `${(100 * n) / total}%`;
-    return part;
-  }));
+  const bar = stack("kinds", used.map(([kind, n]) => [kind, (100 * n) / total]));
   const rows = used.map(([kind, n]) => el("tr", {}, el("th", { scope: "row" }, el("i", { class: `key ${kind}` }), kind),
-    el("td", { class: "number" }, count(n)), el("td", { class: "number" }, `${((100 * n) / total).toFixed(1)} %`)));
+    number(count(n)), number(`${((100 * n) / total).toFixed(1)} %`)));
   return section("Bytes by kind", bar, el("table", {}, el("tbody", {}, rows)), facts([
     ["file", `${size(view.nbytes)}, ${bits(view.bits_per_value)} bits per value`],
     ["tokens", count(view.tokens)],
@@ -131,7 +124,7 @@ function segmentSection(view) {
     const { scorer, allocator, budget, slope } = run.allocation;
     const how = [allocator, scorer && `by ${scorer}`, budget && `budget ${bits(budget)}`, slope !== undefined && slope !== null && `slope ${slope}/32 octave`];
     return el("li", { value: run.segment },
-      `tokens ${count(run.start)} to ${count(run.end - 1)}, ${codec(run)}${run.here ? "" : ", not in this file"}`,
+      `tokens ${count(run.start)} to ${count(run.end - 1)}, ${codec(run)}`,
       el("p", { class: "note" }, how.filter(Boolean).join(", "), run.codec.profile ? [", profile ", code(run.codec.profile)] : null));
   });
   return section("Segments", omitted(view.segments.length), el("ol", {}, rows));

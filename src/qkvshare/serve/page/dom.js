@@ -1,4 +1,4 @@
-// Elements and numbers. Text gets into the page by textContent only, never as HTML.
+// Elements and numbers. Text is put into the page by textContent only, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -20,10 +20,26 @@ function fill(element, properties, children) {
   return element;
 }
 
-/** A heading and what is under it. */
+/** A heading and its content. */
 export function section(title, ...children) {
-  const heading = el("h2", {}, title);
-  return el("section", { "aria-label": title }, heading, ...children);
+  return el("section", { "aria-label": title }, el("h2", {}, title), ...children);
+}
+
+/** A table with a row of headings; `rows` are tr elements. */
+export function table(heads, rows, properties) {
+  const head = el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)));
+  return el("table", properties, el("thead", {}, head), el("tbody", {}, rows));
+}
+
+export const number = (...content) => el("td", { class: "number" }, content);
+
+/** A bar of parts, each with a class and its percentage of the bar. */
+export function stack(name, parts) {
+  return el("div", { class: name, "aria-hidden": "true" }, parts.map(([kind, percent]) => {
+    const part = el("i", { class: kind });
+    part.style.width = `${percent}%`; // not an attribute: the policy allows no inline style
+    return part;
+  }));
 }
 
 /** Names and values; values are text or elements. */
@@ -33,6 +49,7 @@ export function facts(pairs) {
 
 export const count = (n) => n.toLocaleString("en");
 export const bits = (n) => n.toFixed(n < 10 ? 2 : 1);
+export const modified = (event) => event.ctrlKey || event.altKey || event.metaKey;
 export const short = (digest) => digest.slice(0, 8);
 export const plural = (n, one) => `${count(n)} ${one}${n === 1 ? "" : "s"}`;
 
@@ -56,14 +73,13 @@ export function when(at) {
 
 export const exactly = (at) => new Date(at * 1000).toLocaleString();
 
-/** One stop of Tab for many `items`; `next(item, key)` is where an arrow key goes from there. */
+/** One Tab stop for many `items`; `next(item, key)` gives the item that an arrow key goes to. */
 export function roving(items, next) {
   items.forEach((item, at) => {
     item.tabIndex = at ? -1 : 0;
     item.addEventListener("focus", () => items.forEach((other) => (other.tabIndex = other === item ? 0 : -1)));
     item.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.altKey || event.metaKey) return;
-      const target = next(item, event.key);
+      const target = modified(event) ? null : next(item, event.key);
       if (!target) return;
       event.preventDefault();
       target.focus();

@@ -3,7 +3,7 @@
 import { bits, count, el, roving, short, svg } from "./dom.js";
 
 const WIDTH = 184, HEIGHT = 46, ACROSS = 64, DOWN = 12;
-const LAST = 1e12; // nobody knows when a card was put that is gone
+const LAST = 1e12; // the time of cards that are gone, which is not known
 
 export function graph({ cards, gone }) {
   const nodes = place([...gone.map((card) => ({ ...card, gone: true })), ...cards]);
@@ -29,7 +29,7 @@ function place(cards) {
   const placed = new Set();
   let row = -1;
   const roots = [...nodes.values()].filter((node) => !node.above).sort((a, b) => b.below.length - a.below.length);
-  // What a card says of its parents is not proved: whoever stands in a circle begins a row, too.
+  // A card can name any parents: one in a circle begins a row, too.
   for (const root of [...roots, ...nodes.values()]) {
     const rest = [[root, 0, true]];
     while (rest.length) {

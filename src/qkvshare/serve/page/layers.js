@@ -1,10 +1,10 @@
 // Bits per layer, keys up and values down: of the card as bars, of the picked token as a line.
 
-import { bits, el, svg } from "./dom.js";
+import { bits, el, number, svg, table } from "./dom.js";
 
-const WIDTH = 340, HEIGHT = 150, MIDDLE = HEIGHT / 2, ROOM = 14;
+const WIDTH = 340, HEIGHT = 150, MIDDLE = HEIGHT / 2, MARGIN = 14;
 
-/** The bits of each token in each layer, made of what the server packed. */
+/** The bits of each token in each layer, unpacked from base64. */
 export function gridOf(view) {
   const { unit, grid_keys, grid_values } = view.bits;
   const tokens = view.tokens;
@@ -22,7 +22,7 @@ export function layerChart(view) {
   const { layer_keys: keys, layer_values: values, unit } = view.bits;
   const most = 255 * unit; // of any token in any layer, so that no line leaves the chart
   const step = WIDTH / keys.length;
-  const high = (n) => (n / most) * (MIDDLE - ROOM);
+  const high = (n) => (n / most) * (MIDDLE - MARGIN);
   const bar = (kind, up) => (n, at) =>
     svg("rect", { class: kind, x: at * step, width: Math.max(1, step - 1), y: up ? MIDDLE - high(n) : MIDDLE + 1, height: high(n) });
   const lines = [svg("path", { class: "token" }), svg("path", { class: "token" })];
@@ -32,8 +32,8 @@ export function layerChart(view) {
     svg("text", { x: 0, y: 10 }, `keys, up to ${bits(most)} bits`),
     svg("text", { x: 0, y: HEIGHT - 3 }, "values"),
     svg("text", { x: WIDTH, y: HEIGHT - 3, "text-anchor": "end" }, `layers 0 to ${keys.length - 1}`));
-  const path = (numbers, way) =>
-    numbers.map((n, at) => `${at ? "L" : "M"}${at * step} ${MIDDLE - way * high(n)}H${(at + 1) * step}`).join("");
+  const path = (numbers, sign) =>
+    numbers.map((n, at) => `${at ? "L" : "M"}${at * step} ${MIDDLE - sign * high(n)}H${(at + 1) * step}`).join("");
   chart.show = (ofKeys, ofValues) => {
     lines[0].setAttribute("d", path(ofKeys, 1));
     lines[1].setAttribute("d", path(ofValues, -1));
@@ -46,15 +46,13 @@ function summary(keys, values) {
   return `Bits per value in ${keys.length} layers: keys ${of(keys)}, values ${of(values)}`;
 }
 
-/** The same as numbers, those of the picked token too; filled when it is opened. */
+/** The same as numbers, with those of the picked token; filled when it is opened. */
 export function layerTable(view) {
   const heads = ["layer", "kind", "K", "V", "K of token", "V of token"];
   const rows = view.layers.map((layer, at) =>
     el("tr", {}, el("th", { scope: "row" }, String(at)), el("td", {}, layer.window ? `${layer.kind} ${layer.window}` : layer.kind),
-      [view.bits.layer_keys[at], view.bits.layer_values[at]].map((n) => el("td", { class: "number" }, bits(n))),
-      el("td", { class: "number" }), el("td", { class: "number" })));
-  const table = el("table", {}, el("thead", {}, el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows));
-  const found = el("details", {}, el("summary", {}, "as numbers"), el("div", { class: "scroll" }, table));
+      number(bits(view.bits.layer_keys[at])), number(bits(view.bits.layer_values[at])), number(), number()));
+  const found = el("details", {}, el("summary", {}, "as numbers"), el("div", { class: "scroll" }, table(heads, rows, {})));
   let last = null;
   const write = () => {
     if (!found.open || !last) return;

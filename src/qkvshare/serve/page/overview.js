@@ -1,13 +1,13 @@
 // The store: lineage, cards, last resumes.
 
-import { bits, count, el, exactly, ms, plural, roving, section, short, size, when } from "./dom.js";
+import { bits, count, el, exactly, ms, number, plural, roving, section, short, size, stack, table, when } from "./dom.js";
 import { graph } from "./graph.js";
 
 export function overviewPage(view) {
   if (!view.cards.length) return [el("p", { class: "empty" }, "No cards yet. What agents capture or put appears here.")];
   return [
     section("Lineage", graph(view)),
-    section("Cards", table(view.cards), more(view.left_out)),
+    section("Cards", cardTable(view.cards), more(view.left_out)),
     section("Last resumes: time to first token", resumeList(view)),
   ];
 }
@@ -16,11 +16,10 @@ function more(left) {
   return left ? el("p", { class: "note" }, `${plural(left, "card")} used longer ago not shown.`) : null;
 }
 
-function table(cards) {
+function cardTable(cards) {
   const most = Math.max(...cards.map((card) => card.bits_per_value ?? 0));
   const heads = ["agent", "card", "tokens", "bits per value", "in store", "put", "used", "uses", "expires"];
-  const head = el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)));
-  const found = el("table", { class: "cards" }, el("thead", {}, head), el("tbody", {}, cards.map((card) => row(card, most))));
+  const found = table(heads, cards.map((card) => row(card, most)), { class: "cards" });
   const links = [...found.querySelectorAll("a")];
   const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -links.length, End: links.length };
   roving(links, (link, key) => {
@@ -37,7 +36,7 @@ function row(card, most) {
     : [
         el("td", { class: "digest" }, short(card.digest)),
         number(count(card.tokens)),
-        el("td", { class: "number" }, meter(card.bits_per_value / most), bits(card.bits_per_value)),
+        number(meter(card.bits_per_value / most), bits(card.bits_per_value)),
         number(size(card.bytes)),
         time(card.put_at),
         time(card.used_at),
@@ -48,7 +47,6 @@ function row(card, most) {
   return el("tr", { onclick: open }, el("th", { scope: "row" }, name), rest);
 }
 
-const number = (text) => el("td", { class: "number" }, text);
 const time = (at) => el("td", { title: exactly(at) }, when(at));
 
 function meter(share) {
@@ -66,7 +64,7 @@ function resumeList({ resumes, cards }) {
   return el("ol", { class: "resumes" }, resumes.map((one, at) => resume(one, agents, most, all[at], names)));
 }
 
-/** What was done until the first token: a stage that does not fit in is none of it. */
+/** The stages until the first token: the first ones that fit into its time. */
 function stages({ ttft_ms, stages_ms }) {
   const found = Object.entries(stages_ms);
   let rest = ttft_ms, count = 0;
@@ -75,14 +73,9 @@ function stages({ ttft_ms, stages_ms }) {
 }
 
 function resume(one, agents, most, stages, names) {
-  const bar = el("div", { class: "stages", "aria-hidden": "true" });
-  const named = stages.map(([name, took]) => {
-    const kind = `stage${names.indexOf(name) % 6}`;
-    const part = el("i", { class: kind });
-    part.style.width = `${(100 * took) / most}%`;
-    bar.append(part);
-    return el("span", {}, el("i", { class: `key ${kind}` }), ` ${name} ${ms(took)} `);
-  });
+  const kind = (name) => `stage${names.indexOf(name) % 6}`;
+  const bar = stack("stages", stages.map(([name, took]) => [kind(name), (100 * took) / most]));
+  const named = stages.map(([name, took]) => el("span", {}, el("i", { class: `key ${kind(name)}` }), ` ${name} ${ms(took)} `));
   const whose = agents.get(one.card) || short(one.card);
   const known = agents.has(one.card) ? el("a", { href: `#${one.card}` }, whose) : whose;
   const what = el("span", {}, known, ` ${count(one.context_tokens)} + ${plural(one.new_tokens, "token")}`);

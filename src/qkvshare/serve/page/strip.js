@@ -1,4 +1,4 @@
-// The whole context at a glance: bits along the tokens, and where one is.
+// The whole context: bits along the tokens, and the position of the picked one.
 
 import { el } from "./dom.js";
 

@@ -1,6 +1,6 @@
 // A card's text, every token shaded by its bits; the pointer and the arrow keys pick one.
 
-import { bits, el } from "./dom.js";
+import { bits, el, modified } from "./dom.js";
 
 const LEVELS = 10;
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -100, PageDown: 100, Home: -Infinity, End: Infinity };
@@ -16,13 +16,13 @@ export function scale(numbers) {
   return { low, high, alike, level: alike ? () => LEVELS / 2 : level };
 }
 
-/** The text as an element with `shade(numbers)` and `pick(index)`; `picked(index, byKey)` is told. */
+/** The text as an element with `shade(numbers)` and `pick(index)`; calls `picked(index, byKey)`. */
 export function textOf(view, picked) {
   const starts = new Set(view.segments.map((run) => run.start));
   const texts = view.texts ?? view.ids.map((id) => `⟨${id}⟩ `);
   const tokens = texts.map((text, at) => token(text, at, starts.has(at) && at > 0));
   const text = el("div", { class: "text", tabindex: 0, role: "group", "aria-label": "Text of the card; arrow keys pick a token" }, chunks(tokens));
-  let now = null, column = null; // where up and down keep to
+  let now = null, column = null; // the column that up and down keep
 
   function pick(at, byKey = false) {
     now?.classList.remove("now");
@@ -32,11 +32,11 @@ export function textOf(view, picked) {
     picked(now.at, byKey);
   }
   function key(event) {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const way = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    if (!way) column = null;
+    if (modified(event)) return;
+    const rows = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (!rows) column = null;
     else column ??= now.getBoundingClientRect().left;
-    const to = way ? line(tokens, now.at, way, column) : now.at + (STEPS[event.key] ?? NaN);
+    const to = rows ? line(tokens, now.at, rows, column) : now.at + (STEPS[event.key] ?? NaN);
     if (Number.isNaN(to)) return;
     event.preventDefault();
     pick(to, true);
@@ -57,7 +57,7 @@ function token(text, at, first) {
   const made = document.createElement("span");
   made.textContent = text;
   made.at = at;
-  // Without a text: a part of a character, or a line end; the style sheet gives both a glyph.
+  // A part of a character and a line end have no text; the style sheet gives both a glyph.
   made.className = `l0${text === "" ? " part" : /^\s*\n\s*$/.test(text) ? " line" : ""}${first ? " first" : ""}`;
   return made;
 }
@@ -78,10 +78,10 @@ function chunks(tokens) {
 }
 
 /** The token of the line above or below `at` that is nearest to `column`. */
-function line(tokens, at, way, column) {
+function line(tokens, at, step, column) {
   const from = tokens[at].getBoundingClientRect();
   let best = at, far = Infinity, row = null;
-  for (let to = at + way; to >= 0 && to < tokens.length; to += way) {
+  for (let to = at + step; to >= 0 && to < tokens.length; to += step) {
     const box = tokens[to].getClientRects()[0];
     if (!box || Math.abs(box.top - from.top) < box.height / 2) continue;
     row ??= box.top;
@@ -92,7 +92,7 @@ function line(tokens, at, way, column) {
   return best;
 }
 
-/** What the shades stand for. */
+/** The meaning of the shades. */
 export function legend(numbers) {
   const { low, high, alike } = scale(numbers);
   if (alike) return el("p", { class: "legend" }, `All tokens alike: ${bits(low)} bits per value`);

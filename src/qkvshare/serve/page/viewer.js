@@ -2,14 +2,14 @@
 
 import { get } from "./asking.js";
 import { cardPage } from "./card.js";
-import { el, plural, size } from "./dom.js";
+import { el, modified, plural, size } from "./dom.js";
 import { overviewPage } from "./overview.js";
 
 const main = document.getElementById("main");
 const where = document.getElementById("where");
 const summary = document.getElementById("summary");
-let asked = 0; // only the last answer asked for is shown
-let left = null; // the link to the card that was looked at, to go on from there
+let asked = 0; // requests so far: only the last one's answer is shown
+let left = null; // the link to the card that was shown, which gets the focus back
 
 async function show() {
   const mine = ++asked;
@@ -51,7 +51,7 @@ function showCard(view) {
 document.getElementById("refresh").addEventListener("click", show);
 addEventListener("hashchange", show);
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input, select")) return;
+  if (modified(event) || event.target.matches("input, select")) return;
   if (event.key === "Escape" && location.hash) location.hash = "";
   if (event.key === "r") show();
 });
