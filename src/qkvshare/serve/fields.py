@@ -1,13 +1,14 @@
-"""Every field of a chat completion's request that OpenAI or vLLM have, and what is done with it.
+"""Every request field of a chat completion in OpenAI's or vLLM's API, and how we treat it.
 
-The schema refuses by this table, and a table in docs/serve.md is made of it. A field that would
-change the answer is done or refused, never ignored.
+The schema applies this table, and docs/serve.md shows it. A field that would change the answer is
+done or refused, never ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -18,65 +19,56 @@ Status = Literal["done", "ignored", "refused"]
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is done with a field.
+class Rule:
+    """How a field is treated.
 
     Attributes:
         status: ``ignored`` fields change no answer.
-        says: of a field that is done what it does, of others what they are for.
-        neutral: values of a refused field that ask for nothing, and so are taken.
+        meaning: what the field does, or what it is for.
+        neutral: values of a refused field that ask for nothing, and so are allowed.
     """
 
     status: Status
-    says: str
+    meaning: str
     neutral: tuple[Any, ...] = ()
 
-    def takes(self, value: Any) -> bool:
-        """Whether a field that is not done may have this value."""
-        return self.status != "refused" or value is None or value in self.neutral
+
+_done, _ignored = partial(Rule, "done"), partial(Rule, "ignored")
 
 
-def _done(says: str) -> Known:
-    return Known("done", says)
-
-
-def _ignored(says: str) -> Known:
-    return Known("ignored", says)
-
-
-def _refused(says: str, *neutral: Any) -> Known:
-    return Known("refused", says, neutral)
+def _refused(meaning: str, *neutral: Any) -> Rule:
+    return Rule("refused", meaning, neutral)
 
 
 OPENAI = {
     "messages": _done("the conversation, or what follows a card"),
     "model": _done("the served model's name"),
-    "max_tokens": _done("the most tokens of an answer; cut to the room in the context"),
-    "max_completion_tokens": _done("the same by its newer name"),
+    "max_tokens": _done("the most tokens of an answer; cut to what is left of the context"),
+    "max_completion_tokens": _done("its newer name"),
     "temperature": _done("0 is greedy"),
-    "top_p": _done("sample from the likeliest tokens of this mass"),
-    "seed": _done("the same answer again"),
+    "top_p": _done("sample from the likeliest tokens of this total probability"),
+    "seed": _done("makes the answer repeatable"),
     "stop": _done("strings that end the answer"),
-    "stream": _done("send the answer as it is made"),
+    "stream": _done("send the answer while it is generated"),
     "stream_options": _done("`include_usage`"),
     "audio": _refused("spoken answers"),
     "frequency_penalty": _refused("a penalty on frequent tokens", 0),
-    "function_call": _refused("tools by their old name", "none", "auto"),
-    "functions": _refused("tools by their old name", []),
+    "function_call": _refused("tools, by their old name", "none", "auto"),
+    "functions": _refused("tools, by their old name", []),
     "logit_bias": _refused("a bias on tokens", {}),
     "logprobs": _refused("log probabilities", False),
     "metadata": _ignored("the client's notes"),
-    "modalities": _refused("answers that are no text", ["text"]),
-    "moderation": _refused("checks of what is said"),
+    "modalities": _refused("answers other than text", ["text"]),
+    "moderation": _refused("moderation of the answer"),
     "n": _refused("several answers", 1),
     "parallel_tool_calls": _ignored("about tools"),
-    "prediction": _ignored("a guess that saves time"),
+    "prediction": _ignored("a guess of the answer, to save time"),
     "presence_penalty": _refused("a penalty on tokens that came before", 0),
     "prompt_cache_key": _ignored("about the provider's cache"),
     "prompt_cache_options": _ignored("about the provider's cache"),
     "prompt_cache_retention": _ignored("about the provider's cache"),
-    "reasoning_effort": _refused("how long to think"),
-    "response_format": _refused("answers in a form", {"type": "text"}),
+    "reasoning_effort": _refused("how long to reason"),
+    "response_format": _refused("structured answers", {"type": "text"}),
     "safety_identifier": _ignored("who the user is"),
     "service_tier": _ignored("about the provider's prices"),
     "store": _ignored("keep the answer at the provider"),
@@ -84,34 +76,34 @@ OPENAI = {
     "tools": _refused("tools", []),
     "top_logprobs": _refused("log probabilities", 0),
     "user": _ignored("who the user is"),
-    "verbosity": _refused("how much to say", "medium"),
+    "verbosity": _refused("how long the answer is", "medium"),
     "web_search_options": _refused("search"),
 }
 VLLM = {
-    "cache_salt": _done("keep and match cards apart"),
+    "cache_salt": _done("keep and match cards separately"),
     "kv_transfer_params": _done("the hand-off"),
-    "min_p": _done("sample no token less likely than this share of the likeliest"),
+    "min_p": _done("drop tokens less likely than this share of the likeliest one"),
     "repetition_penalty": _done("a penalty on tokens of prompt and answer"),
-    "top_k": _done("sample from so many likeliest tokens; 0 and -1 are all"),
-    "add_generation_prompt": _refused("leave out what asks for an answer", True),
+    "top_k": _done("how many of the likeliest tokens to sample from; 0 and -1 mean all"),
+    "add_generation_prompt": _refused("leave out the prompt for the answer", True),
     "add_special_tokens": _refused("special tokens besides the template's", False),
-    "allowed_token_ids": _refused("no other tokens"),
-    "bad_words": _refused("words that may not come", []),
+    "allowed_token_ids": _refused("allow only these tokens"),
+    "bad_words": _refused("forbid these words", []),
     "best_of": _refused("the best of several answers", 1),
     "chat_template": _refused("another template"),
     "chat_template_kwargs": _refused("settings of the template", {}),
-    "continue_final_message": _refused("go on with the last message", False),
+    "continue_final_message": _refused("continue the last message", False),
     "documents": _refused("documents for the template", []),
     "echo": _refused("repeat the last message", False),
     "ec_transfer_params": _refused("hand-off of encoders"),
-    "guided_choice": _refused("answers in a form"),
-    "guided_decoding_backend": _refused("answers in a form"),
-    "guided_grammar": _refused("answers in a form"),
-    "guided_json": _refused("answers in a form"),
-    "guided_regex": _refused("answers in a form"),
-    "guided_whitespace_pattern": _refused("answers in a form"),
-    "ignore_eos": _refused("go on after the end", False),
-    "include_reasoning": _refused("leave out what was thought", True),
+    "guided_choice": _refused("structured answers"),
+    "guided_decoding_backend": _refused("structured answers"),
+    "guided_grammar": _refused("structured answers"),
+    "guided_json": _refused("structured answers"),
+    "guided_regex": _refused("structured answers"),
+    "guided_whitespace_pattern": _refused("structured answers"),
+    "ignore_eos": _refused("continue after the end", False),
+    "include_reasoning": _refused("leave out the reasoning", True),
     "include_stop_str_in_output": _refused("keep the stop string", False),
     "length_penalty": _refused("beam search", 1),
     "logits_processors": _refused("code of the client", []),
@@ -119,7 +111,7 @@ VLLM = {
     "media_io_kwargs": _refused("images and sounds", {}),
     "min_tokens": _refused("the fewest tokens of an answer", 0),
     "mm_processor_kwargs": _refused("images and sounds", {}),
-    "priority": _refused("go before others", 0),
+    "priority": _refused("order in the queue", 0),
     "prompt_logprobs": _refused("log probabilities"),
     "repetition_detection": _refused("end an answer that repeats itself"),
     "request_id": _ignored("the client's name for the request"),
@@ -133,8 +125,8 @@ VLLM = {
     "skip_special_tokens": _refused("special tokens in the text", True),
     "spaces_between_special_tokens": _ignored("about special tokens in the text"),
     "stop_token_ids": _refused("tokens that end the answer", []),
-    "structured_outputs": _refused("answers in a form"),
-    "thinking_token_budget": _refused("how long to think"),
+    "structured_outputs": _refused("structured answers"),
+    "thinking_token_budget": _refused("how long to reason"),
     "truncate_prompt_tokens": _refused("cut the prompt"),
     "truncation_side": _ignored("about cut prompts"),
     "use_beam_search": _refused("beam search", False),
@@ -143,9 +135,9 @@ VLLM = {
 }
 REQUEST = OPENAI | VLLM
 STREAM_OPTIONS = {
-    "include_usage": _done("a last chunk with the tokens that were counted"),
-    "continuous_usage_stats": _refused("tokens counted in each chunk", False),
-    "include_obfuscation": _ignored("padding against listeners"),
+    "include_usage": _done("a last chunk with the token counts"),
+    "continuous_usage_stats": _refused("token counts in each chunk", False),
+    "include_obfuscation": _ignored("padding against eavesdroppers"),
 }
 MESSAGE = {
     "content": _done("text, or parts of type `text`"),
@@ -153,9 +145,9 @@ MESSAGE = {
     "role": _done("`system`, `developer` (taken as `system`), `user` or `assistant`"),
     "annotations": _ignored("links in an answer"),
     "audio": _refused("a spoken answer"),
-    "function_call": _refused("tools by their old name"),
-    "reasoning": _refused("what was thought", ""),
-    "reasoning_content": _refused("what was thought", ""),
+    "function_call": _refused("tools, by their old name"),
+    "reasoning": _refused("the reasoning", ""),
+    "reasoning_content": _refused("the reasoning", ""),
     "refusal": _refused("why the model did not answer", ""),
     "tool_call_id": _refused("tools"),
     "tool_calls": _refused("tools", []),
@@ -169,46 +161,43 @@ PART = {
 }
 
 
-def admitted(data: Any, table: Mapping[str, Known], of: str = "") -> Any:
-    """The fields of ``data`` that are done; ``of`` is what it is in, such as ``messages``.
+def admitted(data: Any, table: Mapping[str, Rule], parent: str = "") -> Any:
+    """The fields of ``data`` that are done; ``parent`` is the field that holds ``data``.
 
-    Raises `UnsupportedParameterError` for one that would change the answer and is not done.
+    Raises `UnsupportedParameterError` for a field that would change the answer and is not done.
     """
     if not isinstance(data, dict):
         return data
     kept = {}
     for name, value in data.items():
-        known = table.get(name)
-        where = f"{of}.{name}"[-80:] if of else str(name)[:80]
-        if known is None:
+        rule = table.get(name)
+        path = f"{parent}.{name}"[-80:] if parent else str(name)[:80]
+        if rule is None:
             raise UnsupportedParameterError(
-                f"{where}: this server does not know the field; expected those of "
+                f"{path}: this server does not know the field; expected those of "
                 "/openapi.json. Leave it out.",
-                where,
+                path,
             )
-        if known.status == "done":
+        if rule.status == "done":
             kept[name] = value
-        elif not known.takes(value):
-            only = "".join(f", or {_json(each)}" for each in known.neutral)
+        elif rule.status == "refused" and value is not None and value not in rule.neutral:
+            only = "".join(f", or {_json(each)}" for each in rule.neutral)
             raise UnsupportedParameterError(
-                f"{where}: this server does not do it ({known.says}); expected no such field"
+                f"{path}: this server does not do it ({rule.meaning}); expected no such field"
                 f"{only}. Leave it out.",
-                where,
+                path,
             )
     return kept
 
 
-def table_of(fields: Mapping[str, Known]) -> str:
+def table_of(fields: Mapping[str, Rule]) -> str:
     """The fields as a table of Markdown, for docs/serve.md."""
     lines = ["| field | | |", "|---|---|---|"]
-    for name, known in fields.items():
-        taken = ", ".join(f"`{_json(each)}`" for each in known.neutral)
-        also = f"; {taken} is taken" if taken else ""
-        lines.append(f"| `{name}` | {_WORDS[known.status]} | {known.says}{also} |")
+    for name, rule in fields.items():
+        allowed = " or ".join(f"`{_json(each)}`" for each in rule.neutral)
+        also = f"; {allowed} is allowed" if allowed else ""
+        lines.append(f"| `{name}` | {rule.status} | {rule.meaning}{also} |")
     return "\n".join(lines) + "\n"
-
-
-_WORDS = {"done": "done", "ignored": "harmless, ignored", "refused": "refused"}
 
 
 def _json(value: Any) -> str:
