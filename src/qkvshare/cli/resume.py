@@ -78,15 +78,14 @@ def resume(
             Profile.load(profile).keep()
         loaded, tokenizer = load_model(model)
         status.update("answering from the card …")
-        new = following(tokenizer, prompt)
         if policy == "auto":
-            choice = choose(loaded, known, len(new), link)
+            choice = choose(loaded, known, len(following(tokenizer, prompt)), link)
             progress.print(f"policy {choice}")
             policy = choice.policy
         if policy == "inject":
-            arguments = known.inputs(loaded, tokenizer, new)
+            arguments = known.inputs(loaded, tokenizer, prompt)
         else:
-            arguments = prefill(known, loaded, tokenizer, new)
+            arguments = prefill(known, loaded, tokenizer, prompt)
         read = arguments["input_ids"].shape[1]
         with torch.no_grad():
             result = loaded.generate(

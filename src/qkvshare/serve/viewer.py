@@ -66,8 +66,11 @@ def router(
             return await asyncio.to_thread(lambda: _json(make(store)))
 
     @routes.get("/")
+    def index() -> Response:
+        return page_file("index.html")
+
     @routes.get("/page/{name}")
-    def page_file(name: str = "index.html") -> Response:
+    def page_file(name: str) -> Response:
         kind = _TYPES.get(name.rpartition(".")[2])
         if name not in page or kind is None:
             raise HTTPException(404, "the page has no such file.")
