@@ -126,8 +126,8 @@ ScorerName = Annotated[
 AllocatorName = Annotated[
     str | None,
     typer.Option(
-        help="Who allocates the bits (packed): lagrangian, or that of a plug-in; "
-        "parameters as in lagrangian:floor=0.02."
+        help="How to allocate the bits (packed): lagrangian, or a plug-in. "
+        "Parameters: lagrangian:floor=0.02."
     ),
 ]
 Bits = Annotated[
