@@ -51,7 +51,7 @@ class CodecRecord(Strict, frozen=True):
 
 
 class Allocation(Strict, frozen=True):
-    """How bits were spent; ``budget`` in bits per value of the finished card, None if not asked.
+    """How bits were allocated; ``budget`` in bits per value of the whole card, None if not asked.
 
     ``slope``, in 1/32 octave: a row was given more bits while each of them lowered its weighted
     distortion by more than that. Tokens appended later are encoded alike at the same slope.

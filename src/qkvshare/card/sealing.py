@@ -60,7 +60,7 @@ def seal(
             "Make it smaller: card.compact()."
         )
     sealed: dict[str, Array] = {}
-    for place, name in enumerate(sorted([ENVELOPE, *tensors])):
+    for position, name in enumerate(sorted([ENVELOPE, *tensors])):
         data = header if name == ENVELOPE else np.ascontiguousarray(tensors[name]).view(np.uint8)
         if data.nbytes > _MOST:
             raise CardWriteError(
@@ -68,7 +68,7 @@ def seal(
                 "Capture the context in several steps."
             )
         sealed[name] = np.empty(data.nbytes + TAG_BYTES, np.uint8)
-        cipher.encrypt_into(_nonce(place), data.data, name.encode(), sealed[name].data)
+        cipher.encrypt_into(_nonce(position), data.data, name.encode(), sealed[name].data)
     return sealed, {SEALED: msgspec.json.encode(seal, order="sorted").decode()}
 
 
@@ -84,7 +84,7 @@ class SealedTensors(StoredTensors):
                 f"{file.path} is sealed with the key {seal.key}, the one at hand is {key.id}. "
                 "Give the key it was sealed with."
             )
-        self._places = {name: place for place, name in enumerate(sorted(file))}
+        self._positions = {name: position for position, name in enumerate(sorted(file))}
         for name in file:
             dtype, shape = file.kind(name)
             unit = 4 if name.startswith("ids.") else 1
@@ -116,7 +116,7 @@ class SealedTensors(StoredTensors):
         from cryptography.exceptions import InvalidTag
 
         data = np.empty(_size(self._file, name), np.uint8)
-        nonce = _nonce(self._places[name])
+        nonce = _nonce(self._positions[name])
         try:
             self._cipher.decrypt_into(nonce, self._file[name].data, name.encode(), data.data)
         except InvalidTag as error:
@@ -166,8 +166,8 @@ def _read_seal(file: FileTensors) -> Seal:
     return seal
 
 
-def _nonce(place: int) -> bytes:
-    return place.to_bytes(12, "big")
+def _nonce(position: int) -> bytes:
+    return position.to_bytes(12, "big")
 
 
 def _plain_kind(file: FileTensors, name: str) -> tuple[str, list[int]]:

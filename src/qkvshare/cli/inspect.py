@@ -85,9 +85,9 @@ def _rows(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"segment {run['segment']}", f"tokens [{run['start']}, {run['end']}), {made}"
     for hop in known["lineage"]:
         parent = hop["parent"]
-        whence = "read from scratch" if parent is None else f"from {parent[:12]}…"
+        origin = "read from scratch" if parent is None else f"from {parent[:12]}…"
         agent, tokens = hop["agent"] or "—", hop["tokens_added"]
-        yield f"hop {hop['hop']}", f"{agent}: {tokens} tokens, {whence}"
+        yield f"hop {hop['hop']}", f"{agent}: {tokens} tokens, {origin}"
 
 
 def _time(text: str) -> str:

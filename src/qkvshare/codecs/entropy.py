@@ -116,8 +116,8 @@ def classes(scales: npt.NDArray[np.int16], number: int, reference: int) -> Ints:
     ``scales [5, columns]``: mean magnitudes as logarithms in 1/256 octave, at steps two octaves
     below ``reference`` to two above, each an octave from the next.
     """
-    place = min(max(number - reference + 128, 0), 255)
-    low, rest = place >> 6, place & 63
+    position = min(max(number - reference + 128, 0), 255)
+    low, rest = position >> 6, position & 63
     wide = scales.astype(np.int64)
     between = (wide[low] * (64 - rest) + wide[low + 1] * rest) >> 6
     return np.asarray((between - 4 * number + 64 * _MIDDLE + 32) >> 6, np.int32)

@@ -45,10 +45,10 @@ def tally_refined(
 ) -> None:  # fmt: skip
     """Add to ``counts`` and ``sums [REFINED, symbols]``: how often, and how far in steps."""
     rest = np.where(before < 0, before - z, z - before) / units[:, None]
-    place = (found * SYMBOLS + values + LARGEST).ravel()
-    counts += np.bincount(place, minlength=counts.size).reshape(counts.shape)
+    at = (found * SYMBOLS + values + LARGEST).ravel()
+    counts += np.bincount(at, minlength=counts.size).reshape(counts.shape)
     far = np.clip(rest, -1.5, 1.5).ravel()
-    sums += np.bincount(place, far, minlength=counts.size).reshape(counts.shape)
+    sums += np.bincount(at, far, minlength=counts.size).reshape(counts.shape)
 
 
 def refined_tables(counts: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]) -> Tables:

@@ -1,4 +1,4 @@
-"""The way from a card's runs of tokens to layers of keys and values."""
+"""From a card's runs of tokens to layers of keys and values."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def decode_runs(
         if elsewhere and run.spans is None and card.manifest.segments[run.segment].sizes is None:
             layers = range(len(card.manifest.layers))
             verified = at_once(partial(card.blob, segment=run.segment), layers)
-        room = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
-        yield from from_record(run.codec).decode(blobs(verified), room, then)
+        targets = empty(shapes_of(card, run), dtype_of(card)) if into is None else into(run)
+        yield from from_record(run.codec).decode(blobs(verified), targets, then)
 
     return [layers_of(run) for run in (card.manifest.runs if runs is None else runs)]
 

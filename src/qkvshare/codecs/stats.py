@@ -1,4 +1,4 @@
-"""What a card's bytes are spent on: by kind, and on each token in each layer."""
+"""What a card's bytes are used for: by kind, and on each token in each layer."""
 
 from __future__ import annotations
 

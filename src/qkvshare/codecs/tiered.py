@@ -83,7 +83,7 @@ class Tiered(Codec):
 
 @dataclass(frozen=True)
 class Demand:
-    """What there is to spend bits on, layer by layer.
+    """The rows to allocate bits to, layer by layer.
 
     Attributes:
         codec: what will encode the rows.

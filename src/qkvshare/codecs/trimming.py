@@ -31,9 +31,9 @@ def trim(card: CacheCard, bits: float) -> CacheCard:
     """The card with as many refinements as ``bits`` per value of the whole file allow.
 
     The finest go first, in each of them the last layer first. What is left is byte for byte the
-    same; the lineage says whence it came. Compacted segments are left as they are. A card that fits
-    is returned as it is. Raises `BudgetError` where the card without refinements is still larger,
-    and `CardError`.
+    same; the lineage names the card it came from. Compacted segments stay as they are. A card that
+    fits is returned as it is. Raises `BudgetError` where the card without refinements is still
+    larger, and `CardError`.
     """
     if card.bits_per_value <= bits:
         return card
