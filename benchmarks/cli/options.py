@@ -72,10 +72,9 @@ def make_settings(
 
     ``packed`` at its default budget where none is named.
     """
-    from qkvshare.hf.capture.allocate import with_allocation
-
     from qkvshare.allocation import Lagrangian, make_allocator
     from qkvshare.codecs import Stepped, Tiered, make_codec
+    from qkvshare.hf.capture.strategy import with_strategy
     from qkvshare.profile import Profile
     from qkvshare.scoring import AttentionScorer, Scorer, make_scorer
 
@@ -92,7 +91,7 @@ def make_settings(
             looks = isinstance(codec, Stepped) if spender is None else spender.uses_salience
             asked: list[Scorer | None] = [*judges] if looks else [None]
             for judge in asked:
-                made = with_allocation(codec, judge, spender)
+                made = with_strategy(codec, judge, spender)
                 settings += [Setting(made, at) for at in limits]
     return settings
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qkvshare.hf.capture.allocate import with_allocation
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -24,6 +23,7 @@ from qkvshare.codecs import from_record
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.state import State, read
+from qkvshare.hf.capture.strategy import with_strategy
 from qkvshare.hf.model.identity import identify
 
 from .handoff import Setting, log_probabilities
@@ -113,7 +113,7 @@ class AgentChain:
         if parent is not None:
             scorer, allocator = (getattr(codec, name, None) for name in ("scorer", "allocator"))
             codec = from_record(parent.manifest.segments[-1].codec)
-            codec, bits = with_allocation(codec, scorer, allocator), None
+            codec, bits = with_strategy(codec, scorer, allocator), None
         card = make_card(state, identify(self.model), codec, bits, parent=parent)
         self.card = CacheCard.load(card.save(self.folder / "card"))
         self.handed_over = True

@@ -38,7 +38,7 @@ class _HfQuantized(Route):
         """Quantize the cache."""
         assert state is not None
         self.cache = QuantizedCache(self.backend, self.model.config)
-        for number, held in enumerate(state.held):
+        for number, held in enumerate(state.cached):
             self.cache.update(held.keys[None].contiguous(), held.values[None].contiguous(), number)
 
     def arguments(self) -> dict[str, Any]:

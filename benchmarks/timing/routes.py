@@ -175,7 +175,7 @@ class FullPrecisionFile(Route):
     def prepare(self, state: State) -> None:
         """Write it."""
         tensors: dict[str, Tensor] = {}
-        for number, held in enumerate(state.held):
+        for number, held in enumerate(state.cached):
             tensors[f"{number}.keys"] = held.keys.contiguous()
             tensors[f"{number}.values"] = held.values.contiguous()
         save_file(tensors, self.path)

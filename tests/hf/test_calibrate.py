@@ -7,8 +7,8 @@ from importlib.resources import files
 
 import torch
 
-from qkvshare.hf.calibrate.languages import languages
 from qkvshare.hf.calibrate.own_text import own_text
+from qkvshare.hf.calibrate.texts import languages
 
 from ..conftest import tiny_model, tiny_tokenizer
 

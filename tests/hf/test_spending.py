@@ -139,7 +139,7 @@ def test_watching_a_context_being_read_changes_nothing(family: str) -> None:
     plain, watched = read(model, CONTEXT), read(model, CONTEXT, [AttentionScorer()])
     assert not plain.scores
     assert watched.scores
-    for one, two in zip(plain.held, watched.held, strict=True):
+    for one, two in zip(plain.cached, watched.cached, strict=True):
         assert torch.equal(one.keys, two.keys)
         assert torch.equal(one.values, two.values)
 

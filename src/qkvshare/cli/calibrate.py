@@ -66,9 +66,8 @@ def calibrate(
 ) -> None:
     """Fit the codec transform to a model."""
     from ..hf.calibrate.calibrate import calibrate as learn
-    from ..hf.calibrate.languages import languages
     from ..hf.calibrate.own_text import own_text
-    from ..hf.calibrate.texts import read_text, windows
+    from ..hf.calibrate.texts import languages, read_text, windows
     from ..hf.model.load import load_model
     from ..profile import profiles
 

@@ -1,14 +1,27 @@
-"""Learn what the transform codec needs of a model, from texts that the model reads."""
+"""Learn a profile: what the transform codec needs of a model, from texts that the model reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
 
+import numpy.typing as npt
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...card import Layer
+from ...codecs.fitting import fit
+from ...codecs.tiered import SINKS
 from ...profile import Profile
+from ..capture.sensitivity import fisher, sensitivity
+from ..capture.state import read
 from ..model.identity import identify
-from .basis import fit_basis
+
+# Every so many texts the Fisher information is taken: it costs more than reading.
+_EVERY = 4
+_LEAST = 1e-4  # of the mean weight
 
 
 def calibrate(
@@ -23,5 +36,80 @@ def calibrate(
     ``rate`` is the bits per value that the transform codec's predictors are fitted for. What is
     under way is told to ``progress``. The same texts give the same profile.
     """
-    basis = fit_basis(model, texts, following_tokens, rate, progress)
-    return Profile(identify(model).weights, basis)
+    arrays = _fit_basis(model, texts, following_tokens, rate, progress)
+    return Profile(identify(model).weights, arrays)
+
+
+def _fit_basis(
+    model: PreTrainedModel,
+    texts: Sequence[Sequence[int]],
+    following_tokens: int,
+    rate: float,
+    progress: Callable[[str], None],
+) -> dict[str, npt.NDArray[Any]]:
+    """A profile's arrays for `Transform`. Raises `UnsupportedModelError`."""
+    progress("transform: sensitivity")
+    copying = torch.stack(sensitivity(model, identify(model)))
+    draw = torch.Generator().manual_seed(0)
+    reading, taken = torch.zeros_like(copying), 0
+    columns: list[tuple[list[Tensor], list[Tensor]]] = []
+    for number, text in enumerate(texts):
+        progress(f"transform: context {number + 1} of {len(texts)}")
+        ids = torch.tensor(text)
+        if number % _EVERY == 0:
+            known, after = ids[:-following_tokens], ids[-following_tokens:]
+            with torch.inference_mode(False), torch.enable_grad():
+                reading += torch.stack(fisher(model, known, after, draw))
+            taken += 1
+        state = read(model, ids.numpy())
+        columns = columns or [([], []) for _ in state.layers]
+        for layer, pair in enumerate(columns):
+            held = state.layer(layer, SINKS, True)
+            for part, into in zip((held.keys, held.values), pair, strict=True):
+                into.append(part.transpose(0, 1).flatten(1).half().cpu())
+    layers = [(torch.cat(keys), torch.cat(values)) for keys, values in columns]
+    weights = _weights(copying, reading / taken, state.layers, layers)
+    wide = []
+    for number, at in enumerate(state.layers):
+        keys, values = (weights[number, kind] for kind in (0, 1))
+        wide.append((keys.repeat_interleave(at.head_dim), values.repeat_interleave(at.v_head_dim)))
+    passes = count(1)
+    return fit(
+        layers,
+        wide,
+        _sources(state.layers),
+        rate,
+        lambda: progress(f"transform: pass {next(passes)}"),
+    )
+
+
+def _weights(
+    copying: Tensor,
+    reading: Tensor,
+    shapes: Sequence[Layer],
+    layers: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Weight of each head's squared error, ``[layers, 2 (keys, values), kv_heads]``, mean 1.
+
+    ``sqrt(Fisher / mean energy)``: see docs/codec-transform.md.
+    """
+    fisher = copying / copying.mean() + reading / reading.mean()
+    energy = torch.stack(
+        [
+            torch.stack(
+                [part.float().square().mean(0).view(at.kv_heads, -1).mean(1) for part in pair]
+            )
+            for at, pair in zip(shapes, layers, strict=True)
+        ]
+    )
+    weights = (fisher / energy.clamp(min=1e-30)).sqrt()
+    return (weights / weights.mean()).clamp(min=_LEAST)
+
+
+def _sources(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
+    """For each layer the two nearest below it that hold the same tokens."""
+    out = []
+    for number, layer in enumerate(layers):
+        alike = [at for at in range(number - 1, -1, -1) if layers[at].window == layer.window]
+        out.append(tuple(alike[:2]))
+    return out

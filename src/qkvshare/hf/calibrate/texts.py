@@ -1,11 +1,14 @@
-"""Texts to calibrate with: plain, or JSONL with ``text`` or ``question`` and ``answer``."""
+"""Texts to calibrate with: plain, or JSONL with ``text`` or ``question`` and ``answer``; and many
+languages."""
 
 from __future__ import annotations
 
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from transformers import PreTrainedTokenizerBase
 
 from ...card import files
 from ...card.errors import QKVShareError
@@ -60,3 +63,17 @@ def windows(ids: list[int], count: int, length: int) -> list[list[int]]:
             "Give more text, or ask for fewer or shorter contexts."
         )
     return [ids[start : start + length] for start in range(0, count * length, length)]
+
+
+def languages(tokenizer: PreTrainedTokenizerBase, contexts: int, tokens: int) -> list[list[int]]:
+    """``contexts`` runs of ``tokens`` ids in many languages, spread over all of `languages.txt`.
+
+    A model's own text and most given texts lack them. The passages were written for this package;
+    none is in French, which docs/results/rate.md measures as a language that calibration has not
+    seen. Where the passages are too short, runs overlap, and begin again at the first one.
+    """
+    text = resources(__package__).joinpath("languages.txt").read_text(encoding="utf-8")
+    ids: list[int] = tokenizer(text)["input_ids"]
+    around = ids * (1 + -(-tokens // len(ids)))
+    starts = (run * len(ids) // contexts for run in range(contexts))
+    return [around[start : start + tokens] for start in starts]

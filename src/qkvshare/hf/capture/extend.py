@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ...card import CacheCard
 from ...card.errors import CaptureError
 from .capture import capture_cache
-from .complete import complete
+from .state import complete
 
 
 def extend(

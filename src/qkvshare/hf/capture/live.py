@@ -25,8 +25,7 @@ from ..inject.bound_card import BoundCard
 from ..inject.fill import fill
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
-from .complete import complete
-from .state import State, read, require_context, state_of
+from .state import State, complete, read, require_context, state_of
 
 # Relative error per key vector between two runs of the same projection: rounding, and other matmul
 # shapes. Another token is much farther away (on SmolLM2 its nearest neighbour is at 0.2, median).
@@ -74,11 +73,11 @@ def pick_row(
     card = cache.card if isinstance(cache, CardCache) else None
     known = 0 if card is None else min(_require_ids_of(card, ids), cast(CardCache, cache).decoded)
     first = max(known, state.first(0))
-    _require_cache_of(model, state.held[0].keys[:, first - len(ids) :], ids, first)
+    _require_cache_of(model, state.cached[0].keys[:, first - len(ids) :], ids, first)
     if known < first:  # layer 0 has forgotten tokens that nobody has proved
         return replace(_read_again(model, card, ids), card=card)
-    held = [LayerKV(at.keys.to(model.dtype), at.values.to(model.dtype)) for at in state.held]
-    return replace(state, card=card, held=held)
+    cached = [LayerKV(at.keys.to(model.dtype), at.values.to(model.dtype)) for at in state.cached]
+    return replace(state, card=card, cached=cached)
 
 
 def decode(model: PreTrainedModel, card: CacheCard) -> CardCache:

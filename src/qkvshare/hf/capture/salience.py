@@ -24,11 +24,11 @@ def salience(state: State, scorer: Scorer, start: int = 0) -> list[Tensor]:
     """
     seen = state.scores.get(scorer)
     if seen is None and len(scorer.probes(len(state.ids))) == 0:
-        seen = [scorer.score(_unlooked(held.keys)) for held in state.held]
+        seen = [scorer.score(_unlooked(held.keys)) for held in state.cached]
     elif seen is None:
         seen = look_back(state, scorer, state.ids if scorer.rereads else choose_probes(state.ids))
     out = []
-    for score, held in zip(seen, state.held, strict=True):
+    for score, held in zip(seen, state.cached, strict=True):
         # A token that only a roll back can need has left the window: nobody looks at it.
         missing = held.keys.shape[1] - score.shape[1]
         fitting = torch.nn.functional.pad(score, (missing, 0))
@@ -53,9 +53,9 @@ def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
         decoder = cast(Any, model).get_decoder()
         decoder(input_ids=tokens, past_key_values=state.cache(), use_cache=True)
     found = watch.scores.get(scorer, {})
-    if len(found) != len(state.held):
+    if len(found) != len(state.cached):
         raise UnsupportedModelError(
-            f"{type(model).__name__} lets {len(found)} of its {len(state.held)} attention layers "
+            f"{type(model).__name__} lets {len(found)} of its {len(state.cached)} attention layers "
             "be observed, so its tokens cannot be scored. Choose an allocator that needs no "
             "scorer, such as 'lagrangian:share=0'."
         )

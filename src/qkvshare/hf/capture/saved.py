@@ -16,8 +16,8 @@ from ...codecs import Raw, from_record
 from ..cache.layers import empty_cache, place_layer
 from ..text.tokens import Ids
 from .capture import capture_cache
-from .complete import complete
 from .live import decode
+from .state import complete
 
 
 class SavedCache(NamedTuple):

@@ -65,18 +65,18 @@ def fisher(
     """
     state = read(model, ids.numpy())
     try:
-        held = [
+        cached = [
             LayerKV(*(part.clone().requires_grad_() for part in (layer.keys, layer.values)))
-            for layer in state.held
+            for layer in state.cached
         ]
         after = following[None].to(model.device)
-        cache = replace(state, held=held).cache()
+        cache = replace(state, cached=cached).cache()
         logits = model(input_ids=after, past_key_values=cache, use_cache=True).logits[0].float()
         # Labels from the model's own distribution: that is what makes it Fisher information.
         chances = logits.detach().softmax(-1).cpu()
         labels = chances.multinomial(1, generator=draw)[:, 0].to(logits.device)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        parts = [part for layer in held for part in (layer.keys, layer.values)]
+        parts = [part for layer in cached for part in (layer.keys, layer.values)]
         slopes = torch.autograd.grad(loss, parts)
     except (RuntimeError, NotImplementedError) as error:
         raise _unmeasurable(model, str(error)) from error

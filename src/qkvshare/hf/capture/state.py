@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,12 +11,12 @@ from typing import cast
 import torch
 from msgspec import structs
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ...card import CacheCard, Layer
 from ...card.digest import TokenIds
-from ...card.errors import CaptureError, IdentityError, UnsupportedModelError
+from ...card.errors import CancelledError, CaptureError, IdentityError, UnsupportedModelError
 from ...codecs import Codec, LayerKV, RotatedKV
 from ...scoring import Scorer
 from ..cache.growing import HalfLayer
@@ -34,6 +34,8 @@ from ..model.text_only import forget_positions
 from ..text.tokens import Ids, as_ids, require_length, require_vocabulary
 from .probe import Watch, can_watch_reading, watched
 
+_PIECE = 512  # tokens read at once, between which a caller can call it off
+
 
 @dataclass(frozen=True)
 class State:
@@ -47,7 +49,7 @@ class State:
     model: PreTrainedModel
     ids: TokenIds
     layers: list[Layer]
-    held: list[LayerKV]
+    cached: list[LayerKV]
     card: CacheCard | None = None
     scores: Mapping[Scorer, list[Tensor]] = field(default_factory=dict)
 
@@ -57,14 +59,14 @@ class State:
 
     def first(self, number: int) -> int:
         """The first token that layer ``number`` still holds."""
-        return len(self.ids) - self.held[number].keys.shape[1]
+        return len(self.ids) - self.cached[number].keys.shape[1]
 
     def cache(self) -> DynamicCache:
         """A cache to go on from, over the same memory: what it grows by is its own."""
         cache = empty_cache(self.model)
         known = len(self.ids)
         for place, held, layer in zip(
-            attention_layers(self.model, cache), self.held, self.layers, strict=True
+            attention_layers(self.model, cache), self.cached, self.layers, strict=True
         ):
             keep = min(known, held.keys.shape[1], (layer.window or known + 1) - 1)
             skip = held.keys.shape[1] - keep
@@ -74,7 +76,7 @@ class State:
     def layer(self, number: int, start: int, pre_rope: bool) -> LayerKV:
         """Layer ``number`` from ``start`` (or the first held) on, keys before RoPE if asked."""
         skip = max(0, start - self.first(number))
-        keys, values = self.held[number].keys[:, skip:], self.held[number].values[:, skip:]
+        keys, values = self.cached[number].keys[:, skip:], self.cached[number].values[:, skip:]
         if pre_rope:
             positions = range(self.first(number) + skip, len(self.ids))
             keys = self._rope.unrotate(number, keys, positions)
@@ -96,7 +98,7 @@ class State:
 
     def _turn_back(self, number: int, start: int) -> tuple[Tensor, Tensor] | None:
         """The angles that take a layer's keys back to before RoPE, where a codec can."""
-        keys = self.held[number].keys
+        keys = self.cached[number].keys
         if keys.device.type != "cpu":
             return None
         positions = range(max(start, self.first(number)), len(self.ids))
@@ -125,8 +127,39 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
     state = state_of(model, attention_layers(model, cache), 0, ids, None, len(ids))
     seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
-    whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.held)}
+    whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.cached)}
     return replace(state, scores=whole)
+
+
+def complete(
+    model: PreTrainedModel,
+    cache: Cache,
+    ids: Ids,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Let ``model`` read those of ``ids`` that ``cache`` lacks, so that it has all of them.
+
+    After ``generate`` that is the last sampled token: it was returned, and never read.
+
+    Args:
+        model: the model that made the cache.
+        cache: of the first of ``ids``, one sequence; it grows.
+        ids: all token ids from the start of the context, ``[tokens]`` or ``[1, tokens]``.
+        cancelled: asked before each 512 tokens, and at the end.
+
+    Raises:
+        PromptError: ``ids`` are not one sequence.
+        CancelledError: ``cancelled`` said so.
+    """
+    rest = torch.from_numpy(as_ids(ids)[cache.get_seq_length() :]).long()[None]
+    for piece in rest.to(model.device).split(_PIECE, dim=1):  # type: ignore[no-untyped-call]
+        if cancelled():
+            break
+        if piece.shape[1]:
+            with torch.no_grad():
+                model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    if cancelled():
+        raise CancelledError("reading was called off.")
 
 
 def require_context(model: PreTrainedModel, ids: TokenIds) -> None:

@@ -23,7 +23,7 @@ from ...store import Store
 from ..cache.growing import FullLayer
 from ..cache.layers import require_geometry
 from ..capture.capture import capture, capture_cache
-from ..capture.complete import complete
+from ..capture.state import complete
 from ..model.config import text_config
 from ..model.identity import identify
 from ..text.chat import Chat

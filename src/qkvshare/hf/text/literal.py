@@ -91,9 +91,9 @@ class Literal:
     def text(self, text: str) -> TokenIds:
         """Ids of a text, with the tokens that begin a prompt. Raises `PromptError`."""
         self._require_unsplit({"content": text})
-        whole, some = self._plain("a", True), self._plain("a")
-        at = next((at for at in range(len(whole)) if [*whole[at : at + len(some)]] == [*some]), 0)
-        return np.concatenate([whole[:at], self.ids(self._hide(text))])
+        whole = self._plain("a", True)
+        first = find(whole, self._plain("a")) or 0
+        return np.concatenate([whole[:first], self.ids(self._hide(text))])
 
     def _plain(self, text: str, begins: bool = False) -> TokenIds:
         ids = self._tokenizer(text, add_special_tokens=begins)["input_ids"]
@@ -164,6 +164,12 @@ def literal(tokenizer: PreTrainedTokenizerBase) -> Literal:
     if known is None or known[0] != now:
         known = _known[tokenizer] = now, Literal(tokenizer)
     return known[1]
+
+
+def find(ids: TokenIds, part: TokenIds) -> int | None:
+    """Where in ``ids`` the ids ``part`` begin."""
+    places = range(len(ids) - len(part) + 1)
+    return next((at for at in places if np.array_equal(ids[at : at + len(part)], part)), None)
 
 
 def _written_by_template(tokenizer: PreTrainedTokenizerBase) -> set[int]:

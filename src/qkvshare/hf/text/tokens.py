@@ -1,4 +1,4 @@
-"""Token ids: from what the caller has to a checked array, and the proof that a cache is of them."""
+"""Token ids: from what the caller has to a checked array."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...card.digest import TokenIds
 from ...card.errors import CaptureError, ContextLengthExceededError, PromptError
 from ..model.config import text_config
 from .literal import Message as Message
-from .literal import literal
+from .literal import find, literal
 
 Ids = Sequence[int] | Tensor | npt.NDArray[np.integer[Any]]
 
@@ -95,19 +95,13 @@ def _opening(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenIds:
     """
     plain = as_ids(tokenizer(text, add_special_tokens=False)["input_ids"])
     whole = as_ids(tokenizer(text)["input_ids"])
-    before = next(
-        (n for n in range(len(whole) - len(plain) + 1) if _same_at(whole, n, plain)), None
-    )
+    before = find(whole, plain)
     if before is None:  # the tokenizer writes special tokens in between: it knows best
         return whole
     added = whole[:before]
     if len(plain) >= before > 0 and np.array_equal(plain[:before], added):
         added = added[:0]
     return np.concatenate([added, plain])
-
-
-def _same_at(ids: TokenIds, at: int, part: TokenIds) -> bool:
-    return np.array_equal(ids[at : at + len(part)], part)
 
 
 def require_vocabulary(model: PreTrainedModel, ids: TokenIds, what: str) -> None:
