@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from qkvshare.hf.session.streaming import Saying
+from qkvshare.hf.session.streaming import AnswerStream
 from qkvshare.hf.text.detokenizer import Detokenizer
 
 WORDS = ["▁", "▁▁", "▁if", "▁a", ":", "if", "\n", "▁b", "b", "é", "▁🙂", "."]
@@ -137,12 +137,12 @@ def test_indented_lines_keep_all_their_spaces() -> None:
     """A streamer that decodes each line by itself loses the space that decoders drop at a start."""
     tokenizer = family("bytes and a space before (Llama 2, Mistral, Phi-3)")
     pieces: list[str] = []
-    saying = Saying(tokenizer, pieces.append)
-    saying.put(torch.tensor([[1, 2]]))
+    stream = AnswerStream(tokenizer, pieces.append)
+    stream.put(torch.tensor([[1, 2]]))
     for token in tokenizer("if a:\n    b", add_special_tokens=False)["input_ids"]:
-        saying.put(torch.tensor([token]))
-    saying.end()
-    assert "".join(pieces) == saying.text == "if a:\n    b"
+        stream.put(torch.tensor([token]))
+    stream.end()
+    assert "".join(pieces) == stream.text == "if a:\n    b"
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "byte" in name])
@@ -158,11 +158,11 @@ def test_a_cut_character_is_left_out(name: str) -> None:
 
 def test_the_ids_of_the_text_end_before_a_stop_string() -> None:
     tokenizer = family("byte level (GPT-2, Llama 3, Qwen)")
-    saying = Saying(tokenizer, lambda piece: None, ["a:"])
-    saying.put(torch.tensor([[1]]))
+    stream = AnswerStream(tokenizer, lambda piece: None, ["a:"])
+    stream.put(torch.tensor([[1]]))
     ids = tokenizer("if a: b", add_special_tokens=False)["input_ids"]
     for token in ids:
-        saying.put(torch.tensor([token]))
-    saying.end()
-    assert saying.text == "if "
-    assert decoded(tokenizer, saying.ids_of_text(np.array(ids, np.int32)).tolist()) == "if "
+        stream.put(torch.tensor([token]))
+    stream.end()
+    assert stream.text == "if "
+    assert decoded(tokenizer, stream.ids_of_text(np.array(ids, np.int32)).tolist()) == "if "

@@ -24,7 +24,7 @@ from qkvshare.card.errors import (
 from qkvshare.hf.session import generation as generating
 from qkvshare.hf.session.answers import Keep, Prompt, Sampling
 from qkvshare.hf.session.session import Session
-from qkvshare.hf.session.streaming import Saying
+from qkvshare.hf.session.streaming import AnswerStream
 from qkvshare.hf.text.chat import Chat
 from qkvshare.store import Store
 
@@ -246,13 +246,13 @@ def test_requests_of_several_threads_take_turns(session: Session, store: Store) 
 )
 def test_stop_strings_end_the_text_and_are_not_in_it(stop: tuple[str, ...], expected: str) -> None:
     pieces: list[str] = []
-    saying = Saying(tiny_tokenizer(), pieces.append, stop)
-    saying.put(torch.tensor([[1, 2]]))
+    stream = AnswerStream(tiny_tokenizer(), pieces.append, stop)
+    stream.put(torch.tensor([[1, 2]]))
     for token in tiny_tokenizer()("one two three")["input_ids"]:
-        saying.put(torch.tensor([token]))
-    saying.end()
-    assert "".join(pieces) == saying.text == expected
-    assert saying.stopped == (expected != "one two three")
+        stream.put(torch.tensor([token]))
+    stream.end()
+    assert "".join(pieces) == stream.text == expected
+    assert stream.stopped == (expected != "one two three")
 
 
 def test_templates_may_drop_what_earlier_turns_thought() -> None:

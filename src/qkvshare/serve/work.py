@@ -58,7 +58,7 @@ def work_of(
             sampling,
             store=salted,
             keep=keep,
-            said=hand_on,
+            on_text=hand_on,
             cancelled=cancelled,
         )
         return prompt, answer

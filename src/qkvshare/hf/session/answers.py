@@ -1,4 +1,4 @@
-"""What a model in memory is asked, and what comes of it."""
+"""What a session is asked, and its answer."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Prompt:
 
 @dataclass
 class Answer:
-    """What was said, and what it took.
+    """What was generated, and what it took.
 
     Attributes:
         finish: why it ended.
         card, card_bytes: digest and size of the card that was kept, if one was.
-        prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from a card, said.
+        prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from a card, generated.
         stages_ms: ``inject``, ``read``, ``first`` (both, and the first token), ``say``, ``keep``.
     """
 

@@ -12,7 +12,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, StoppingCrite
 
 from ...card.digest import TokenIds
 from .answers import Sampling
-from .streaming import Saying
+from .streaming import AnswerStream
 
 # Below this a temperature divides by next to nothing; it asks for the likeliest token.
 _GREEDY = 1e-5
@@ -93,12 +93,12 @@ def generate(
     ids: TokenIds,
     cache: Cache,
     sampling: Sampling,
-    saying: Saying,
+    stream: AnswerStream,
     cancelled: Callable[[], bool],
 ) -> TokenIds:
-    """The ids said after ``ids``, of which ``cache`` has all but the last.
+    """The ids generated after ``ids``, of which ``cache`` has all but the last.
 
-    It then has all that were said but the last, too.
+    Afterwards it has all generated ids but the last, too.
     """
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
@@ -114,13 +114,13 @@ def generate(
             attention_mask=torch.ones_like(whole),
             past_key_values=cache,
             generation_config=settings,
-            streamer=saying,
-            stopping_criteria=[_Until(lambda: saying.stopped or cancelled())],
+            streamer=stream,
+            stopping_criteria=[_Until(lambda: stream.stopped or cancelled())],
         )
     finally:
         model.generation_config = own
-    said: TokenIds = output[0, len(ids) :].cpu().numpy().astype(np.int32)
-    return said
+    new: TokenIds = output[0, len(ids) :].cpu().numpy().astype(np.int32)
+    return new
 
 
 class _Until(StoppingCriteria):

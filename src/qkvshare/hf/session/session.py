@@ -31,7 +31,7 @@ from ..text.tokens import Message, require_length, require_vocabulary, tokenize,
 from .answers import Answer, Keep, Prompt, Sampling
 from .generation import generate, left_out, own_sampling
 from .matching import cache_of, longest
-from .streaming import Saying, ends_of
+from .streaming import AnswerStream, ends_of
 from .tiers import Tiers
 
 
@@ -62,7 +62,7 @@ class Session:
         self.model, self.tokenizer, self.codec = model, tokenizer, codec
         self.chat = Chat(tokenizer)
         self.identity = identify(model, tokenizer)
-        self._ends, self._turn = ends_of(model), Lock()
+        self._ends, self._lock = ends_of(model), Lock()
         self.tiers = Tiers(hot_bytes, warm_bytes)
         if ignored := left_out(model):
             warnings.warn(
@@ -121,25 +121,25 @@ class Session:
         *,
         store: Store | None = None,
         keep: Keep | None = None,
-        said: Callable[[str], None] = lambda piece: None,
+        on_text: Callable[[str], None] = lambda piece: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """Read what is new in ``prompt``, speak, and keep the state in ``store`` if asked.
+        """Read what is new in ``prompt``, generate, and keep the state in ``store`` if asked.
 
-        ``said`` gets the text piece by piece; what ``cancelled`` tells is asked at each
-        layer and token. The answer is no longer than the model's context has room for. Raises what
-        `inject` and `capture` do, what ``store.put`` does, and `ContextLengthExceededError`.
+        ``on_text`` gets the text piece by piece; ``cancelled`` is asked at each layer and token.
+        The answer is no longer than what is left of the model's context. Raises what `inject` and
+        `capture` do, what ``store.put`` does, and `ContextLengthExceededError`.
         """
         if len(prompt.ids) == 0:
             raise PromptError("the prompt is empty; a model goes on from one token at least.")
         require_vocabulary(self.model, prompt.ids, "prompt")
         closing = 0 if keep is None or store is None else len(self.chat.closing)
-        room = self.context_tokens - len(prompt.ids) - closing
-        if room < 1:
+        left = self.context_tokens - len(prompt.ids) - closing
+        if left < 1:
             raise too_long(self.context_tokens, len(prompt.ids), closing)
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, left))
         answer = Answer("", "cancelled", len(prompt.ids), 0)
-        with self._turn, torch.no_grad():
+        with self._lock, torch.no_grad():
             begun = time.perf_counter()
             try:
                 with _timed(answer, "inject"):
@@ -150,29 +150,29 @@ class Session:
             except CancelledError:
                 return answer
             with _timed(answer, "say"):
-                saying = Saying(self.tokenizer, said, sampling.stop)
-                new = generate(self.model, prompt.ids, cache, sampling, saying, cancelled)
-            answer.stages_ms["first"] = 1e3 * (saying.first_at - begun)
-            answer.text, answer.new_tokens = saying.text, len(new)
+                stream = AnswerStream(self.tokenizer, on_text, sampling.stop)
+                new = generate(self.model, prompt.ids, cache, sampling, stream, cancelled)
+            answer.stages_ms["first"] = 1e3 * (stream.first_at - begun)
+            answer.text, answer.new_tokens = stream.text, len(new)
             if cancelled():
                 return answer
             ended = int(new[-1]) in self._ends
-            answer.finish = "stop" if ended or saying.stopped else "length"
+            answer.finish = "stop" if ended or stream.stopped else "length"
             if keep is not None and store is not None:
                 with _timed(answer, "keep"):
-                    ids, cache = self._close(prompt, store, saying.ids_of_text(new), cache)
+                    ids, cache = self._close(prompt, store, stream.ids_of_text(new), cache)
                     self._keep(answer, store, keep, prompt.vouched, ids, cache)
         return answer
 
     def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
-        """Keep what reading a text, or messages, comes to; nothing is said. Raises as `answer`."""
+        """Keep a text, or messages, as a card; nothing is generated. Raises as `answer`."""
         if isinstance(source, str):
             ids = self.chat.text(source)
         else:
             ids = tokenize(self.tokenizer, source)
         require_length(self.model, len(ids) + 1)
         answer = Answer("", "stop", len(ids), 0)
-        with self._turn, _timed(answer, "keep"):
+        with self._lock, _timed(answer, "keep"):
             self._keep(answer, store, keep, True, ids)
         return answer
 
@@ -180,12 +180,11 @@ class Session:
         return cache_of(self.model, self.tokenizer, prompt, store, self.tiers, cancelled)
 
     def _close(
-        self, prompt: Prompt, store: Store, said: TokenIds, cache: Cache
+        self, prompt: Prompt, store: Store, new: TokenIds, cache: Cache
     ) -> tuple[TokenIds, Cache]:
         """End the turn as the chat template does: all ids, and a cache that has read them."""
-        ids = np.concatenate([prompt.ids, said, self.chat.closing])
-        held = cache.get_seq_length()
-        surplus = held - len(prompt.ids) - len(said)
+        ids = np.concatenate([prompt.ids, new, self.chat.closing])
+        surplus = cache.get_seq_length() - len(prompt.ids) - len(new)
         if surplus > 0 and all(type(layer) in (DynamicLayer, FullLayer) for layer in cache.layers):
             cache.crop(-surplus)
         elif surplus > 0:  # other layers have forgotten what came before it
