@@ -126,7 +126,7 @@ class CardTools:
                 Sampling(max_tokens),
                 store=self._store,
                 keep=Keep(agent, budget, waits_on=waits_on) if keep else None,
-                said=streaming,
+                on_text=streaming,
                 cancelled=cancelled,
             )
 
