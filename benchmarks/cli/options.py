@@ -118,23 +118,20 @@ def open_journal(json: str | None, resume: bool, **measured: Any) -> Journal:
 
 def name_setting(model: str, setting: Setting | None) -> dict[str, Any]:
     """The first keys of a row."""
-    from qkvshare.allocation import Lagrangian
-    from qkvshare.codecs import Stepped, Tiered
+    from qkvshare.codecs import Stepped
+    from qkvshare.hf.capture.strategy import allocator_of
 
     if setting is None:
         nothing = dict.fromkeys(("allocator", "scorer", "budget"))
         return {"model": model, "codec": "none", **nothing}
     codec, scorer = setting.codec, setting.asked
+    allocator = allocator_of(codec)
     # A codec that is not told how to spend treats all rows alike.
-    allocator = "uniform"
-    if isinstance(codec, Stepped):
-        allocator = codec.allocation
-    elif isinstance(codec, Tiered):
-        allocator = label(codec.allocator or Lagrangian())
+    alike = codec.allocation if isinstance(codec, Stepped) else "uniform"
     return {
         "model": model,
         "codec": label(codec),
-        "allocator": allocator,
+        "allocator": alike if allocator is None else label(allocator),
         "scorer": None if scorer is None else label(scorer),
         "budget": setting.bits,
     }
