@@ -64,8 +64,8 @@ def _fit_basis(
         state = read(model, ids.numpy())
         columns = columns or [([], []) for _ in state.layers]
         for layer, pair in enumerate(columns):
-            held = state.layer(layer, SINKS, True)
-            for part, into in zip((held.keys, held.values), pair, strict=True):
+            cached = state.layer(layer, SINKS, True)
+            for part, into in zip((cached.keys, cached.values), pair, strict=True):
                 into.append(part.transpose(0, 1).flatten(1).half().cpu())
     layers = [(torch.cat(keys), torch.cat(values)) for keys, values in columns]
     weights = _weights(copying, reading / taken, state.layers, layers)

@@ -44,9 +44,9 @@ def pick_row(
     ``token_ids`` and ``attention_mask`` are ``[batch, tokens]``. Raises `CaptureError`,
     `PromptError` or `UnsupportedModelError`.
     """
-    places = attention_layers(model, cache)
-    describe(0, places[0])  # refuses an empty cache
-    batch, length = cast(Tensor, places[0].keys).shape[0], cache.get_seq_length()
+    slots = attention_layers(model, cache)
+    describe(0, slots[0])  # refuses an empty cache
+    batch, length = cast(Tensor, slots[0].keys).shape[0], cache.get_seq_length()
     if row is None and batch > 1:
         raise CaptureError(f"the cache holds {batch} sequences; pick one with row=.")
     row = row or 0
@@ -69,7 +69,7 @@ def pick_row(
         ids = ids[real.numpy()]
     require_context(model, ids)
     require_text(model, ids)
-    state = state_of(model, places, row, ids, real, length)
+    state = state_of(model, slots, row, ids, real, length)
     card = cache.card if isinstance(cache, CardCache) else None
     known = 0 if card is None else min(_require_ids_of(card, ids), cast(CardCache, cache).decoded)
     first = max(known, state.first(0))

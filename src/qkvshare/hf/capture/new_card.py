@@ -62,7 +62,7 @@ class NewCard:
     @property
     def sinks(self) -> int:
         """How many of the new tokens are attention sinks."""
-        # A sliding layer that has forgotten the first tokens has its first held ones treated so.
+        # A sliding layer that has forgotten the first tokens has its first cached ones treated so.
         return min(SINKS, len(self.state.ids) // _TOKENS_PER_SINK) if self.start == 0 else 0
 
     @property

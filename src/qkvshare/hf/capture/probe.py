@@ -110,7 +110,7 @@ class Watch:
 
 
 def _rotation(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """`AttentionProbe.rotate`: of positions of the held keys only differences matter."""
+    """`AttentionProbe.rotate`: of positions of the cached keys only differences matter."""
 
     def rotate(vectors: Tensor, positions: Tensor) -> Tensor:
         if (positions < 0).any():

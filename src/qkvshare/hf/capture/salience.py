@@ -24,13 +24,13 @@ def salience(state: State, scorer: Scorer, start: int = 0) -> list[Tensor]:
     """
     seen = state.scores.get(scorer)
     if seen is None and len(scorer.probes(len(state.ids))) == 0:
-        seen = [scorer.score(_unlooked(held.keys)) for held in state.cached]
+        seen = [scorer.score(_unlooked(cached.keys)) for cached in state.cached]
     elif seen is None:
         seen = look_back(state, scorer, state.ids if scorer.rereads else choose_probes(state.ids))
     out = []
-    for score, held in zip(seen, state.cached, strict=True):
+    for score, cached in zip(seen, state.cached, strict=True):
         # A token that only a roll back can need has left the window: nobody looks at it.
-        missing = held.keys.shape[1] - score.shape[1]
+        missing = cached.keys.shape[1] - score.shape[1]
         fitting = torch.nn.functional.pad(score, (missing, 0))
         out.append(fitting / fitting.mean().clamp(min=1e-30))
     return [score[:, max(0, start - state.first(at)) :] for at, score in enumerate(out)]

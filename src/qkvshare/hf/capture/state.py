@@ -41,7 +41,7 @@ _PIECE = 512  # tokens read at once, between which a caller can call it off
 class State:
     """The keys and values that ``model`` made of ``ids``, one `LayerKV` a layer, as cached.
 
-    A sliding layer holds its last tokens only; the last one held is always the last of ``ids``.
+    A sliding layer holds its last tokens only; the last one cached is always the last of ``ids``.
     ``card`` is the card whose tokens come first, where the cache was injected from one. ``scores``
     is what scorers said while the model read ``ids``, ``[kv_heads, tokens]`` a layer.
     """
@@ -65,16 +65,16 @@ class State:
         """A cache to go on from, over the same memory: what it grows by is its own."""
         cache = empty_cache(self.model)
         known = len(self.ids)
-        for place, held, layer in zip(
+        for slot, cached, layer in zip(
             attention_layers(self.model, cache), self.cached, self.layers, strict=True
         ):
-            keep = min(known, held.keys.shape[1], (layer.window or known + 1) - 1)
-            skip = held.keys.shape[1] - keep
-            place_layer(place, held.keys[:, skip:], held.values[:, skip:], known)
+            keep = min(known, cached.keys.shape[1], (layer.window or known + 1) - 1)
+            skip = cached.keys.shape[1] - keep
+            place_layer(slot, cached.keys[:, skip:], cached.values[:, skip:], known)
         return cache
 
     def layer(self, number: int, start: int, pre_rope: bool) -> LayerKV:
-        """Layer ``number`` from ``start`` (or the first held) on, keys before RoPE if asked."""
+        """Layer ``number`` from ``start`` (or the first cached) on, keys before RoPE if asked."""
         skip = max(0, start - self.first(number))
         keys, values = self.cached[number].keys[:, skip:], self.cached[number].values[:, skip:]
         if pre_rope:
@@ -83,20 +83,22 @@ class State:
         return LayerKV(keys, values)
 
     def for_codec(self, codec: Codec, start: int) -> Iterable[LayerKV]:
-        """All layers from ``start`` (or the first held) on, as ``codec`` takes them: a list where
+        """All layers from ``start`` (or the first cached) on, as ``codec`` takes them: a list where
         that makes no copies."""
         numbers = range(len(self.layers))
-        turns = [self._turn_back(number, start) for number in numbers] if codec.rotates else [None]
+        turns = (
+            [self._inverse_angles(number, start) for number in numbers] if codec.rotates else [None]
+        )
         if None in turns:
             return (self.layer(number, start, codec.pre_rope) for number in numbers)
         return [
-            RotatedKV(held.keys, held.values, angles)
-            for held, angles in zip(
+            RotatedKV(cached.keys, cached.values, angles)
+            for cached, angles in zip(
                 (self.layer(number, start, False) for number in numbers), turns, strict=True
             )
         ]
 
-    def _turn_back(self, number: int, start: int) -> tuple[Tensor, Tensor] | None:
+    def _inverse_angles(self, number: int, start: int) -> tuple[Tensor, Tensor] | None:
         """The angles that take a layer's keys back to before RoPE, where a codec can."""
         keys = self.cached[number].keys
         if keys.device.type != "cpu":
@@ -172,7 +174,7 @@ def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
 
 def state_of(
     model: PreTrainedModel,
-    places: list[DynamicLayer],
+    slots: list[DynamicLayer],
     row: int,
     ids: TokenIds,
     real: Tensor | None,
@@ -183,21 +185,21 @@ def state_of(
     ``real [length]`` says which are no padding; None where all are. Raises `CaptureError`, and
     `UnsupportedModelError` where `inject` could not give such layers to the model again.
     """
-    layers, held = [], []
+    layers, cached = [], []
     windows = [window_of(layer) for layer in own_layers(model)]
-    for number, place in enumerate(places):
-        layer = describe(number, place)
+    for number, slot in enumerate(slots):
+        layer = describe(number, slot)
         if layer.window is None and windows[number] is not None:
             # Of a DynamicCache made without config=: it holds all tokens, the model slides.
             layer = structs.replace(layer, kind="sliding", window=windows[number])
-        if (seen := place.get_seq_length()) != length:
+        if (seen := slot.get_seq_length()) != length:
             raise CaptureError(
                 f"layer {number} of the cache holds {seen} tokens, expected {length}: tokens were "
                 "dropped from it or added to it. A card needs every token in every layer; capture "
                 "the token ids instead, which reads them."
             )
-        keys, values = (cast(Tensor, part)[row] for part in (place.keys, place.values))
-        dtype = torch.bfloat16 if isinstance(place, HalfLayer) else model.dtype
+        keys, values = (cast(Tensor, part)[row] for part in (slot.keys, slot.values))
+        dtype = torch.bfloat16 if isinstance(slot, HalfLayer) else model.dtype
         if not keys.dtype == values.dtype == dtype:
             raise CaptureError(
                 f"layer {number} of the cache is in {keys.dtype}, the model in {model.dtype}; "
@@ -216,17 +218,17 @@ def state_of(
             )
         start = keys.shape[1] - count
         layers.append(layer)
-        held.append(LayerKV(keys[:, start:], values[:, start:]))
-        _require_finite(number, held[-1])
+        cached.append(LayerKV(keys[:, start:], values[:, start:]))
+        _require_finite(number, cached[-1])
     try:
         require_geometry(model, layers)
     except IdentityError as error:
         raise UnsupportedModelError(f"no card of this cache could be injected: {error}") from error
-    return State(model, ids, layers, held)
+    return State(model, ids, layers, cached)
 
 
-def _require_finite(number: int, held: LayerKV) -> None:
-    for name, part in (("keys", held.keys), ("values", held.values)):
+def _require_finite(number: int, cached: LayerKV) -> None:
+    for name, part in (("keys", cached.keys), ("values", cached.values)):
         # A single pass, and NaN is carried over.
         if part.numel() and not torch.isfinite(torch.stack(part.aminmax())).all():
             raise CaptureError(
