@@ -54,6 +54,12 @@ def touch(index: Index, digest: str) -> None:
     )
 
 
+def use(index: Index, digest: str) -> None:
+    """Count one more use of a card. Within `Index.writing`."""
+    index.run("UPDATE card SET hits = hits + 1, used_at = ? WHERE digest = ?", time.time(), digest)
+    touch(index, digest)
+
+
 def drop(index: Index, folder: Folder, digest: str) -> None:
     """Remove a card, and the segments that no other card has. Within `Index.writing`.
 

@@ -46,7 +46,7 @@ class Store:
             root: the folder; it may hold the stores of several tenants.
             tenant: whose cards; tenants share nothing. None for a store with one user.
             key: seals all files; a named tenant's own key is derived from it.
-            limit: bytes that all files of the tenant together may take; `put` makes room.
+            limit: bytes that all files of the tenant together may take; `put` evicts cards for it.
 
         A store whose folder cannot be written is opened to be read. Raises `StoreError`, or
         `CardKeyError` where the index is made again from files that the key does not open.
@@ -145,9 +145,7 @@ class Store:
         removed from the store meanwhile. An agent that waited on a tool (`hold`) is back with that.
         Raises `CardNotFoundError`.
         """
-        if self.index.row("SELECT 1 FROM waiting WHERE card = ?", digest) is not None:
-            with suppress(StoreError), self.index.writing():
-                waiting.come_back(self.index, digest)  # late or not: what it waited is known now
+        waiting.come_back(self.index, digest)  # late or not: what it waited is known now
         self._require(digest)
         try:
             card = self.folder.open_card(digest, tokens)
@@ -157,10 +155,7 @@ class Store:
             raise
         # Reading needs no writing: on a full disk, or one that can only be read, no use is counted.
         with suppress(StoreError), self.index.writing():
-            self.index.run(
-                "UPDATE card SET hits = hits + 1, used_at = ? WHERE digest = ?", time.time(), digest
-            )
-            eviction.touch(self.index, digest)
+            eviction.use(self.index, digest)
         return card
 
     def peek(self, digest: str) -> CacheCard:
@@ -209,19 +204,17 @@ class Store:
     def lease(self, digest: str, seconds: float = 600.0) -> AbstractContextManager[None]:
         """Keep a card from expiry, eviction and removal while the block runs.
 
-        A lease ends by itself after ``seconds``, so a process that was killed holds nothing for
-        ever. Raises `CardNotFoundError`.
+        A lease ends by itself after ``seconds``: its process may die. Raises `CardNotFoundError`.
         """
         require_number("seconds", seconds)
         return eviction.lease(self.index, self.folder, digest, seconds)
 
     def hold(self, digest: str, tool: str, state: State = "foreground") -> float:
-        """The card's agent calls ``tool`` now: let the card claim room while that is worth it.
+        """The card's agent calls ``tool`` now: evict the card last while that is worth it.
 
-        Learnt from the waits on this tool, against the price of room under `limit`; see `ttl`.
-        From then on the card is the first to go where room is needed. ``state``: of the agent's
-        app. Returns seconds, inf where nothing limits them. `get` ends the wait. Raises
-        `CardNotFoundError`.
+        How long is learnt from the waits on this tool, against the price of bytes under `limit`
+        (see `ttl`); after that the card is the first to go. ``state``: of the agent's app. Returns
+        seconds, inf where nothing limits them. `get` ends the wait. Raises `CardNotFoundError`.
         """
         with self.index.writing():
             self._require(digest)
@@ -235,7 +228,7 @@ class Store:
         """
         require_number("abandoned", abandoned, least=-1)
         self.index.require_writable()
-        sweep(self.folder, self.index, abandoned)  # first: it makes room on a full disk
+        sweep(self.folder, self.index, abandoned)  # first: it frees space on a full disk
         with self.index.writing():
             self.index.run("DELETE FROM lease WHERE until <= ?", time.time())
             waiting.give_up(self.index)

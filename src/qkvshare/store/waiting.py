@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 
+from ..card.errors import StoreError
 from . import eviction
 from .index import Index
 from .ttl import State, Ttl, Wait
@@ -47,12 +49,11 @@ def hold(index: Index, digest: str, tool: str, state: State, limit: int | None) 
 
 
 def come_back(index: Index, digest: str) -> None:
-    """The agent asks for its card, there or not: its wait is one more to learn from.
-
-    Within `Index.writing`.
-    """
+    """The agent asks for its card, there or not: its wait is one more to learn from."""
     row = index.row("SELECT * FROM waiting WHERE card = ?", digest)
-    if row is not None:
+    if row is None:
+        return
+    with suppress(StoreError), index.writing():
         _learn(index, digest, time.time() - row["began"])
         index.run("UPDATE card SET yields_at = NULL WHERE digest = ?", digest)
 
