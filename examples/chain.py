@@ -25,7 +25,9 @@ def take_turn(
 ) -> tuple[str, qkvshare.CacheCard]:
     """What ``agent`` says after ``task``, and the card it hands on."""
     inputs = card.inputs(model, tokenizer, task)
-    out = model.generate(**inputs, max_new_tokens=40, do_sample=False, return_dict_in_generate=True)
+    out = model.generate(
+        **inputs, min_new_tokens=8, max_new_tokens=40, do_sample=False, return_dict_in_generate=True
+    )
     said = out.sequences[0, inputs["input_ids"].shape[1] :]
     return tokenizer.decode(said, skip_special_tokens=True), card.extend(model, out, agent=agent)
 
