@@ -1,0 +1,101 @@
+// What attention does with vectors of float32, besides simd.hpp.
+#pragma once
+#include "simd.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace ISA {
+namespace {
+
+constexpr int WIDE = LANES<float>;
+constexpr int ROWS = 4, AT_ONCE = WIDE == 4 ? 2 : WIDE / 4;  // sums that fit the registers
+using Floats = V<float>;
+using Ints = V<int32_t>;
+using Lanes = std::make_integer_sequence<int, WIDE>;
+
+// Bfloat16 are the upper halves of float32.
+inline Floats load(const uint16_t *from) {
+#if defined(__AVX512BW__)
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+    // The plain form of it makes GCC 12 warn of what it leaves open.
+    return Floats(Ints(_mm512_maskz_cvtepu16_epi32(0xFFFF, halves)) << 16);
+#elif defined(__AVX2__)
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
+    return Floats(Ints(_mm256_cvtepu16_epi32(halves)) << 16);
+#else
+    typedef uint16_t Halves __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
+    return Floats(__builtin_convertvector(*reinterpret_cast<const Halves *>(from), Ints) << 16);
+#endif
+}
+
+inline Floats all(float number) { return number - Floats{}; }
+
+// a · b + c, rounded once where the processor can.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512BW__)
+    return Floats(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+#elif defined(__AVX2__)
+    return Floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#elif defined(__aarch64__)
+    return Floats(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+#else
+    return a * b + c;
+#endif
+}
+
+inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }  // b where one is no number
+inline Floats sum(Floats a, Floats b) { return a + b; }
+
+// Exchange index bit BIT of numbers with the bit that tells two vectors apart: the first of both.
+template <int BIT, int... J>
+Floats low(Floats a, Floats b, std::integer_sequence<int, J...>) {
+    return __builtin_shufflevector(a, b, (J & BIT ? WIDE + (J ^ BIT) : J)...);
+}
+
+// The second.
+template <int BIT, int... J>
+Floats high(Floats a, Floats b, std::integer_sequence<int, J...>) {
+    return __builtin_shufflevector(a, b, (J & BIT ? WIDE + J : J | BIT)...);
+}
+
+template <int BIT, int... J> Floats swapped(Floats a, std::integer_sequence<int, J...>) {
+    return __builtin_shufflevector(a, a, (J ^ BIT)...);
+}
+
+// Number j of vector i becomes number i of vector j.
+template <int BIT = 1> void transpose(Floats (&vectors)[WIDE]) {
+    for (int i = 0; i < WIDE; i++) {
+        if (i & BIT) continue;
+        const Floats one = vectors[i], two = vectors[i | BIT];
+        vectors[i] = low<BIT>(one, two, Lanes{});
+        vectors[i | BIT] = high<BIT>(one, two, Lanes{});
+    }
+    if constexpr (2 * BIT < WIDE) transpose<2 * BIT>(vectors);
+}
+
+// The sum of vector i as number i.
+template <int COUNT = WIDE> Floats sums(const Floats *vectors) {
+    if constexpr (COUNT == 1) return vectors[0];
+    else {
+        Floats both[COUNT / 2];
+        for (int n = 0; n < COUNT / 2; n++) {
+            const Floats one = vectors[2 * n], two = vectors[2 * n + 1];
+            both[n] = low<WIDE / COUNT>(one, two, Lanes{}) + high<WIDE / COUNT>(one, two, Lanes{});
+        }
+        return sums<COUNT / 2>(both);
+    }
+}
+
+// All numbers of a vector put together by `both`, which is the same in either order.
+template <Floats both(Floats, Floats), int BIT = WIDE / 2> float folded(Floats vector) {
+    vector = both(vector, swapped<BIT>(vector, Lanes{}));
+    if constexpr (BIT > 1) return folded<both, BIT / 2>(vector);
+    else return vector[0];
+}
+
+}  // namespace
+}  // namespace ISA
