@@ -1,0 +1,122 @@
+// A line of parts to be decoded, which threads share: who adds a part says so, who takes one takes
+// the next. See decode_simd.cpp for what is done with a part.
+#include "decode.hpp"
+#include "bind.hpp"
+
+#include <atomic>
+#include <memory>
+#include <thread>
+
+namespace {
+
+constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part; products of sizes stay in 64 bits
+
+const float *floats(Span span, int64_t count, const char *what) {
+    require(span.size == size_t(count) * 4, what);
+    require(span.at % 4 == 0, "floats are not aligned");
+    return span.as<const float>();
+}
+
+class Line {
+public:
+    Line(int dim, bool bfloat16, std::vector<float> dct, size_t capacity)
+        : dct_(std::move(dct)), shape_{dim, bfloat16, dct_.data()}, done_(new std::atomic<bool>[capacity]{}) {
+        require(dim > 0 && dim <= 1 << 16 && (dim & -dim) <= 256, "no kernel has rows of this dim");
+        const size_t m = size_t(dim / (dim & -dim));
+        require(dct_.size() == m * m, "the DCT is not that of the dim's odd factor");
+        parts_.reserve(capacity);
+    }
+
+    ~Line() { close(); }
+
+    // The memory is the caller's to keep until the part is `decoded`.
+    void add(Span codes, Span info, Span scales, Span mean, Span cos, Span sin, Span numbers,
+             int64_t heads, int64_t tokens, int64_t apart) {
+        const int64_t dim = shape_.dim, each = shape_.bfloat16 ? 2 : 4;
+        require(parts_.size() < parts_.capacity(), "the line has no room for more parts");
+        require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
+                    && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
+        require(heads == 0 || (apart >= tokens * dim || heads == 1), "heads overlap");
+        const int64_t reach = heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
+        require(apart < MOST && numbers.size >= size_t(reach * each), "numbers have no room");
+        require(numbers.at % each == 0, "numbers are not aligned");
+        require(info.size == size_t(heads * tokens), "a row has one byte");
+        int64_t bits = 0;
+        for (size_t n = 0; n < info.size; n++) bits += BITS[info.as<const uint8_t>()[n] & 7];
+        require(codes.size >= size_t(bits * eights(dim) / 8), "rows have more codes than there are");
+        require((cos.at == 0) == (sin.at == 0), "cosines and sines come together");
+        require(!cos.at || dim % 2 == 0, "an odd dim has no pairs to turn");
+        parts_.push_back({
+            codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
+            mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr,
+            cos.at ? floats(cos, tokens * (dim / 2), "a token has dim / 2 cosines") : nullptr,
+            sin.at ? floats(sin, tokens * (dim / 2), "a token has dim / 2 sines") : nullptr,
+            numbers.as<void>(), heads, tokens, apart, int64_t(codes.size)});
+        ready_.fetch_add(1);
+        ready_.notify_one();
+    }
+
+    // Take parts, `most` at most, until there is none.
+    void decode(size_t most) {
+        std::unique_ptr<char[]> space(new char[decode_space(shape_.dim)]);
+        while (most-- && decode_next(space.get())) {}
+        if (damaged_) throw std::runtime_error("a row's byte changed while its card was decoded");
+    }
+
+    // Have another thread take parts until the line is closed.
+    void start() {
+        other_ = std::thread([this] {
+            std::unique_ptr<char[]> space(new char[decode_space(shape_.dim)]);
+            while (!closed_) {
+                const size_t seen = ready_;
+                if (!decode_next(space.get()) && !closed_) ready_.wait(seen);
+            }
+        });
+    }
+
+    // What nobody has begun is nobody's; what the other thread is at is waited for.
+    void close() {
+        closed_ = true;
+        ready_.fetch_add(CLOSED);
+        ready_.notify_all();
+        if (other_.joinable()) other_.join();
+    }
+
+    bool decoded(size_t number) const { return number < parts_.capacity() && done_[number]; }
+    size_t taken() const { return next_; }
+
+private:
+    static constexpr size_t CLOSED = size_t(1) << 48;
+
+    bool decode_next(char *space) {
+        size_t at = next_;
+        do {
+            if (closed_ || at >= ready_) return false;
+        } while (!next_.compare_exchange_weak(at, at + 1));
+        if (!PICK(decode)(parts_[at], shape_, space)) damaged_ = true;
+        done_[at] = true;
+        return true;
+    }
+
+    std::vector<float> dct_;
+    Shape shape_;
+    std::vector<Part> parts_;  // never moved, so threads read what is ready
+    std::atomic<size_t> next_{0}, ready_{0};
+    std::atomic<bool> closed_{false}, damaged_{false};
+    std::unique_ptr<std::atomic<bool>[]> done_;
+    std::thread other_;
+};
+
+}  // namespace
+
+void bind_decode(nb::module_ &m) {
+    using release = nb::call_guard<nb::gil_scoped_release>;
+    nb::class_<Line>(m, "Line")
+        .def(nb::init<int, bool, std::vector<float>, size_t>())
+        .def("add", &Line::add)
+        .def("decode", &Line::decode, nb::arg("most") = SIZE_MAX, release())
+        .def("start", &Line::start)
+        .def("close", &Line::close, release())
+        .def("decoded", &Line::decoded)
+        .def_prop_ro("taken", &Line::taken);
+}

@@ -1,0 +1,38 @@
+// What kernels are told of rows to be decoded: the checked form of kernels/parts.py.
+#pragma once
+
+#include "isa.hpp"
+#include "levels.hpp"
+
+#include <cstddef>
+#include <cstdint>
+
+struct Part {
+    const uint8_t *codes, *info;  // of tier after tier; a byte a row: 3 bits of tier, 5 of scale
+    const float *scales;          // 32
+    const float *mean;            // [heads, dim], or null
+    const float *cos, *sin;       // [tokens, dim / 2], or null
+    void *numbers;                // [heads, tokens, dim]; heads are `apart` numbers apart
+    int64_t heads, tokens, apart;
+    int64_t nbytes;               // of codes
+};
+
+// All parts of a line are alike.
+struct Shape {
+    int dim;            // m * h, m odd and h a power of two up to 256
+    bool bfloat16;      // else float32
+    const float *dct;   // [m, m]
+};
+
+// Bytes of memory that `decode` works in, for rows of `dim` numbers.
+constexpr size_t decode_space(int dim) {
+    return size_t(8 * BLOCK * 2 + BLOCK) * (dim + 8) + 8 * 256 + 16 * dim;
+}
+
+#define DECLARE(isa) \
+    namespace isa { \
+    /* False if `info` asks for more codes than there were when it was counted. */ \
+    bool decode(const Part &part, const Shape &shape, char *space); \
+    }
+FOR_EACH_ISA(DECLARE)
+#undef DECLARE
