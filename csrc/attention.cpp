@@ -3,37 +3,22 @@
 #include "attention.hpp"
 
 #include "bind.hpp"
-#include "isa.hpp"
 #include "threads.hpp"
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
 
-#define DECLARE(isa)                                            \
-    namespace isa {                                             \
-    void attend_part(const Attention &, int64_t, float *room);  \
-    void merge_parts(const Attention &, int64_t);               \
-    }
-FOR_EACH_ISA(DECLARE)
-
-int64_t kept_of(const Attention &order) {
-    return (order.group * order.fresh * (order.dim + 2) + 15) / 16 * 16;
-}
-
-int64_t room_of(const Attention &order) {
-    const int64_t rows = order.group * order.fresh;
-    return (2 * TILE * order.dim + rows * (TILE + order.dim + 3) + 15) / 16 * 16;
-}
-
 namespace {
 
+constexpr int64_t MOST = 1 << 28;  // of any size
+
 struct alignas(64) Line {
-    float numbers[16];
+    char bytes[64];
 };
 
-std::unique_ptr<Line[]> lines(int64_t floats) {
-    return std::make_unique_for_overwrite<Line[]>((floats + 15) / 16);
+std::unique_ptr<Line[]> lines(size_t bytes) {
+    return std::make_unique_for_overwrite<Line[]>(bytes / sizeof(Line) + 1);
 }
 
 // Where numbers are, how many there are from there on, and the steps of a View.
@@ -44,51 +29,91 @@ View view(const Given &given, int64_t batch, int64_t heads, int64_t tokens, int6
     int64_t last = dim;
     for (auto [size, step] : {std::pair(batch, by_batch), {heads, by_head}, {tokens, by_token}}) {
         if (size <= 1) continue;
-        require(0 <= step && step <= there / (size - 1), "attend: a step leaves the numbers");
+        require(0 <= step && step <= there / (size - 1), "a step leaves the numbers");
         last += (size - 1) * step;
     }
-    require(!batch || !heads || !tokens || last <= there, "attend: fewer numbers than its shape says");
+    require(!batch || !heads || !tokens || last <= there, "fewer numbers than the shape says");
     return {reinterpret_cast<const void *>(address), by_batch, by_head, by_token};
 }
 
-// The shape is `batch, kv_heads, group, fresh, tokens, dim`.
+// Keys and values of some tokens as codes. Their memory is the caller's to keep.
+class Codes {
+public:
+    using Spans = std::array<Span, 6>;  // codes, info, scales, mean, cos, sin
+
+    Codes(int64_t heads, int64_t tokens, int dim, const Spans &keys, const Spans &values) : dim(dim) {
+        require(dim == 64 || dim == 128 || dim == 256, "no kernel reads codes of this dim");
+        for (int n : {0, 1}) {
+            const auto &[codes, info, scales, mean, cos, sin] = n ? values : keys;
+            parts[n] = checked_part(dim, codes, info, scales, mean, cos, sin, heads, tokens);
+            before[n].resize((heads * parts_of(tokens) + 1) * 8);
+            count(parts[n], before[n].data());
+        }
+    }
+
+    const int dim;
+    Part parts[2];
+    std::vector<int64_t> before[2];
+
+private:
+    static void count(const Part &part, int64_t *before) {
+        int64_t counts[8] = {};
+        for (int64_t head = 0; head < part.heads; head++)
+            for (int64_t token = 0; token < part.tokens; token++) {
+                if (token % PART == 0) before = std::copy_n(counts, 8, before);
+                counts[part.info[head * part.tokens + token] & 7]++;
+            }
+        std::copy_n(counts, 8, before);
+    }
+};
+
+// The shape is `batch, kv_heads, group, fresh, tokens, dim`; of each piece so many tokens are used.
 void attend(const std::array<int64_t, 6> &shape, const Given &query, const Given &key,
             const Given &value, const Given &mask, const Given &out, float scale, bool half,
-            int threads) {
+            const std::vector<std::pair<const Codes *, int64_t>> &codes, int threads) {
     const auto [batch, kv_heads, group, fresh, tokens, dim] = shape;
-    for (int64_t size : {batch, kv_heads, group, fresh, tokens})
-        require(0 <= size && size < 1 << 28, "attend: a size out of range");
-    require(dim > 0 && dim <= 1024 && dim % TILE == 0, "attend: no kernel for this head_dim");
+    for (int64_t size : shape) require(0 <= size && size < MOST, "a size out of range");
+    require(dim && dim % TILE == 0, "no kernel for heads of this dim");
+    const int64_t heads = kv_heads * group;
+    require(heads < MOST && fresh * heads < MOST, "too many queries");
     Attention order{};
     order.batch = batch, order.kv_heads = kv_heads, order.group = group, order.fresh = fresh;
-    order.tokens = tokens, order.dim = dim;
-    const int64_t heads = kv_heads * group, whole = batch * kv_heads;
+    order.tokens = tokens, order.dim = dim, order.rows = group * fresh;
+    order.half = half, order.scale = scale, order.parts = parts_of(tokens);
+    std::vector<Piece> pieces;
+    for (const auto &[of, used] : codes) {
+        const Part &keys = of->parts[0], &values = of->parts[1];
+        require(of->dim == dim && keys.heads == kv_heads, "codes of another shape");
+        require(0 <= used && used <= keys.tokens, "a piece has fewer tokens");
+        pieces.push_back({{keys, of->before[0].data()}, {values, of->before[1].data()}, order.first, used});
+        order.first += used;
+        order.parts += parts_of(used);
+    }
+    require(order.first + tokens < MOST, "too many tokens");
+    order.pieces = pieces.data(), order.piece_count = int64_t(pieces.size());
     order.query = view(query, batch, heads, fresh, dim);
     order.key = view(key, batch, kv_heads, tokens, dim);
     order.value = view(value, batch, kv_heads, tokens, dim);
-    order.half = half, order.scale = scale;
-    order.parts = (tokens + PART - 1) / PART;
     if (mask[0]) order.mask = view(mask, batch, 1, fresh, order.first + tokens);
-    order.out = const_cast<float *>(static_cast<const float *>(
-        view({out[0], out[1], fresh * heads * dim, dim, heads * dim}, batch, heads, fresh, dim).at));
+    const Given dense = {out[0], out[1], fresh * heads * dim, dim, heads * dim};
+    order.out = const_cast<float *>(static_cast<const float *>(view(dense, batch, heads, fresh, dim).at));
     nb::gil_scoped_release release;
-    const int64_t units = whole * order.parts;
-    const auto kept = lines(units * kept_of(order));
-    order.kept = kept[0].numbers;
+    const int64_t whole = batch * kv_heads, units = whole * order.parts;
+    const auto kept = lines(units * kept_of(order) * sizeof(float));
+    order.kept = reinterpret_cast<float *>(kept.get());
     std::atomic<int64_t> next = 0;
     auto work = [&] {
-        const auto room = lines(room_of(order));
-        for (int64_t unit; (unit = next++) < units;)
-            PICK(attend_part)(order, unit, room[0].numbers);
+        const auto space = lines(PICK(attend_space)(order));
+        for (int64_t unit; (unit = next++) < units;) PICK(attend_part)(order, unit, space[0].bytes);
     };
     on_threads(int(std::min<int64_t>(threads, units)), work);
-    for (int64_t n = 0; n < whole; n++) PICK(merge_parts)(order, n);
+    for (int64_t head = 0; head < whole; head++) PICK(merge_parts)(order, head);
 }
 
 }  // namespace
 
 void bind_attention(nb::module_ &m) {
-    using namespace nb::literals;
-    m.def("attend", &attend, "shape"_a, "query"_a, "key"_a, "value"_a, "mask"_a, "out"_a, "scale"_a,
-          "half"_a, "threads"_a);
+    nb::class_<Codes>(m, "Piece")
+        .def(nb::init<int64_t, int64_t, int, const Codes::Spans &, const Codes::Spans &>());
+    m.def("attend", &attend);
 }

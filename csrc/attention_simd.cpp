@@ -1,6 +1,7 @@
 // Attention of few queries to one part of a head's tokens (FlashDecoding), whose scores are never all
 // there (FlashAttention, arXiv:2205.14135). See docs/attention.md.
 #include "attention_softmax.hpp"
+#include "blocks.hpp"
 
 namespace ISA {
 namespace {
@@ -8,23 +9,37 @@ namespace {
 constexpr int64_t MANY = 3 * ROWS;  // rows that are work enough for memory to come meanwhile
 // Memory that is on its way. For many rows it comes little by little in all that is done with a
 // block: a product that asks for more than can be under way at once has to wait.
-constexpr int64_t AHEAD = 32;  // tokens
+constexpr int64_t KEYS_AHEAD = 32;  // tokens
 constexpr int64_t SOON = 32;   // bytes
 
-// What a thread has for itself, float32.
-struct Room {
-    float *keys;     // a block, transposed: [dim, TILE]
+// What a thread has for itself.
+struct Space {
+    float *keys;     // a tile, transposed: [dim, TILE]
     float *scores;   // [rows, TILE]
-    float *spare;    // a block of keys, some of which are none
+    float *spare;    // a tile of keys, some of which are none
     float *queries;  // [rows, dim]
     float *peaks, *totals, *shrinks;  // of rows
+    float *decoded[2];                // tiles of keys and values that were codes
+    float *zeros;
+    int16_t *levels[2];  // of open blocks
+    uint8_t *codes;
 };
 
-Room divide(const Attention &order, float *room) {
-    const int64_t rows = order.group * order.fresh, block = TILE * order.dim;
-    float *scores = room + block, *spare = scores + rows * TILE, *queries = spare + block;
-    float *peaks = queries + rows * order.dim;
-    return {room, scores, spare, queries, peaks, peaks + rows, peaks + 2 * rows};
+// Have it lie at `memory`, if there is any; returns its bytes.
+size_t divide(const Attention &order, char *memory, Space &of) {
+    const int64_t dim = order.dim, rows = order.rows;
+    size_t at = 0;
+    auto take = [&]<class T>(T *&place, int64_t count) {
+        place = memory ? reinterpret_cast<T *>(memory + at) : nullptr;
+        at += (count * sizeof(T) + 63) / 64 * 64;
+    };
+    take(of.keys, TILE * dim), take(of.scores, TILE * rows), take(of.spare, TILE * dim);
+    take(of.queries, rows * dim), take(of.peaks, rows), take(of.totals, rows);
+    take(of.shrinks, rows);
+    if (!order.piece_count) return at;
+    take(of.zeros, dim), take(of.codes, BLOCK * dim);
+    for (int n = 0; n < 2; n++) take(of.decoded[n], TILE * dim), take(of.levels[n], 8 * BLOCK * dim);
+    return at;
 }
 
 void fetch(const void *at, int64_t bytes) {
@@ -39,7 +54,7 @@ void transpose_keys(const T *keys, int64_t apart, int64_t dim, bool ahead, float
             Floats vectors[WIDE];
             for (int n = 0; n < WIDE; n++) {
                 const T *key = keys + (token + n) * apart + at;
-                if (ahead) fetch(key + AHEAD * apart, 0);
+                if (ahead) fetch(key + KEYS_AHEAD * apart, 0);
                 vectors[n] = load(key);
             }
             transpose(vectors);
@@ -76,7 +91,7 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
             const T *key = keys + (token + n) * apart;
             Floats own[N] = {};
             for (int64_t at = 0; at < dim; at += WIDE) {
-                fetch(key + AHEAD * apart + at, 0);
+                fetch(key + KEYS_AHEAD * apart + at, 0);
                 const Floats found = load(key + at);
                 for (int r = 0; r < N; r++) own[r] = fused(load(queries + r * dim + at), found, own[r]);
             }
@@ -101,7 +116,7 @@ void gather(const float *weights, const T *values, int64_t apart, int64_t count,
             Floats found[AT_ONCE];
             if (soon) fetch(soon, token * SOON);
             for (int n = 0; n < AT_ONCE; n++) {
-                if (!soon) fetch(value + AHEAD * apart + n * WIDE, 0);
+                if (!soon) fetch(value + KEYS_AHEAD * apart + n * WIDE, 0);
                 found[n] = load(value + n * WIDE);
             }
             for (int r = 0; r < N; r++) {
@@ -125,18 +140,18 @@ template <class F> void of_rows(int64_t rows, F f) {
 // `count` keys and values from token `first` of all on: a block of keys, `sums [rows, dim]`.
 template <class T>
 void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t count, const T *keys,
-                  int64_t keys_apart, const T *values, int64_t values_apart, const Room &room,
+                  int64_t keys_apart, const T *values, int64_t values_apart, const Space &space,
                   float *sums) {
-    const int64_t dim = order.dim, rows = order.group * order.fresh;
+    const int64_t dim = order.dim, rows = order.rows;
     auto some = [rows](int64_t row) { return rows - row < ROWS ? rows - row : ROWS; };
     if (rows <= ROWS) {
-        of_rows(rows, [&]<int N> { dot<N>(room.queries, keys, keys_apart, dim, room.scores); });
+        of_rows(rows, [&]<int N> { dot<N>(space.queries, keys, keys_apart, dim, space.scores); });
     } else {
-        transpose_keys(keys, keys_apart, dim, rows < MANY, room.keys);
+        transpose_keys(keys, keys_apart, dim, rows < MANY, space.keys);
         for (int64_t row = 0; row < rows; row += ROWS) {
             const char *soon = reinterpret_cast<const char *>(values) + row / ROWS * SOON * dim;
             of_rows(some(row), [&]<int N> {
-                score<N>(room.queries + row * dim, dim, room.keys, room.scores + row * TILE, soon);
+                score<N>(space.queries + row * dim, dim, space.keys, space.scores + row * TILE, soon);
             });
         }
     }
@@ -145,19 +160,19 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
         if (mask) {
             mask += batch * order.mask.batch + row % order.fresh * order.mask.token + first;
             if (count < TILE) {  // what is behind it is not ours to read
-                __builtin_memcpy(room.spare, mask, count * sizeof(float));
-                mask = room.spare;
+                __builtin_memcpy(space.spare, mask, count * sizeof(float));
+                mask = space.spare;
             }
         }
-        weigh(room.scores + row * TILE, mask, count,
-              {room.peaks + row, room.totals + row, room.shrinks + row});
+        weigh(space.scores + row * TILE, mask, count,
+              {space.peaks + row, space.totals + row, space.shrinks + row});
     }
     for (int64_t row = 0; row < rows; row += ROWS) {
         const char *soon = nullptr;
         if (rows >= MANY)  // the next keys
             soon = reinterpret_cast<const char *>(keys + TILE * keys_apart) + row / ROWS * SOON * TILE;
         of_rows(some(row), [&]<int N> {
-            gather<N>(room.scores + row * TILE, values, values_apart, count, room.shrinks + row,
+            gather<N>(space.scores + row * TILE, values, values_apart, count, space.shrinks + row,
                       sums + row * dim, dim, soon);
         });
     }
@@ -166,7 +181,7 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
 // To the tokens that are numbers, from `start` on.
 template <class T>
 void attend_numbers(const Attention &order, int64_t batch, int64_t head, int64_t start,
-                    const Room &room, float *sums) {
+                    const Space &space, float *sums) {
     const T *keys = static_cast<const T *>(order.key.at), *values = static_cast<const T *>(order.value.at);
     keys += batch * order.key.batch + head * order.key.head;
     values += batch * order.value.batch + head * order.value.head;
@@ -176,38 +191,98 @@ void attend_numbers(const Attention &order, int64_t batch, int64_t head, int64_t
         const T *key = keys + token * order.key.token;
         int64_t apart = order.key.token;
         if (count < TILE) {  // what is behind them is not ours to read
-            T *padded = reinterpret_cast<T *>(room.spare);
+            T *padded = reinterpret_cast<T *>(space.spare);
             __builtin_memset(padded, 0, TILE * order.dim * sizeof(T));
             for (int64_t n = 0; n < count; n++)
                 __builtin_memcpy(padded + n * order.dim, key + n * apart, order.dim * sizeof(T));
             key = padded, apart = order.dim;
         }
         attend_tile(order, batch, order.first + token, count, key, apart,
-                     values + token * order.value.token, order.value.token, room, sums);
+                     values + token * order.value.token, order.value.token, space, sums);
+    }
+}
+
+// What is to come of a piece's rows from the first of a part on.
+Rows rows_from(const Coded &coded, int64_t part, int64_t all, int dim, int16_t *levels, uint8_t *codes) {
+    Rows found{dim, dim, codes, {}};
+    const uint8_t *packed = coded.part.codes;
+    for (int n = 0; n < 8; n++) {
+        const int64_t each = dim * BITS[n] / 8, total = coded.before[all * 8 + n];
+        const int64_t gone = coded.before[part * 8 + n], here = gone % BLOCK, whole = gone - here;
+        Tier &tier = found.tiers[n] = {total - whole, 0, packed + whole * each, levels + n * BLOCK * dim, nullptr};
+        packed += total * each;
+        if (here && found.open_block(n)) tier.open -= here, tier.next += here * dim;
+    }
+    return found;
+}
+
+// Rows of a head from a token on, as numbers.
+template <int DIM>
+void write_tile(const Part &of, Rows &rows, int64_t head, int64_t token, int64_t count,
+                const float *zeros, float *to) {
+    const uint8_t *info = of.info + head * of.tokens + token;
+    const float *mean = of.mean ? of.mean + head * DIM : zeros;
+    const int64_t angle = token * (DIM / 2);
+    if (of.cos) write_run<DIM, true>(rows, info, count, of.scales, mean, of.cos + angle, of.sin + angle, to);
+    else write_run<DIM, false>(rows, info, count, of.scales, mean, nullptr, nullptr, to);
+}
+
+// To part `part` of a piece.
+template <int DIM>
+void attend_codes(const Attention &order, const Piece &piece, int64_t batch, int64_t head, int64_t part,
+                  const Space &space, float *sums) {
+    const Part &keys = piece.keys.part, &values = piece.values.part;
+    const int64_t parts = parts_of(keys.tokens), own = head * parts + part, all = keys.heads * parts;
+    Rows of_keys = rows_from(piece.keys, own, all, DIM, space.levels[0], space.codes);
+    Rows of_values = rows_from(piece.values, own, all, DIM, space.levels[1], space.codes);
+    const int64_t start = part * PART, stop = piece.used < start + PART ? piece.used : start + PART;
+    for (int64_t token = start; token < stop; token += TILE) {
+        const int64_t count = stop - token < TILE ? stop - token : TILE;
+        write_tile<DIM>(keys, of_keys, head, token, count, space.zeros, space.decoded[0]);
+        write_tile<DIM>(values, of_values, head, token, count, space.zeros, space.decoded[1]);
+        attend_tile(order, batch, piece.first + token, count, space.decoded[0], DIM, space.decoded[1],
+                    DIM, space, sums);
     }
 }
 
 }  // namespace
 
-// One part of one head of one sequence, into what is kept of it; `of` is room for a thread.
-void attend_part(const Attention &order, int64_t unit, float *of) {
-    const int64_t dim = order.dim, rows = order.group * order.fresh;
+size_t attend_space(const Attention &order) {
+    Space of;
+    return divide(order, nullptr, of);
+}
+
+void attend_part(const Attention &order, int64_t unit, char *memory) {
+    const int64_t dim = order.dim, rows = order.rows;
     const int64_t batch = unit / order.parts / order.kv_heads;
     const int64_t head = unit / order.parts % order.kv_heads;
-    const Room room = divide(order, of);
+    Space space;
+    divide(order, memory, space);
     const View &query = order.query;
     for (int64_t row = 0; row < rows; row++) {
         const float *from = static_cast<const float *>(query.at) + batch * query.batch;
         from += (head * order.group + row / order.fresh) * query.head + row % order.fresh * query.token;
-        for (int64_t i = 0; i < dim; i++) room.queries[row * dim + i] = from[i] * order.scale;
-        room.peaks[row] = LOWEST, room.totals[row] = 0;
+        for (int64_t i = 0; i < dim; i++) space.queries[row * dim + i] = from[i] * order.scale;
+        space.peaks[row] = LOWEST, space.totals[row] = 0;
     }
     float *sums = order.kept + unit * kept_of(order);
     __builtin_memset(sums, 0, rows * dim * sizeof(float));
-    const int64_t start = unit % order.parts * PART;
-    if (order.half) attend_numbers<uint16_t>(order, batch, head, start, room, sums);
-    else attend_numbers<float>(order, batch, head, start, room, sums);
-    __builtin_memcpy(sums + rows * dim, room.peaks, 2 * rows * sizeof(float));
+    int64_t part = unit % order.parts, n = 0;
+    for (; n < order.piece_count && part >= parts_of(order.pieces[n].used); n++)
+        part -= parts_of(order.pieces[n].used);
+    if (n < order.piece_count) {
+        __builtin_memset(space.zeros, 0, dim * sizeof(float));
+        const Piece &piece = order.pieces[n];
+        if (dim == 64) attend_codes<64>(order, piece, batch, head, part, space, sums);
+        else if (dim == 128) attend_codes<128>(order, piece, batch, head, part, space, sums);
+        else attend_codes<256>(order, piece, batch, head, part, space, sums);
+    } else if (order.half) {
+        attend_numbers<uint16_t>(order, batch, head, part * PART, space, sums);
+    } else {
+        attend_numbers<float>(order, batch, head, part * PART, space, sums);
+    }
+    __builtin_memcpy(sums + rows * dim, space.peaks, rows * sizeof(float));
+    __builtin_memcpy(sums + rows * dim + rows, space.totals, rows * sizeof(float));
 }
 
 // The parts of a head in the proportion of their sums.

@@ -35,9 +35,7 @@ struct Classes {
     Classes(const Flat<int32_t> &rows, const Matrix<int32_t> &table, size_t classes)
         : rows(rows.data(), rows.size()), table(table.data()), dim(table.shape(1)) {
         auto inside = [](const int32_t *at, size_t size, size_t most) {
-            uint32_t largest = 0;
-            for (size_t i = 0; i < size; i++) largest = std::max(largest, uint32_t(at[i]));
-            return !size || largest < most;
+            return std::all_of(at, at + size, [most](int32_t n) { return size_t(n) < most; });
         };
         require(inside(rows.data(), rows.size(), table.shape(0)), "rows name no row of the table");
         require(inside(table.data(), table.size(), classes), "the table names no distribution");
@@ -224,12 +222,13 @@ bool decode(std::vector<Chunk> chunks, Flat<int32_t> rows, Matrix<int32_t> table
 
 }  // namespace
 
-void bind_rans(nb::module_ &module) {
-    using namespace nb::literals;
-    module.def("rans_quantize", &quantize, "z"_a, "rows"_a, "table"_a, "units"_a, "dead"_a,
-               "points"_a, "values"_a, "out"_a, "activity"_a);
-    module.def("rans_encode", &encode, "values"_a, "rows"_a, "table"_a, "freq"_a, "start"_a,
-               "words"_a, "escapes"_a);
-    module.def("rans_decode", &decode, "chunks"_a, "rows"_a, "table"_a, "lookup"_a, "points"_a,
-               "units"_a, "out"_a, "activity"_a, "threads"_a);
+void bind_rans(nb::module_ &m) {
+    using nb::arg;
+    auto out = [](const char *name) { return arg(name).noconvert(); };  // no copy is written to
+    m.def("rans_quantize", &quantize, arg("z"), arg("rows"), arg("table"), arg("units"),
+          arg("dead"), arg("points"), out("values"), out("out"), out("activity"));
+    m.def("rans_encode", &encode, arg("values"), arg("rows"), arg("table"), arg("freq"),
+          arg("start"), out("words"), out("escapes"));
+    m.def("rans_decode", &decode, arg("chunks"), arg("rows"), arg("table"), arg("lookup"),
+          arg("points"), arg("units"), out("out"), out("activity"), arg("threads"));
 }

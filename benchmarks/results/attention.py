@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qkvshare.kernels.cpu_attention import attend
+from qkvshare.kernels.attention import attend
 
 LAYERS, HEADS, KV_HEADS, DIM = 30, 9, 3, 64
 NEW, TOKENS = (1, 4, 11), (1035, 4107, 8139)

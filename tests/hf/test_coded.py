@@ -22,7 +22,7 @@ from qkvshare.codecs import LayerKV, Packed, Raw, Transform
 from qkvshare.hf.attention import NAME
 from qkvshare.hf.cache.coded import CodedLayer, CodedRun, Scratch
 from qkvshare.hf.cache.layers import attention_layers
-from qkvshare.kernels.torch_threads import parallel
+from qkvshare.kernels.native import native
 
 from ..conftest import FAMILIES, greedy, some_ids, tiny_model
 
@@ -134,7 +134,7 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
     assert attention_layers(llama, cache)[0].keys.shape[2] == len(CONTEXT)
 
 
-@pytest.mark.skipif(parallel() is None, reason="torch has other threads than GNU's OpenMP here")
+@pytest.mark.skipif(native is None, reason="there are no native kernels here")
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
 def test_attention_reads_codes_as_they_are(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decoded to memory, for many tokens at once, for beams, or after a crop; but for

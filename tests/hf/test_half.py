@@ -16,8 +16,8 @@ from qkvshare.hf.attention import NAME
 from qkvshare.hf.cache import growing
 from qkvshare.hf.cache.growing import FullLayer, HalfLayer
 from qkvshare.hf.cache.layers import attention_layers
-from qkvshare.kernels import cpu_attention
-from qkvshare.kernels.torch_threads import parallel
+from qkvshare.kernels import attention
+from qkvshare.kernels.native import native
 
 from ..conftest import FAMILIES, some_ids, tiny_model
 from .test_generate import MODES, generated, step
@@ -80,7 +80,7 @@ def test_every_way_to_generate(family: str, mode: str, monkeypatch: pytest.Monke
     assert found == expected
 
 
-@pytest.mark.skipif(parallel() is None, reason="torch has other threads than GNU's OpenMP here")
+@pytest.mark.skipif(native is None, reason="there are no native kernels here")
 @pytest.mark.parametrize("new", [NEW, NEW[:1], [], some_ids(64, seed=2)], ids=len)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
 def test_attention_reads_them_as_they_are(
@@ -94,7 +94,7 @@ def test_attention_reads_them_as_they_are(
 
     def attend(query: Any, key: Any, *rest: Any) -> Any:
         seen.append(key.dtype)
-        return cpu_attention.attend(query, key, *rest)
+        return attention.attend(query, key, *rest)
 
     monkeypatch.setattr("qkvshare.hf.attention.attend", attend)
     with torch.no_grad():

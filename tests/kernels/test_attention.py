@@ -5,22 +5,18 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkvshare.kernels.cpu_attention import attend
-from qkvshare.kernels.cpu_coded import PIECE, Codes
-from qkvshare.kernels.torch_threads import parallel
+from qkvshare.kernels.attention import Codes, attend
+from qkvshare.kernels.native import native
 
 LOWEST = torch.finfo(torch.float32).min
 
-pytestmark = pytest.mark.skipif(
-    parallel() is None, reason="torch has other threads than GNU's OpenMP here"
-)
+pytestmark = pytest.mark.skipif(native is None, reason="there are no native kernels here")
 
 
 def tensors(
@@ -164,7 +160,7 @@ def test_a_number_that_is_none_is_told() -> None:
         lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 89)),
         lambda q, k, v: (q, k, v, torch.zeros(1, 1, 2, 90)),
         lambda q, k, v: (q, k, v, torch.zeros(2, 1, 1, 90)),
-        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 90), Codes((), 1, 0, np.empty(0, PIECE))),
+        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 90), Codes((), 1, ())),
         lambda q, k, v: (q.expand(2, -1, -1, -1), k, v, None),
     ],
     ids=[

@@ -15,15 +15,12 @@ from qkvshare.codecs import LayerBits, Packed, Shape, empty
 from qkvshare.codecs.layers import LayerKV, RotatedKV
 from qkvshare.hf.cache.coded import Coded
 from qkvshare.hf.model.rope import Turn
-from qkvshare.kernels.cpu_attention import attend
-from qkvshare.kernels.cpu_coded import Codes, Piece
-from qkvshare.kernels.torch_threads import parallel
+from qkvshare.kernels.attention import Codes, Piece, attend
+from qkvshare.kernels.native import native
 
 from .test_attention import LOWEST, causal
 
-pytestmark = pytest.mark.skipif(
-    parallel() is None, reason="torch has other threads than GNU's OpenMP here"
-)
+pytestmark = pytest.mark.skipif(native is None, reason="there are no native kernels here")
 
 
 class Turning:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkvshare.codecs.entropy import CLASSES, SHIFT, make_tables, shifted
-from qkvshare.kernels import rans, torch_threads
-from qkvshare.kernels.rans_chunks import decode_chunks
+from qkvshare.kernels import rans, rans_reference
+from qkvshare.kernels.native import native
 
 EMPTY = np.zeros((CLASSES, rans.SYMBOLS))
 TABLES = make_tables(EMPTY, EMPTY)
@@ -37,9 +37,8 @@ def decode(coded: tuple, rows: np.ndarray, table: np.ndarray) -> tuple[bool, np.
         np.arange(rans.SYMBOLS, dtype=np.float32) - rans.LARGEST, TABLES.points.shape
     ).copy()
     units, activity = np.ones(len(rows), np.float32), np.empty(len(rows), np.int32)
-    even = rans.decode(
-        words, states, escapes, rows, table, TABLES.lookup, points, units, out, activity
-    )
+    chunks = [(words, states, escapes, slice(0, len(rows)))]
+    even = rans.decode(chunks, rows, table, TABLES.lookup, points, units, out, activity)
     if even:
         assert (activity == np.minimum(np.abs(out), rans.LARGEST).sum(1)).all()
     return even, out
@@ -121,12 +120,8 @@ def test_tables_are_whole() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("own", [False, True])
-def test_chunks_on_any_threads(threads: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's, or those of Python where torch has others than GNU's."""
+def test_chunks_on_any_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    if own:
-        monkeypatch.setattr(torch_threads, "parallel", lambda: None)
     draw, columns = np.random.default_rng(0), 7
     ends = [0, 5, 6, 40, 41, 100]
     runs = [slice(*pair) for pair in pairwise(ends)]
@@ -138,10 +133,74 @@ def test_chunks_on_any_threads(threads: int, own: bool, monkeypatch: pytest.Monk
     coded = [(*encode(values[at], rows[at], table), at) for at in runs]
     out, activity = np.zeros((100, columns), np.float32), np.zeros(100, np.int32)
     given = rows, table, TABLES.lookup, points, units
-    assert decode_chunks(coded, *given, out, activity)
+    assert rans.decode(coded, *given, out, activity)
     assert (out == values * units[:, None]).all()
     assert (activity == np.minimum(np.abs(values), rans.LARGEST).sum(1)).all()
     words, states, escapes, at = coded[2]
     coded[2] = words[:-1], states, escapes, at
-    assert not decode_chunks(coded, *given, out, activity)
-    assert decode_chunks([], *given, out, activity)
+    assert not rans.decode(coded, *given, out, activity)
+    assert rans.decode([], *given, out, activity)
+
+
+@pytest.mark.skipif(native is None, reason="there are no native kernels here")
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), scale=st.sampled_from([0.1, 1.0, 9.0, 60.0, 1e9]),
+    columns=st.integers(1, 9), damage=st.booleans(),
+)  # fmt: skip
+def test_the_same_as_plain_python(seed: int, scale: float, columns: int, damage: bool) -> None:
+    """All that is written, also of damaged streams."""
+    draw = np.random.default_rng(seed)
+    z = (draw.laplace(size=(20, columns)) * scale).astype(np.float32)
+    table = draw.integers(0, CLASSES, (5, columns)).astype(np.int32)
+    rows = draw.integers(0, 5, 20).astype(np.int32)
+    units = np.exp2(draw.integers(-3, 3, 20)).astype(np.float32)
+    made = []
+    for work in (rans, rans_reference):
+        values, activity = np.zeros(z.shape, np.int32), np.zeros(20, np.int32)
+        out = np.zeros_like(z)
+        work.quantize(z, rows, table, units, np.float32(0.1), TABLES.points, values, out, activity)
+        words, escapes = np.zeros(z.size, np.uint16), np.zeros(5 * z.size, np.uint8)
+        coded = (values, rows, table, TABLES.freq, TABLES.start, words, escapes)
+        made.append((*work.encode(*coded), words, escapes, values, out, activity))
+    assert all(map(np.array_equal, *made))
+    first, far, states, words, escapes, *_ = made[0]
+    words, escapes = words[first:], escapes[far:]
+    if damage:
+        states = states ^ draw.integers(0, 2**32, 4, np.uint32)
+        words = draw.integers(0, 2**16, draw.integers(0, 200), np.uint16)
+        escapes = draw.integers(0, 256, draw.integers(0, 50), np.uint8)
+    found = []
+    for work in (rans, rans_reference):
+        out, activity = np.zeros_like(z), np.zeros(20, np.int32)
+        given_ = rows, table, TABLES.lookup, TABLES.points, units, out, activity
+        even = work.decode([(words, states, escapes, slice(0, 20))], *given_)
+        assert even or damage
+        found.append((even, out, activity))
+    assert all(map(np.array_equal, *found))
+
+
+@pytest.mark.skipif(native is None, reason="there are no native kernels here")
+@pytest.mark.parametrize("change", ["rows", "table", "units", "lookup", "points", "chunk", "states"])
+def test_sizes_are_asked(change: str) -> None:
+    """What would be read or written outside of an array is refused before anything is."""
+    given_ = {
+        "rows": np.zeros(4, np.int32), "table": np.zeros((1, 3), np.int32),
+        "lookup": TABLES.lookup, "points": TABLES.points, "units": np.ones(4, np.float32),
+        "out": np.zeros((4, 3), np.float32), "activity": np.zeros(4, np.int32),
+    }  # fmt: skip
+    states, at = np.full(4, 1 << 16, np.uint32), slice(0, 4)
+    words, escapes = np.zeros(9, np.uint16), np.zeros(0, np.uint8)
+    rans.decode([(words, states, escapes, at)], **given_)
+    if change == "rows":
+        given_["rows"] = np.full(4, 1, np.int32)
+    elif change == "table":
+        given_["table"] = np.full((1, 3), -1, np.int32)
+    elif change == "chunk":
+        at = slice(2, 5)
+    elif change == "states":
+        states = states[:3]
+    else:
+        given_[change] = given_[change][:-1]
+    with pytest.raises(ValueError, match="."):
+        rans.decode([(words, states, escapes, at)], **given_)

@@ -15,7 +15,6 @@ import numpy as np
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels import rans
-from ..kernels.rans_chunks import decode_chunks
 from .base import BitCounts, alike
 from .entropy import Floats, Ints, Tables, exact_table
 from .layers import Shape
@@ -53,7 +52,7 @@ def read(
     for (codes, escapes), at in runs:
         states = codes[:_STATES].copy().view("<u4").astype(np.uint64)
         found.append((codes[_STATES:].copy().view("<u2"), states, escapes, at))
-    if not decode_chunks(found, rows, table, tables.lookup, tables.points, units, out, activity):
+    if not rans.decode(found, rows, table, tables.lookup, tables.points, units, out, activity):
         raise bad("data that does not end where it should")
 
 

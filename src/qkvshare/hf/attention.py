@@ -2,7 +2,7 @@
 
 Query heads that share a KV head are taken together, so keys and values are read once and never
 repeated; transformers' own ``sdpa`` does so for a single query only. In float32 on a processor
-`cpu_attention` does it, else torch's fused kernel. Many queries at once, as when a context is read,
+`kernels.attention` does it, else torch's fused kernel. Many queries at once, as when a context is read,
 go to ``sdpa``.
 """
 
@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ..card.errors import UnsupportedModelError
-from ..kernels.cpu_attention import attend
+from ..kernels.attention import attend
 
 NAME = "qkvshare"
 # What models pass to every attention function and the mask has already: it changes no number.

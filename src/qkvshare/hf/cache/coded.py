@@ -18,7 +18,7 @@ from torch import Tensor
 from ...card.digest import Bytes
 from ...card.errors import UnsupportedModelError
 from ...codecs import Attended, Codec, LayerKV, Shape
-from ...kernels.cpu_coded import Codes, Piece
+from ...kernels.attention import Codes, Piece
 from ..attention import NAME
 from ..model.rope import Rotation
 from .buffers import Target
