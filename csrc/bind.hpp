@@ -1,6 +1,8 @@
 // What every file needs that Python calls.
 #pragma once
 
+#include "span.hpp"
+
 #include <cstdint>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -13,14 +15,6 @@
 #include <string>
 
 namespace nb = nanobind;
-
-// Memory that Python keeps, by its address and bytes.
-struct Span {
-    uintptr_t at;
-    size_t size;
-
-    template <class T> T *as() const { return reinterpret_cast<T *>(at); }
-};
 
 // From Python's (address, bytes).
 template <> struct nb::detail::type_caster<Span> {

@@ -9,13 +9,35 @@
 
 namespace {
 
-constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part; products of sizes stay in 64 bits
+constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part, so that no product overflows
 
 const float *floats(Span span, int64_t count, const char *what) {
     require(span.size == size_t(count) * 4, what);
     require(span.at % 4 == 0, "floats are not aligned");
     return span.as<const float>();
 }
+
+}  // namespace
+
+Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
+                  int64_t heads, int64_t tokens) {
+    require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
+                && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
+    require(info.size == size_t(heads * tokens), "a row has one byte");
+    int64_t bits = 0;
+    for (size_t n = 0; n < info.size; n++) bits += BITS[info.as<const uint8_t>()[n] & 7];
+    require(codes.size >= size_t(bits * (eights(dim) / 8)), "rows have more codes than there are");
+    require(!cos.at == !sin.at, "cosines and sines come together");
+    require(!cos.at || dim % 2 == 0, "an odd dim has no pairs to turn");
+    return {
+        codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
+        mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr,
+        cos.at ? floats(cos, tokens * (dim / 2), "a token has dim / 2 cosines") : nullptr,
+        sin.at ? floats(sin, tokens * (dim / 2), "a token has dim / 2 sines") : nullptr,
+        nullptr, heads, tokens, 0, int64_t(codes.size)};
+}
+
+namespace {
 
 class Line {
 public:
@@ -34,24 +56,14 @@ public:
              int64_t heads, int64_t tokens, int64_t apart) {
         const int64_t dim = shape_.dim, each = shape_.bfloat16 ? 2 : 4;
         require(parts_.size() < parts_.capacity(), "the line has no room for more parts");
-        require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
-                    && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
-        require(heads == 0 || (apart >= tokens * dim || heads == 1), "heads overlap");
+        Part part = checked_part(int(dim), codes, info, scales, mean, cos, sin, heads, tokens);
+        require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
         const int64_t reach = heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
-        require(apart < MOST && numbers.size >= size_t(reach * each), "numbers have no room");
+        require(numbers.size >= size_t(reach * each), "numbers have no room");
         require(numbers.at % each == 0, "numbers are not aligned");
-        require(info.size == size_t(heads * tokens), "a row has one byte");
-        int64_t bits = 0;
-        for (size_t n = 0; n < info.size; n++) bits += BITS[info.as<const uint8_t>()[n] & 7];
-        require(codes.size >= size_t(bits * eights(dim) / 8), "rows have more codes than there are");
-        require((cos.at == 0) == (sin.at == 0), "cosines and sines come together");
-        require(!cos.at || dim % 2 == 0, "an odd dim has no pairs to turn");
-        parts_.push_back({
-            codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
-            mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr,
-            cos.at ? floats(cos, tokens * (dim / 2), "a token has dim / 2 cosines") : nullptr,
-            sin.at ? floats(sin, tokens * (dim / 2), "a token has dim / 2 sines") : nullptr,
-            numbers.as<void>(), heads, tokens, apart, int64_t(codes.size)});
+        part.numbers = numbers.as<void>();
+        part.apart = apart;
+        parts_.push_back(part);
         ready_.fetch_add(1);
         ready_.notify_one();
     }

@@ -3,6 +3,7 @@
 
 #include "isa.hpp"
 #include "levels.hpp"
+#include "span.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +18,10 @@ struct Part {
     int64_t nbytes;               // of codes
 };
 
+// A part that is what it says it is, but for where its numbers go. Raises ValueError.
+Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
+                  int64_t heads, int64_t tokens);
+
 // All parts of a line are alike.
 struct Shape {
     int dim;            // m * h, m odd and h a power of two up to 256
@@ -26,7 +31,7 @@ struct Shape {
 
 // Bytes of memory that `decode` works in, for rows of `dim` numbers.
 constexpr size_t decode_space(int dim) {
-    return size_t(8 * BLOCK * 2 + BLOCK) * (dim + 8) + 8 * 256 + 16 * dim;
+    return size_t(12 * eights(dim) + 17 * (BLOCK * eights(dim) + 64));
 }
 
 #define DECLARE(isa) \

@@ -1,10 +1,9 @@
-// Walsh-Hadamard transforms of whole vectors (docs/cachecard.md, "packed"): butterflies of a
-// number and the one whose index differs in one bit.
+// Walsh-Hadamard transforms in vector registers (docs/cachecard.md, "packed"): sums and differences
+// of each two numbers whose indices differ in one bit, for bit after bit.
 //
-// A number's index bits say in which vector it lies, in which quarter of it, and at which place of
-// that. A butterfly is a sum and a difference of two vectors once its bit tells them apart; the
-// shuffles that bring it there turn the bits round by one, and after all of them every number is
-// where it began.
+// An index bit says in which vector of a pair a number lies, or in which quarter of a vector, or at
+// which place of that. A stage is one sum and one difference of vectors once its bit tells the pair
+// apart. The shuffles that bring it there are single instructions, and turn the bits round by one.
 #pragma once
 
 #include "simd.hpp"
@@ -14,33 +13,71 @@ namespace {
 
 constexpr int CHUNK = 64;  // numbers; so many levels of any valid row sum up to no more than 16 bits
 
-// Runs of H numbers of 16 bits, H a power of two up to CHUNK, of a chunk, in place. The sums are
-// exact, so their order does not matter.
-template <int H> void hadamard(int16_t *numbers) {
+template <class T> void butterfly(V<T> &a, V<T> &b) {
+    const V<T> sum = a + b;
+    b = a - b;
+    a = sum;
+}
+
+// Runs of H numbers of a chunk, H a power of two up to CHUNK. Of each vector pair comes in `x` what
+// has index bit 3 zero, then what has it one; all is in order when it leaves. Sums of whole numbers
+// are exact, so that their order does not matter.
+template <int H> void hadamard(V<int16_t> (&x)[CHUNK / LANES<int16_t>]) {
     using T = int16_t;
-    constexpr int L = LANES<T>, N = CHUNK / L, Q = QUARTER / 2;
-    V<T> x[N];
-    for (int n = 0; n < N; n++) x[n] = load(numbers + n * L);
-    for (int apart = N / 2; apart > 0; apart /= 2)
+    constexpr int L = LANES<T>, N = CHUNK / L, Q = QUARTER / int(sizeof(T));
+    for (int apart = N / 2; apart > 1; apart /= 2)
         if (H > apart * L)
             for (int n = 0; n < N; n++)
                 if (!(n & apart)) butterfly<T>(x[n], x[n | apart]);
     for (int n = 0; n < N; n += 2) {
         V<T> &a = x[n], &b = x[n + 1];
-        for (int bit = Q / 2; bit > 0; bit /= 2) {
-            shuffle<T, Turns<T, 0>, Turns<T, 1>>(a, b);
+        for (int bit = Q; bit > 0; bit /= 2) {
             if (H > bit) butterfly<T>(a, b);
+            shuffle<T, Turns<T, 0>, Turns<T, 1>>(a, b);
         }
-        shuffle<T, Turns<T, 0>, Turns<T, 1>>(a, b);
-        if constexpr (L > Q) {
-            for (int bit = Q; bit < L; bit *= 2) {
+        if constexpr (L > Q)
+            for (int bit = 2 * Q; bit <= L; bit *= 2) {
                 shuffle<T, Runs<T, Q, L, 0>, Runs<T, Q, L, 1>>(a, b);
                 if (H > bit) butterfly<T>(a, b);
             }
-            shuffle<T, Runs<T, Q, L, 0>, Runs<T, Q, L, 1>>(a, b);
-        }
     }
-    for (int n = 0; n < N; n++) store<T>(numbers + n * L, x[n]);
+}
+
+// Runs of H float32, of `count` in all, in place; stages lowest bit first, since rounding depends on
+// their order.
+template <int H> void hadamard(float *numbers, size_t count) {
+    using T = float;
+    constexpr int L = LANES<T>, Q = QUARTER / int(sizeof(T)), GROUP = H > 2 * L ? H : 2 * L, N = GROUP / L;
+    for (; count >= GROUP; count -= GROUP, numbers += GROUP) {
+        V<T> x[N];
+        for (int n = 0; n < N; n++) x[n] = load(numbers + n * L);
+        for (int n = 0; n < N; n += 2) {
+            V<T> &a = x[n], &b = x[n + 1];
+            for (int bit = 1; bit < Q; bit *= 2) {
+                shuffle<T, Runs<T, 1, Q, 0>, Runs<T, 1, Q, 1>>(a, b);
+                if (H > bit) butterfly<T>(a, b);
+            }
+            shuffle<T, Runs<T, 1, Q, 0>, Runs<T, 1, Q, 1>>(a, b);
+            if constexpr (L > Q) {
+                for (int bit = Q; bit < L; bit *= 2) {
+                    shuffle<T, Runs<T, Q, L, 0>, Runs<T, Q, L, 1>>(a, b);
+                    if (H > bit) butterfly<T>(a, b);
+                }
+                shuffle<T, Runs<T, Q, L, 0>, Runs<T, Q, L, 1>>(a, b);
+            }
+        }
+        for (int apart = 1; apart < N && H > apart * L; apart *= 2)
+            for (int n = 0; n < N; n++)
+                if (!(n & apart)) butterfly<T>(x[n], x[n | apart]);
+        for (int n = 0; n < N; n++) store<T>(numbers + n * L, x[n]);
+    }
+    for (int apart = 1; apart < H; apart *= 2)
+        for (size_t n = 0; n < count; n++)
+            if (!(n & apart)) {
+                const float a = numbers[n], b = numbers[n | apart];
+                numbers[n] = a + b;
+                numbers[n | apart] = a - b;
+            }
 }
 
 }  // namespace

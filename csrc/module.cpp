@@ -3,6 +3,8 @@
 #include "isa.hpp"
 
 void bind_decode(nb::module_ &);
+void bind_attention(nb::module_ &);
+void bind_encode(nb::module_ &);
 void bind_rans(nb::module_ &);
 
 namespace {
@@ -42,5 +44,7 @@ NB_MODULE(_native, m) {
     m.attr("multiplies_bfloat16") = false;
 #endif
     bind_decode(m);
+    bind_attention(m);
+    bind_encode(m);
     bind_rans(m);
 }

@@ -58,11 +58,5 @@ template <class T, int HIGH> struct Turns {
     }
 };
 
-template <class T> void butterfly(V<T> &a, V<T> &b) {
-    const V<T> sum = a + b;
-    b = a - b;
-    a = sum;
-}
-
 }  // namespace
 }  // namespace ISA

@@ -1,0 +1,33 @@
+// What kernels are told of rows to be measured or encoded: the checked form of kernels/encode.py.
+#pragma once
+
+#include "isa.hpp"
+#include "levels.hpp"
+
+struct Source {
+    const void *numbers;      // [heads, tokens, dim]; heads are `apart` numbers apart
+    bool bfloat16;            // else float32
+    int64_t heads, tokens, apart;
+    int dim;                  // m * h, m odd and h a power of two up to 256
+    const float *cos, *sin;   // [tokens, dim / 2], or null
+    uint8_t *mean;            // to: of each head a step, float32, then of all int8 codes; or null
+    const uint8_t *widths;    // [heads * tokens]; to encode
+    const float *dct;         // [m, m]
+    void *out;                // float32 [heads * tokens], or the bytes of a part
+};
+
+#define DECLARE(isa) \
+    namespace isa { \
+    /* Mean squares of rows, of keys without their mean. */ \
+    void measure(const Source &source, float *x, float *mean); \
+    /* An exponent of two bytes, a byte a row, and codes. Of each row it needs 8 bytes in `order`. */ \
+    void encode(const Source &source, float *x, float *mean, float *squares, int64_t *order); \
+    /* Codes only, of rows whose bytes are known; `x` are the rows, and is used up. */ \
+    void encode_rows(float *x, const uint8_t *info, const float *scales, int64_t rows, int dim, \
+                     const float *dct, uint8_t *out, int64_t *order); \
+    /* Number i of rows with number i + dim / 2, in place; cosines and sines are [tokens, dim]. */ \
+    void rotate(float *rows, int64_t heads, int64_t tokens, int64_t apart, int dim, \
+                const float *cos, const float *sin); \
+    }
+FOR_EACH_ISA(DECLARE)
+#undef DECLARE

@@ -1,0 +1,241 @@
+// Rows from where a cache has them to their codes: docs/cachecard.md, "packed".
+#include "counts.hpp"
+#include "encode.hpp"
+#include "hadamard.hpp"
+
+#include <cstring>
+
+namespace ISA {
+namespace {
+
+constexpr int OCTAVE = 3, LOWEST = -300;  // scales per factor of two; the least exponent
+constexpr double UNIT = 256, TOP = 1020;  // one standard deviation; the largest level of 8 bits
+
+inline float widened(float number) { return number; }
+inline float widened(uint16_t bits) {
+    const uint32_t all = uint32_t(bits) << 16;
+    float number;
+    memcpy(&number, &all, 4);
+    return number;
+}
+
+// As the decoder will see it, to `out` and `mean`: eight bits are enough, for what is taken away is
+// exactly what is added again.
+void find_mean(const float *x, const Source &source, double *total, float *mean) {
+    const int dim = source.dim;
+    int8_t *codes = reinterpret_cast<int8_t *>(source.mean + 4 * source.heads);
+    for (int64_t head = 0; head < source.heads; head++, mean += dim, codes += dim) {
+        for (int i = 0; i < dim; i++) total[i] = 0;
+        for (int64_t token = 0; token < source.tokens; token++, x += dim)
+            for (int i = 0; i < dim; i++) total[i] += x[i];
+        float largest = 0;
+        for (int i = 0; i < dim; i++) {
+            mean[i] = float(total[i] / double(source.tokens));
+            largest = largest > __builtin_fabsf(mean[i]) ? largest : __builtin_fabsf(mean[i]);
+        }
+        const float step = largest / 127.0f > 1e-30f ? largest / 127.0f : 1e-30f;
+        memcpy(source.mean + 4 * head, &step, 4);
+        for (int i = 0; i < dim; i++) {
+            const float code = __builtin_rintf(mean[i] / step);
+            codes[i] = int8_t(int32_t(code));
+            mean[i] = float(codes[i]) * step;
+        }
+    }
+}
+
+// Rows to `x` in float32, turned back.
+template <class Number> void spread(const Source &source, float *x) {
+    const int dim = source.dim, half = dim / 2;
+    float *to = x;
+    for (int64_t head = 0; head < source.heads; head++) {
+        const Number *from = static_cast<const Number *>(source.numbers) + head * source.apart;
+        const float *cos = source.cos, *sin = source.sin;
+        for (int64_t token = 0; token < source.tokens; token++, from += dim, to += dim) {
+            for (int i = 0; i < dim; i++) to[i] = widened(from[i]);
+            if (!cos) continue;
+            for (int i = 0; i < half; i++) {
+                const float a = to[i], b = to[half + i];
+                to[i] = a * cos[i] - b * sin[i];
+                to[half + i] = b * cos[i] + a * sin[i];
+            }
+            cos += half, sin += half;
+        }
+    }
+}
+
+// The sum of the squares of a row without its mean, which is taken away in place. It is of 16 sums,
+// whatever the processor's vectors are.
+float center(float *__restrict x, const float *__restrict mean, int dim) {
+    float sums[16] = {};
+    const int whole = dim / 16 * 16;
+    for (int at = 0; at < whole; at += 16)
+        for (int n = 0; n < 16; n++) {
+            x[at + n] -= mean[at + n];
+            sums[n] += x[at + n] * x[at + n];
+        }
+    for (int left = 8; left; left /= 2)
+        for (int n = 0; n < left; n++) sums[n] += sums[n + left];
+    float total = sums[0];
+    for (int i = whole; i < dim; i++) {
+        x[i] -= mean[i];
+        total += x[i] * x[i];
+    }
+    return total;
+}
+
+void mean_squares(const Source &source, float *x, float *mean, float *squares) {
+    const int dim = source.dim;
+    if (source.bfloat16) spread<uint16_t>(source, x);
+    else spread<float>(source, x);
+    memset(mean, 0, sizeof(float) * source.heads * dim);
+    double *total = reinterpret_cast<double *>(mean + (source.heads * dim + 1) / 2 * 2);
+    if (source.mean) find_mean(x, source, total, mean);
+    for (int64_t head = 0; head < source.heads; head++, mean += dim)
+        for (int64_t token = 0; token < source.tokens; token++, x += dim)
+            *squares++ = center(x, mean, dim) / float(dim);
+}
+
+// The rows' bytes, of rotated rows and their mean squares before. Returns the largest exponent.
+int exponents(const Source &source, const float *x, const float *squares, int64_t *order, uint8_t *info) {
+    const int dim = source.dim, h = dim & -dim;
+    const int64_t rows = source.heads * source.tokens;
+    const double least = __builtin_pow(2, 2.0 * LOWEST / OCTAVE);
+    int64_t top = LOWEST;
+    for (int64_t row = 0; row < rows; row++, x += dim) {
+        const bool wide = source.widths[row] == 8;
+        double square = squares[row];
+        if (wide) {  // eight bits are spent on rows that must not be clipped
+            float peak = 0;
+            for (int i = 0; i < dim; i++) peak = peak > __builtin_fabsf(x[i]) ? peak : __builtin_fabsf(x[i]);
+            const double most = double(peak) * (UNIT / __builtin_sqrt(h) / TOP);
+            square = square > most * most ? square : most * most;
+        }
+        const double exact = __builtin_log2(square > least ? square : least) * (OCTAVE / 2.0);
+        order[row] = int64_t(wide ? __builtin_ceil(exact) : __builtin_rint(exact));
+        top = top > order[row] ? top : order[row];
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t scale = order[row] - (top - 31), width = source.widths[row];
+        info[row] = uint8_t((width == 8 ? 7 : width) | (scale > 0 ? scale : 0) << 3);
+    }
+    return int(top);
+}
+
+// Rows one behind the other, in place: the DCT over the odd part m of dim = m h, then Hadamard.
+void rotate(float *x, int64_t rows, int dim, const float *dct, float *room) {
+    const int h = dim & -dim, m = dim / h;
+    for (int64_t row = 0; m > 1 && row < rows; row++) {
+        float *own = x + row * dim;
+        for (int j = 0; j < m; j++)
+            for (int i = 0; i < h; i++) {
+                float total = dct[j * m] * own[i];
+                for (int other = 1; other < m; other++) total += dct[j * m + other] * own[other * h + i];
+                room[j * h + i] = total;
+            }
+        memcpy(own, room, sizeof(float) * dim);
+    }
+    const size_t count = size_t(rows) * dim;
+    switch (h) {
+        case 2: return hadamard<2>(x, count);
+        case 4: return hadamard<4>(x, count);
+        case 8: return hadamard<8>(x, count);
+        case 16: return hadamard<16>(x, count);
+        case 32: return hadamard<32>(x, count);
+        case 64: return hadamard<64>(x, count);
+        case 128: return hadamard<128>(x, count);
+        case 256: return hadamard<256>(x, count);
+    }
+}
+
+// A plane of WIDTH bits of codes, from bit LOW on: byte i holds those of codes i, i + size, ...
+template <int WIDTH, int LOW>
+uint8_t *pack(const uint8_t *__restrict codes, size_t count, uint8_t *__restrict plane) {
+    const size_t size = count * WIDTH / 8;
+    for (size_t i = 0; i < size; i++) {
+        uint8_t byte = 0;
+        for (int turn = 0; turn < 8 / WIDTH; turn++)
+            byte |= uint8_t((codes[turn * size + i] >> LOW & ((1 << WIDTH) - 1)) << turn * WIDTH);
+        plane[i] = byte;
+    }
+    return plane + size;
+}
+
+// Rotated rows of one tier, which `order` numbers, to packed codes. Returns where they end.
+template <int TIER>
+uint8_t *code_rows(const float *x, const uint8_t *info, const float *scales, int dim,
+                   const int64_t *order, int64_t rows, uint8_t *codes, uint8_t *out) {
+    constexpr int bits = BITS[TIER];
+    const int64_t wide = eights(dim);
+    for (int64_t first = 0; first < rows; first += BLOCK) {
+        const int64_t block = rows - first < BLOCK ? rows - first : BLOCK;
+        for (int64_t n = 0; n < block; n++) {
+            const int64_t row = order[first + n];
+            code_row<TIER>(x + row * dim, scales[info[row] >> 3], dim, codes + n * wide);
+        }
+        const size_t count = size_t(block * wide);
+        if constexpr (bits == 8) out = pack<8, 0>(codes, count, out);
+        if constexpr (bits & 4) out = pack<4, 0>(codes, count, out);
+        if constexpr (bits & 2) out = pack<2, bits & 4>(codes, count, out);
+        if constexpr (bits & 1) out = pack<1, bits & 6>(codes, count, out);
+    }
+    return out;
+}
+
+}  // namespace
+
+void measure(const Source &source, float *x, float *mean) {
+    mean_squares(source, x, mean, static_cast<float *>(source.out));
+}
+
+void encode_rows(float *x, const uint8_t *info, const float *scales, int64_t rows, int dim,
+                 const float *dct, uint8_t *out, int64_t *order) {
+    float room[4096];
+    uint8_t codes[BLOCK * 4096];
+    memset(codes, 0, BLOCK * size_t(eights(dim)));
+    if (dct) rotate(x, rows, dim, dct, room);
+    for (int tier = 1; tier < 8; tier++) {
+        int64_t count = 0;
+        for (int64_t row = 0; row < rows; row++)
+            if ((info[row] & 7) == tier) order[count++] = row;
+        switch (tier) {
+            case 1: out = code_rows<1>(x, info, scales, dim, order, count, codes, out); break;
+            case 2: out = code_rows<2>(x, info, scales, dim, order, count, codes, out); break;
+            case 3: out = code_rows<3>(x, info, scales, dim, order, count, codes, out); break;
+            case 4: out = code_rows<4>(x, info, scales, dim, order, count, codes, out); break;
+            case 5: out = code_rows<5>(x, info, scales, dim, order, count, codes, out); break;
+            case 6: out = code_rows<6>(x, info, scales, dim, order, count, codes, out); break;
+            case 7: out = code_rows<7>(x, info, scales, dim, order, count, codes, out); break;
+        }
+    }
+}
+
+void encode(const Source &source, float *x, float *mean, float *squares, int64_t *order) {
+    const int dim = source.dim, h = dim & -dim;
+    const int64_t rows = source.heads * source.tokens;
+    float room[4096], scales[32];
+    uint8_t *out = static_cast<uint8_t *>(source.out);
+    mean_squares(source, x, mean, squares);
+    rotate(x, rows, dim, source.dct, room);
+    const int top = exponents(source, x, squares, order, out + 2);
+    out[0] = uint8_t(top), out[1] = uint8_t(top >> 8);
+    for (int s = 0; s < 32; s++)
+        scales[s] = float(UNIT / __builtin_sqrt(h) / __builtin_pow(2, double(top - 31 + s) / OCTAVE));
+    encode_rows(x, out + 2, scales, rows, dim, nullptr, out + 2 + rows, order);
+}
+
+void rotate(float *rows, int64_t heads, int64_t tokens, int64_t apart, int dim, const float *cos,
+            const float *sin) {
+    const int half = dim / 2;
+    for (int64_t head = 0; head < heads; head++)
+        for (int64_t token = 0; token < tokens; token++) {
+            float *__restrict row = rows + head * apart + token * dim;
+            const float *c = cos + token * dim, *s = sin + token * dim;
+            for (int i = 0; i < half; i++) {
+                const float a = row[i], b = row[half + i];
+                row[i] = a * c[i] - b * s[i];
+                row[half + i] = b * c[half + i] + a * s[half + i];
+            }
+        }
+}
+
+}  // namespace ISA
