@@ -1,5 +1,5 @@
-// Attention of few queries to many tokens, on all threads: the parts of a head are taken by whichever
-// thread is free, then put together. The arithmetic is in attention_simd.cpp.
+// Attention of few queries to many tokens, on all threads: the parts of a head are taken by
+// whichever thread is free, then put together. The arithmetic is in attention_simd.cpp.
 #include "attention.hpp"
 
 #include "bind.hpp"
@@ -41,7 +41,8 @@ class Codes {
 public:
     using Spans = std::array<Span, 6>;  // codes, info, scales, mean, cos, sin
 
-    Codes(int64_t heads, int64_t tokens, int dim, const Spans &keys, const Spans &values) : dim(dim) {
+    Codes(int64_t heads, int64_t tokens, int dim, const Spans &keys, const Spans &values)
+        : dim(dim) {
         require(dim == 64 || dim == 128 || dim == 256, "no kernel reads codes of this dim");
         for (int n : {0, 1}) {
             const auto &[codes, info, scales, mean, cos, sin] = n ? values : keys;
@@ -85,7 +86,8 @@ void attend(const std::array<int64_t, 6> &shape, const Given &query, const Given
         const Part &keys = of->parts[0], &values = of->parts[1];
         require(of->dim == dim && keys.heads == kv_heads, "codes of another shape");
         require(0 <= used && used <= keys.tokens, "a piece has fewer tokens");
-        pieces.push_back({{keys, of->before[0].data()}, {values, of->before[1].data()}, order.first, used});
+        const int64_t *before[] = {of->before[0].data(), of->before[1].data()};
+        pieces.push_back({{keys, before[0]}, {values, before[1]}, order.first, used});
         order.first += used;
         order.parts += parts_of(used);
     }
@@ -96,7 +98,7 @@ void attend(const std::array<int64_t, 6> &shape, const Given &query, const Given
     order.value = view(value, batch, kv_heads, tokens, dim);
     if (mask[0]) order.mask = view(mask, batch, 1, fresh, order.first + tokens);
     const Given dense = {out[0], out[1], fresh * heads * dim, dim, heads * dim};
-    order.out = const_cast<float *>(static_cast<const float *>(view(dense, batch, heads, fresh, dim).at));
+    order.out = static_cast<float *>(const_cast<void *>(view(dense, batch, heads, fresh, dim).at));
     nb::gil_scoped_release release;
     const int64_t whole = batch * kv_heads, units = whole * order.parts;
     const auto kept = lines(units * kept_of(order) * sizeof(float));

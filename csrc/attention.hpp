@@ -1,4 +1,4 @@
-// Attention of few queries to many tokens: what attention.cpp checks, and attention_simd.cpp reads.
+// Attention of few queries to many tokens: what attention.cpp checks and attention_simd.cpp reads.
 #pragma once
 #include "decode.hpp"
 
@@ -24,7 +24,7 @@ struct Piece {
     int64_t first, used;
 };
 
-// Query heads of a group share a KV head: their queries, `rows` = group * fresh, are taken together.
+// Query heads of a group share a KV head: their queries, rows = group * fresh, are taken together.
 struct Attention {
     int64_t batch, kv_heads, group, fresh, tokens, dim, rows;
     View query, key, value;  // queries in float32
@@ -46,7 +46,7 @@ static constexpr int64_t kept_of(const Attention &order) {
 
 #define DECLARE(isa) \
     namespace isa { \
-    /* One part of one head of one sequence, into what is kept of it; `space` is a thread's own. */ \
+    /* One part of one head, into what is kept of it; `space` is a thread's own. */ \
     void attend_part(const Attention &order, int64_t unit, char *space); \
     size_t attend_space(const Attention &order); \
     void merge_parts(const Attention &order, int64_t head); \

@@ -1,5 +1,5 @@
-// Attention of few queries to one part of a head's tokens (FlashDecoding), whose scores are never all
-// there (FlashAttention, arXiv:2205.14135). See docs/attention.md.
+// Attention of few queries to one part of a head's tokens (FlashDecoding), whose scores are never
+// all there (FlashAttention, arXiv:2205.14135): softmax(scale * query * key + mask) * value.
 #include "attention_softmax.hpp"
 #include "blocks.hpp"
 
@@ -16,7 +16,7 @@ constexpr int64_t SOON = 32;   // bytes
 struct Space {
     float *keys;     // a tile, transposed: [dim, TILE]
     float *scores;   // [rows, TILE]
-    float *spare;    // a tile of keys, some of which are none
+    float *spare;    // what ends within a tile
     float *queries;  // [rows, dim]
     float *peaks, *totals, *shrinks;  // of rows
     float *decoded[2];                // tiles of keys and values that were codes
@@ -42,7 +42,7 @@ size_t divide(const Attention &order, char *memory, Space &of) {
     return at;
 }
 
-void fetch(const void *at, int64_t bytes) {
+void fetch(const void *at, int64_t bytes = 0) {
     __builtin_prefetch(static_cast<const char *>(at) + bytes);
 }
 
@@ -54,7 +54,7 @@ void transpose_keys(const T *keys, int64_t apart, int64_t dim, bool ahead, float
             Floats vectors[WIDE];
             for (int n = 0; n < WIDE; n++) {
                 const T *key = keys + (token + n) * apart + at;
-                if (ahead) fetch(key + KEYS_AHEAD * apart, 0);
+                if (ahead) fetch(key + KEYS_AHEAD * apart);
                 vectors[n] = load(key);
             }
             transpose(vectors);
@@ -91,9 +91,10 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
             const T *key = keys + (token + n) * apart;
             Floats own[N] = {};
             for (int64_t at = 0; at < dim; at += WIDE) {
-                fetch(key + KEYS_AHEAD * apart + at, 0);
+                fetch(key + KEYS_AHEAD * apart + at);
                 const Floats found = load(key + at);
-                for (int r = 0; r < N; r++) own[r] = fused(load(queries + r * dim + at), found, own[r]);
+                for (int r = 0; r < N; r++)
+                    own[r] = fused(load(queries + r * dim + at), found, own[r]);
             }
             for (int r = 0; r < N; r++) parts[r][n] = own[r];
         }
@@ -101,8 +102,8 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
     }
 }
 
-// Of N rows: `to` times what it shrinks by, and `count` values times their weights. Later values come
-// meanwhile, or for many rows memory from `soon` on.
+// Of N rows: `to` times what it shrinks by, and `count` values times their weights. Later values
+// come meanwhile, or for many rows memory from `soon` on.
 template <int N, class T>
 void gather(const float *weights, const T *values, int64_t apart, int64_t count,
             const float *shrinks, float *to, int64_t dim, const void *soon) {
@@ -116,7 +117,7 @@ void gather(const float *weights, const T *values, int64_t apart, int64_t count,
             Floats found[AT_ONCE];
             if (soon) fetch(soon, token * SOON);
             for (int n = 0; n < AT_ONCE; n++) {
-                if (!soon) fetch(value + KEYS_AHEAD * apart + n * WIDE, 0);
+                if (!soon) fetch(value + KEYS_AHEAD * apart + n * WIDE);
                 found[n] = load(value + n * WIDE);
             }
             for (int r = 0; r < N; r++) {
@@ -137,11 +138,11 @@ template <class F> void of_rows(int64_t rows, F f) {
     else f.template operator()<4>();
 }
 
-// `count` keys and values from token `first` of all on: a block of keys, `sums [rows, dim]`.
+// `count` keys and values from token `first` of all on, of which there is a tile of keys.
 template <class T>
-void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t count, const T *keys,
-                  int64_t keys_apart, const T *values, int64_t values_apart, const Space &space,
-                  float *sums) {
+void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t count,
+                 const T *keys, int64_t keys_apart, const T *values, int64_t values_apart,
+                 const Space &space, float *sums) {
     const int64_t dim = order.dim, rows = order.rows;
     auto some = [rows](int64_t row) { return rows - row < ROWS ? rows - row : ROWS; };
     if (rows <= ROWS) {
@@ -170,7 +171,7 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
     for (int64_t row = 0; row < rows; row += ROWS) {
         const char *soon = nullptr;
         if (rows >= MANY)  // the next keys
-            soon = reinterpret_cast<const char *>(keys + TILE * keys_apart) + row / ROWS * SOON * TILE;
+            soon = reinterpret_cast<const char *>(keys + TILE * keys_apart) + row * (SOON * TILE / ROWS);
         of_rows(some(row), [&]<int N> {
             gather<N>(space.scores + row * TILE, values, values_apart, count, space.shrinks + row,
                       sums + row * dim, dim, soon);
@@ -182,9 +183,10 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
 template <class T>
 void attend_numbers(const Attention &order, int64_t batch, int64_t head, int64_t start,
                     const Space &space, float *sums) {
-    const T *keys = static_cast<const T *>(order.key.at), *values = static_cast<const T *>(order.value.at);
-    keys += batch * order.key.batch + head * order.key.head;
-    values += batch * order.value.batch + head * order.value.head;
+    const View &key_at = order.key, &value_at = order.value;
+    const T *keys = static_cast<const T *>(key_at.at) + batch * key_at.batch + head * key_at.head;
+    const T *values = static_cast<const T *>(value_at.at);
+    values += batch * value_at.batch + head * value_at.head;
     const int64_t stop = order.tokens < start + PART ? order.tokens : start + PART;
     for (int64_t token = start; token < stop; token += TILE) {
         const int64_t count = stop - token < TILE ? stop - token : TILE;
@@ -203,13 +205,15 @@ void attend_numbers(const Attention &order, int64_t batch, int64_t head, int64_t
 }
 
 // What is to come of a piece's rows from the first of a part on.
-Rows rows_from(const Coded &coded, int64_t part, int64_t all, int dim, int16_t *levels, uint8_t *codes) {
+Rows rows_from(const Coded &coded, int64_t part, int64_t all, int dim, int16_t *levels,
+               uint8_t *codes) {
     Rows found{dim, dim, codes, {}};
     const uint8_t *packed = coded.part.codes;
     for (int n = 0; n < 8; n++) {
         const int64_t each = dim * BITS[n] / 8, total = coded.before[all * 8 + n];
         const int64_t gone = coded.before[part * 8 + n], here = gone % BLOCK, whole = gone - here;
-        Tier &tier = found.tiers[n] = {total - whole, 0, packed + whole * each, levels + n * BLOCK * dim, nullptr};
+        Tier &tier = found.tiers[n];
+        tier = {total - whole, 0, packed + whole * each, levels + n * BLOCK * dim, nullptr};
         packed += total * each;
         if (here && found.open_block(n)) tier.open -= here, tier.next += here * dim;
     }
@@ -222,26 +226,31 @@ void write_tile(const Part &of, Rows &rows, int64_t head, int64_t token, int64_t
                 const float *zeros, float *to) {
     const uint8_t *info = of.info + head * of.tokens + token;
     const float *mean = of.mean ? of.mean + head * DIM : zeros;
-    const int64_t angle = token * (DIM / 2);
-    if (of.cos) write_run<DIM, true>(rows, info, count, of.scales, mean, of.cos + angle, of.sin + angle, to);
-    else write_run<DIM, false>(rows, info, count, of.scales, mean, nullptr, nullptr, to);
+    if (!of.cos) {
+        write_run<DIM, false>(rows, info, count, of.scales, mean, nullptr, nullptr, to);
+        return;
+    }
+    const float *cos = of.cos + token * (DIM / 2), *sin = of.sin + token * (DIM / 2);
+    write_run<DIM, true>(rows, info, count, of.scales, mean, cos, sin, to);
 }
 
 // To part `part` of a piece.
 template <int DIM>
-void attend_codes(const Attention &order, const Piece &piece, int64_t batch, int64_t head, int64_t part,
-                  const Space &space, float *sums) {
+void attend_codes(const Attention &order, const Piece &piece, int64_t batch, int64_t head,
+                  int64_t part, const Space &space, float *sums) {
     const Part &keys = piece.keys.part, &values = piece.values.part;
-    const int64_t parts = parts_of(keys.tokens), own = head * parts + part, all = keys.heads * parts;
+    const int64_t parts = parts_of(keys.tokens), all = keys.heads * parts;
+    const int64_t own = head * parts + part;
     Rows of_keys = rows_from(piece.keys, own, all, DIM, space.levels[0], space.codes);
     Rows of_values = rows_from(piece.values, own, all, DIM, space.levels[1], space.codes);
-    const int64_t start = part * PART, stop = piece.used < start + PART ? piece.used : start + PART;
+    const int64_t start = part * PART, end = start + PART;
+    const int64_t stop = piece.used < end ? piece.used : end;
     for (int64_t token = start; token < stop; token += TILE) {
         const int64_t count = stop - token < TILE ? stop - token : TILE;
         write_tile<DIM>(keys, of_keys, head, token, count, space.zeros, space.decoded[0]);
         write_tile<DIM>(values, of_values, head, token, count, space.zeros, space.decoded[1]);
-        attend_tile(order, batch, piece.first + token, count, space.decoded[0], DIM, space.decoded[1],
-                    DIM, space, sums);
+        attend_tile(order, batch, piece.first + token, count, space.decoded[0], DIM,
+                    space.decoded[1], DIM, space, sums);
     }
 }
 
@@ -261,7 +270,8 @@ void attend_part(const Attention &order, int64_t unit, char *memory) {
     const View &query = order.query;
     for (int64_t row = 0; row < rows; row++) {
         const float *from = static_cast<const float *>(query.at) + batch * query.batch;
-        from += (head * order.group + row / order.fresh) * query.head + row % order.fresh * query.token;
+        from += (head * order.group + row / order.fresh) * query.head;
+        from += row % order.fresh * query.token;
         for (int64_t i = 0; i < dim; i++) space.queries[row * dim + i] = from[i] * order.scale;
         space.peaks[row] = LOWEST, space.totals[row] = 0;
     }

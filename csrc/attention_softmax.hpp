@@ -1,5 +1,5 @@
-// The online softmax (Milakov and Gimelshein, arXiv:1805.02867): weights are relative to the largest
-// score so far, and when there is a larger one, what was summed before is multiplied.
+// The online softmax (Milakov and Gimelshein, arXiv:1805.02867): weights are relative to the
+// largest score so far, and when there is a larger one, what was summed before is multiplied.
 #pragma once
 #include "attention.hpp"
 #include "attention_vectors.hpp"
@@ -9,10 +9,10 @@ namespace {
 
 constexpr float LOWEST = -3.40282347e38f;
 
-// Of numbers that are not above 0; what is no number stays none. exp(x) = 2**n · exp(r), where n is
+// Of numbers that are not above 0; what is no number stays none. exp(x) = 2**n exp(r), where n is
 // x / log(2) to the nearest, by the polynomial of Cephes' expf.
 inline Floats exp(Floats x) {
-    const Floats least = all(-87), up = all(12582912);  // adding 1.5 · 2**23 rounds
+    const Floats least = all(-87), up = all(12582912);  // adding 1.5 * 2**23 rounds
     const Floats n = (greater(x, least) * all(1.44269504088896341f) + up) - up;
     const Floats r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
     Floats series = all(1.9875691500e-4f);
@@ -24,8 +24,8 @@ inline Floats exp(Floats x) {
     return x < least ? Floats{} : series * Floats(power);
 }
 
-// What is known of a row: the largest score so far, the sum of the weights so far, and what is to be
-// done to what was summed with them.
+// What is known of a row: the largest score so far, the sum of the weights so far, and what that
+// which was summed with them is to be multiplied with.
 struct Known {
     float *peak, *total, *shrink;
 };

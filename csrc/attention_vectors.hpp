@@ -15,7 +15,6 @@ constexpr int WIDE = LANES<float>;
 constexpr int ROWS = 4, AT_ONCE = WIDE == 4 ? 2 : WIDE / 4;  // sums that fit the registers
 using Floats = V<float>;
 using Ints = V<int32_t>;
-using Lanes = std::make_integer_sequence<int, WIDE>;
 
 // Bfloat16 are the upper halves of float32.
 inline Floats load(const uint16_t *from) {
@@ -50,51 +49,32 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }  // b where one is no number
 inline Floats sum(Floats a, Floats b) { return a + b; }
 
-// Exchange index bit BIT of numbers with the bit that tells two vectors apart: the first of both.
-template <int BIT, int... J>
-Floats low(Floats a, Floats b, std::integer_sequence<int, J...>) {
-    return __builtin_shufflevector(a, b, (J & BIT ? WIDE + (J ^ BIT) : J)...);
-}
-
-// The second.
-template <int BIT, int... J>
-Floats high(Floats a, Floats b, std::integer_sequence<int, J...>) {
-    return __builtin_shufflevector(a, b, (J & BIT ? WIDE + J : J | BIT)...);
-}
-
-template <int BIT, int... J> Floats swapped(Floats a, std::integer_sequence<int, J...>) {
-    return __builtin_shufflevector(a, a, (J ^ BIT)...);
-}
+// Index bit BIT of numbers exchanged with the one that tells two vectors apart: one of the two.
+template <int BIT, bool HIGH> struct Exchanged {
+    static constexpr int at(int i) { return (i & BIT ? WIDE : 0) + (HIGH ? i | BIT : i & ~BIT); }
+};
+template <int BIT> Floats low(Floats a, Floats b) { return pick<float, Exchanged<BIT, false>>(a, b); }
+template <int BIT> Floats high(Floats a, Floats b) { return pick<float, Exchanged<BIT, true>>(a, b); }
 
 // Number j of vector i becomes number i of vector j.
-template <int BIT = 1> void transpose(Floats (&vectors)[WIDE]) {
-    for (int i = 0; i < WIDE; i++) {
-        if (i & BIT) continue;
-        const Floats one = vectors[i], two = vectors[i | BIT];
-        vectors[i] = low<BIT>(one, two, Lanes{});
-        vectors[i | BIT] = high<BIT>(one, two, Lanes{});
-    }
-    if constexpr (2 * BIT < WIDE) transpose<2 * BIT>(vectors);
+template <int BIT = 1> void transpose(Floats (&x)[WIDE]) {
+    for (int i = 0; i < WIDE; i++)
+        if (!(i & BIT)) shuffle<float, Exchanged<BIT, false>, Exchanged<BIT, true>>(x[i], x[i | BIT]);
+    if constexpr (2 * BIT < WIDE) transpose<2 * BIT>(x);
 }
 
-// The sum of vector i as number i.
-template <int COUNT = WIDE> Floats sums(const Floats *vectors) {
-    if constexpr (COUNT == 1) return vectors[0];
-    else {
-        Floats both[COUNT / 2];
-        for (int n = 0; n < COUNT / 2; n++) {
-            const Floats one = vectors[2 * n], two = vectors[2 * n + 1];
-            both[n] = low<WIDE / COUNT>(one, two, Lanes{}) + high<WIDE / COUNT>(one, two, Lanes{});
-        }
-        return sums<COUNT / 2>(both);
-    }
+// The sum of vector i as number i; x is used up.
+template <int BIT = 1> Floats sums(Floats *x) {
+    if constexpr (BIT == WIDE) return x[0];
+    for (int i = 0; 2 * i * BIT < WIDE; i++)
+        x[i] = low<BIT>(x[2 * i], x[2 * i + 1]) + high<BIT>(x[2 * i], x[2 * i + 1]);
+    if constexpr (BIT < WIDE) return sums<2 * BIT>(x);
 }
 
 // All numbers of a vector put together by `both`, which is the same in either order.
-template <Floats both(Floats, Floats), int BIT = WIDE / 2> float folded(Floats vector) {
-    vector = both(vector, swapped<BIT>(vector, Lanes{}));
-    if constexpr (BIT > 1) return folded<both, BIT / 2>(vector);
-    else return vector[0];
+template <Floats both(Floats, Floats), int BIT = 1> float folded(Floats x) {
+    if constexpr (BIT == WIDE) return x[0];
+    else return folded<both, 2 * BIT>(both(low<BIT>(x, x), high<BIT>(x, x)));
 }
 
 }  // namespace

@@ -19,14 +19,18 @@ const float *floats(Span span, int64_t count, const char *what) {
 
 }  // namespace
 
+int64_t widths(Span info) {
+    int64_t bits = 0;
+    for (size_t n = 0; n < info.size; n++) bits += BITS[info.as<const uint8_t>()[n] & 7];
+    return bits;
+}
+
 Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
                   int64_t heads, int64_t tokens) {
     require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
                 && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
     require(info.size == size_t(heads * tokens), "a row has one byte");
-    int64_t bits = 0;
-    for (size_t n = 0; n < info.size; n++) bits += BITS[info.as<const uint8_t>()[n] & 7];
-    require(codes.size >= size_t(bits * (eights(dim) / 8)), "rows have more codes than there are");
+    require(codes.size >= size_t(widths(info) * (eights(dim) / 8)), "rows have more codes than there are");
     require(!cos.at == !sin.at, "cosines and sines come together");
     require(!cos.at || dim % 2 == 0, "an odd dim has no pairs to turn");
     return {
@@ -41,15 +45,17 @@ namespace {
 
 class Line {
 public:
-    Line(int dim, bool bfloat16, std::vector<float> dct, size_t capacity)
-        : dct_(std::move(dct)), shape_{dim, bfloat16, dct_.data()}, done_(new std::atomic<bool>[capacity]{}) {
+    Line(int dim, bool bfloat16, Span dct, size_t capacity) {
         require(dim > 0 && dim <= 1 << 16 && (dim & -dim) <= 256, "no kernel has rows of this dim");
         const size_t m = size_t(dim / (dim & -dim));
-        require(dct_.size() == m * m, "the DCT is not that of the dim's odd factor");
+        require(dct.size == 4 * m * m, "the DCT is not that of the dim's odd factor");
+        dct_.assign(dct.as<const float>(), dct.as<const float>() + m * m);
+        shape_ = {dim, bfloat16, dct_.data()};
+        done_.reset(new std::atomic<bool>[capacity]{});
         parts_.reserve(capacity);
     }
 
-    ~Line() { close(); }
+    ~Line() { stop(); }
 
     // The memory is the caller's to keep until the part is `decoded`.
     void add(Span codes, Span info, Span scales, Span mean, Span cos, Span sin, Span numbers,
@@ -72,13 +78,13 @@ public:
     void decode(size_t most) {
         std::unique_ptr<char[]> space(new char[decode_space(shape_.dim)]);
         while (most-- && decode_next(space.get())) {}
-        if (damaged_) throw std::runtime_error("a row's byte changed while its card was decoded");
     }
 
     // Have another thread take parts until the line is closed.
     void start() {
-        other_ = std::thread([this] {
-            std::unique_ptr<char[]> space(new char[decode_space(shape_.dim)]);
+        require(!other_.joinable() && !closed_, "the line has another thread");
+        std::unique_ptr<char[]> own(new char[decode_space(shape_.dim)]);
+        other_ = std::thread([this, space = std::move(own)] {
             while (!closed_) {
                 const size_t seen = ready_;
                 if (!decode_next(space.get()) && !closed_) ready_.wait(seen);
@@ -88,16 +94,21 @@ public:
 
     // What nobody has begun is nobody's; what the other thread is at is waited for.
     void close() {
-        closed_ = true;
-        ready_.fetch_add(CLOSED);
-        ready_.notify_all();
-        if (other_.joinable()) other_.join();
+        stop();
+        if (damaged_) throw std::runtime_error("the bytes of a layer changed while it was decoded");
     }
 
     bool decoded(size_t number) const { return number < parts_.capacity() && done_[number]; }
     size_t taken() const { return next_; }
 
 private:
+    void stop() {
+        closed_ = true;
+        ready_.fetch_add(CLOSED);  // who waits for more sees a change
+        ready_.notify_all();
+        if (other_.joinable()) other_.join();
+    }
+
     static constexpr size_t CLOSED = size_t(1) << 48;
 
     bool decode_next(char *space) {
@@ -111,7 +122,7 @@ private:
     }
 
     std::vector<float> dct_;
-    Shape shape_;
+    Shape shape_{};
     std::vector<Part> parts_;  // never moved, so threads read what is ready
     std::atomic<size_t> next_{0}, ready_{0};
     std::atomic<bool> closed_{false}, damaged_{false};
@@ -123,8 +134,9 @@ private:
 
 void bind_decode(nb::module_ &m) {
     using release = nb::call_guard<nb::gil_scoped_release>;
+    m.def("widths", &widths);
     nb::class_<Line>(m, "Line")
-        .def(nb::init<int, bool, std::vector<float>, size_t>())
+        .def(nb::init<int, bool, Span, size_t>())
         .def("add", &Line::add)
         .def("decode", &Line::decode, nb::arg("most") = SIZE_MAX, release())
         .def("start", &Line::start)

@@ -18,6 +18,9 @@ struct Part {
     int64_t nbytes;               // of codes
 };
 
+// The sum of rows' widths, in bits a number, of their bytes.
+int64_t widths(Span info);
+
 // A part that is what it says it is, but for where its numbers go. Raises ValueError.
 Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
                   int64_t heads, int64_t tokens);

@@ -1,6 +1,7 @@
 // Checks of what encode_simd.cpp is given.
 #include "encode.hpp"
 #include "bind.hpp"
+#include "decode.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -77,9 +78,7 @@ void encode_rows(Span rows, Span info, Span scales, int dim, Span dct, Span out)
     const int64_t count = int64_t(info.size);
     require(rows.size == 4 * info.size * size_t(dim), "a row has one byte");
     require(scales.size == 32 * 4, "scales are 32");
-    int64_t bits = 0;
-    for (size_t n = 0; n < info.size; n++) bits += BITS[info.as<const uint8_t>()[n] & 7];
-    require(out.size == size_t(bits * (eights(dim) / 8)), "codes have another size");
+    require(out.size == size_t(widths(info) * (eights(dim) / 8)), "codes have another size");
     nb::gil_scoped_release release;
     const auto x = room<float>(count * dim);
     const auto order = room<int64_t>(count);

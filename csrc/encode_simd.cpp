@@ -19,6 +19,8 @@ inline float widened(uint16_t bits) {
     return number;
 }
 
+inline float larger(float a, float b) { return a > b ? a : b; }
+
 // As the decoder will see it, to `out` and `mean`: eight bits are enough, for what is taken away is
 // exactly what is added again.
 void find_mean(const float *x, const Source &source, double *total, float *mean) {
@@ -31,7 +33,7 @@ void find_mean(const float *x, const Source &source, double *total, float *mean)
         float largest = 0;
         for (int i = 0; i < dim; i++) {
             mean[i] = float(total[i] / double(source.tokens));
-            largest = largest > __builtin_fabsf(mean[i]) ? largest : __builtin_fabsf(mean[i]);
+            largest = larger(largest, __builtin_fabsf(mean[i]));
         }
         const float step = largest / 127.0f > 1e-30f ? largest / 127.0f : 1e-30f;
         memcpy(source.mean + 4 * head, &step, 4);
@@ -106,7 +108,7 @@ int exponents(const Source &source, const float *x, const float *squares, int64_
         double square = squares[row];
         if (wide) {  // eight bits are spent on rows that must not be clipped
             float peak = 0;
-            for (int i = 0; i < dim; i++) peak = peak > __builtin_fabsf(x[i]) ? peak : __builtin_fabsf(x[i]);
+            for (int i = 0; i < dim; i++) peak = larger(peak, __builtin_fabsf(x[i]));
             const double most = double(peak) * (UNIT / __builtin_sqrt(h) / TOP);
             square = square > most * most ? square : most * most;
         }

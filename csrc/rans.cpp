@@ -1,8 +1,8 @@
 // Range coding of small integers: rANS (Duda, arXiv:1311.2540), see docs/codec-transform.md.
 //
 // Four interleaved states hide the latency of each other; they take 16 bits at a time, and
-// probabilities have 12 bits. Column c of a row belongs to state c % 4. Each row of numbers is coded
-// with one row of `table`, which names a distribution for every column. A number that its
+// probabilities have 12 bits. Column c of a row belongs to state c % 4. Each row of numbers is
+// coded with one row of `table`, which names a distribution for every column. A number that its
 // distribution has no symbol for is escaped: it costs whole bytes.
 #include "bind.hpp"
 #include "threads.hpp"
@@ -21,10 +21,10 @@ constexpr int32_t ESCAPE = 2 * LARGEST + 1, SYMBOLS = ESCAPE + 1;
 constexpr uint32_t LOW = 1 << 16;                       // the least state
 constexpr uint32_t ESCAPED = uint32_t(ESCAPE) << 24;    // the least entry of an escape
 
-template <class T> using Flat = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T> using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <class T> using FlatOut = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T> using MatrixOut = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T, int N>
+using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T> using Flat = Array<const T, 1>;
+template <class T> using Matrix = Array<const T, 2>;
 
 // Which distribution each number has: table[rows[t], c], all of them below `classes`.
 struct Classes {
@@ -44,11 +44,11 @@ struct Classes {
     const int32_t *operator[](size_t token) const { return table + rows[token] * dim; }
 };
 
-// Numbers to the nearest multiple of their row's unit, those near the middle to the lower one. `out`
-// is what the decoder will see, `activity` the sum of a row's magnitudes.
+// Numbers to the nearest multiple of their row's unit, those near the middle to the lower one.
+// `out` is what the decoder will see, `activity` the sum of a row's magnitudes.
 void quantize(Matrix<float> z, Flat<int32_t> rows, Matrix<int32_t> table, Flat<float> units,
-              float dead, Matrix<float> points, MatrixOut<int32_t> values, MatrixOut<float> out,
-              FlatOut<int32_t> activity) {
+              float dead, Matrix<float> points, Array<int32_t, 2> values, Array<float, 2> out,
+              Array<int32_t, 1> activity) {
     const Classes classes(rows, table, points.shape(0));
     const size_t n = rows.size(), dim = classes.dim;
     require(points.shape(1) == size_t(SYMBOLS), "points are not those of all symbols");
@@ -78,7 +78,7 @@ void quantize(Matrix<float> z, Flat<int32_t> rows, Matrix<int32_t> table, Flat<f
 // in each, and the states.
 std::tuple<size_t, size_t, std::array<uint32_t, 4>> encode(
     Matrix<int32_t> values, Flat<int32_t> rows, Matrix<int32_t> table, Matrix<int32_t> freq,
-    Matrix<int32_t> start, FlatOut<uint16_t> words, FlatOut<uint8_t> escapes) {
+    Matrix<int32_t> start, Array<uint16_t, 1> words, Array<uint8_t, 1> escapes) {
     const Classes classes(rows, table, freq.shape(0));
     const size_t dim = classes.dim;
     require(freq.shape(1) == size_t(SYMBOLS) && start.size() == freq.size(), "tables differ");
@@ -120,8 +120,8 @@ struct Streams {
     std::span<const uint8_t> escapes;
     size_t at = 0, far = 0;
 
-    // The entry of the next symbol of the state `x`. `lookup` holds for every slot of a distribution
-    // symbol << 24 | (frequency - 1) << 12 | slot - start.
+    // The entry of the next symbol of the state `x`. `lookup` holds for every slot of a
+    // distribution symbol << 24 | (frequency - 1) << 12 | slot - start.
     uint32_t entry(uint32_t &x, const uint32_t *lookup) {
         const uint32_t found = lookup[x & (TOTAL - 1)];
         x = ((found >> 12 & (TOTAL - 1)) + 1) * (x >> BITS) + (found & (TOTAL - 1));
@@ -165,7 +165,8 @@ bool decode_chunk(Streams from, std::array<uint32_t, 4> x, size_t start, size_t 
         size_t c = 0;
         for (; c + 4 <= dim; c += 4) {
             uint32_t found[4];
-            for (int n = 0; n < 4; n++) found[n] = from.entry(x[n], lookup + size_t(row[c + n]) * TOTAL);
+            for (int n = 0; n < 4; n++)
+                found[n] = from.entry(x[n], lookup + size_t(row[c + n]) * TOTAL);
             if (*std::max_element(found, found + 4) < ESCAPED) {
                 for (int n = 0; n < 4; n++) {
                     const int32_t symbol = found[n] >> 24;
@@ -193,8 +194,8 @@ using Chunk = std::tuple<Flat<uint16_t>, Flat<uint32_t>, Flat<uint8_t>, size_t, 
 // Undo `encode` for each chunk, on up to `threads` threads. `rows`, `units`, `out` and `activity` are
 // of the tokens of all chunks. Returns whether all came out even.
 bool decode(std::vector<Chunk> chunks, Flat<int32_t> rows, Matrix<int32_t> table,
-            Flat<uint32_t> lookup, Matrix<float> points, Flat<float> units, MatrixOut<float> out,
-            FlatOut<int32_t> activity, int threads) {
+            Flat<uint32_t> lookup, Matrix<float> points, Flat<float> units, Array<float, 2> out,
+            Array<int32_t, 1> activity, int threads) {
     const Classes classes(rows, table, points.shape(0));
     const size_t n = rows.size();
     require(points.shape(1) == size_t(SYMBOLS), "points are not those of all symbols");

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkvshare.kernels.cpu_decode import decode_parts
+from qkvshare.kernels.decode import decode_parts
+from qkvshare.kernels.encode import encode_rows
 from qkvshare.kernels.levels import TIERS
-from qkvshare.kernels.operators import encode_rows
 from qkvshare.kernels.parts import Part
 from qkvshare.kernels.reference import eights
 

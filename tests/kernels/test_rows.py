@@ -1,35 +1,31 @@
-"""The row kernels: Numba gives the bits of the reference, and both those of the specification."""
+"""The row kernels: C++ gives the bits of the reference, and both those of the specification."""
 
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import njit
-from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
-from qkvshare.kernels import cpu_blocks, cpu_decode, cpu_encode, cpu_rows, reference
+from qkvshare.kernels import reference
 from qkvshare.kernels.ahead import ahead, at_once
-from qkvshare.kernels.cpu_hadamard import transformer
+from qkvshare.kernels.decode import decode_parts, decode_rows, line_of, widths
+from qkvshare.kernels.encode import Source, encode, encode_rows, measure
 from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
-from qkvshare.kernels.operators import decode_rows, encode_rows
+from qkvshare.kernels.native import dct_span, native, span
 from qkvshare.kernels.parts import Part
 from qkvshare.kernels.rotation import mix, power_of_two, rotate, turned
 
-DIMS = [8, 20, 64, 80, 96, 128, 256]
+DIMS = [8, 16, 20, 64, 80, 96, 128, 256]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -56,6 +52,15 @@ def size_of(info: Tensor, dim: int) -> int:
     return sum(TIERS[byte & 7] for byte in info.tolist()) * reference.eights(dim) // 8
 
 
+@pytest.fixture(params=native.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compute as a processor that can no more."""
+    native.use(request.param)
+    yield
+    native.use(native.isas()[-1])
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("tier", [None, *range(8)])
 @pytest.mark.parametrize(("heads", "tokens"), [(1, 1), (3, 32), (2, 45)])
@@ -89,6 +94,7 @@ def compare(
             assert (room[:, before + tokens :] == 7).all()
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dim", [8, 64, 80, 128, 256, 512])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype) -> None:
@@ -106,32 +112,14 @@ def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype) -> None:
         expected.append(back if turn is None else turned(back, *turn))
         added = own if keys else None
         parts.append(Part(codes, info, scales, room[:, 1 : 1 + tokens], added, turn))
-    cpu_decode.decode_parts(parts)
+    decode_parts(parts)
     for part, right in zip(parts, expected, strict=True):
         assert torch.equal(part.numbers, right.to(dtype))
         assert part.numbers._base is not None
         assert (part.numbers._base[:, [0, -2, -1]] == 7).all()
 
 
-@pytest.mark.parametrize("size", [2, 4, 8, 16, 32, 64, 128, 256])
-@pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32])
-def test_transforms_in_registers(size: int, kind: Any) -> None:
-    """Every size and number format, to the last bit."""
-    transform = transformer(size)
-
-    @njit  # type: ignore[untyped-decorator]
-    def run(x: Any, at: Any) -> None:
-        transform(x, at)
-
-    generator = np.random.default_rng(size)
-    x = (100 * generator.standard_normal(size + 5)).astype(kind)
-    right = reference.hadamard(torch.from_numpy(x[3 : 3 + size].astype(np.float32))[None])[0]
-    after = x.copy()
-    run(after, 3)
-    assert np.array_equal(after[3 : 3 + size], right.numpy().astype(kind))
-    assert np.array_equal(np.delete(after, np.s_[3 : 3 + size]), np.delete(x, np.s_[3 : 3 + size]))
-
-
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("bits", TIERS[1:])
 def test_numbers_on_thresholds_get_the_codes_of_the_reference(bits: int) -> None:
     """On a threshold exactly, just beside it, and far outside."""
@@ -249,76 +237,78 @@ def test_a_child_process_has_a_thread_of_its_own() -> None:
     assert found.returncode == 0, found.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_said() -> None:
-    """Neither beside the source nor in the user's cache: compiled all the same, with a warning."""
-    script = (
-        "import numba.core.caching as caching\n"
-        "caching.CacheImpl._locator_classes = []\n"
-        "import torch\n"
-        "from qkvshare.kernels.operators import encode_rows\n"
-        "one = torch.ones(1, 8), torch.tensor([1], dtype=torch.uint8), torch.ones(32), 1\n"
-        "assert encode_rows(*one).tolist() == [1]\n"
-    )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert found.stderr.count("Set NUMBA_CACHE_DIR to a folder that can be written") == 1
+def part(dim: int = 64, tokens: int = 40) -> dict[str, Any]:
+    """What fits together: arguments of `Part`."""
+    rows, info, inverse, scales, mean = random_rows(2, tokens, dim, 0)
+    codes = reference.encode_rows(rows, info, inverse)
+    room = torch.full((2, tokens, dim), 7.0)
+    turn = torch.ones(tokens, dim // 2), torch.zeros(tokens, dim // 2)
+    return dict(codes=codes, info=info, scales=scales, numbers=room, mean=mean, angles=turn)
 
 
-def test_no_two_parts_have_one_name() -> None:
-    """Numba would take one for the other as soon as one of them comes from disk."""
-    parts = {
-        id(part): part.py_func.__qualname__
-        for module in (cpu_blocks, cpu_decode, cpu_encode, cpu_rows)
-        for part in vars(module).values()
-        if isinstance(part, Dispatcher)
-    }
-    assert len(parts) > 30
-    assert len(set(parts.values())) == len(parts)
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("codes", lambda at: at[:-1]),
+        ("codes", lambda at: at[:0]),
+        ("info", lambda at: at[:-1]),
+        ("info", lambda at: at.fill_(7)),
+        ("scales", lambda at: at[:-1]),
+        ("mean", lambda at: at[:1]),
+        ("angles", lambda at: (at[0][:-1], at[1])),
+        ("angles", lambda at: (at[0], at[1][:, :-1].contiguous())),
+        ("numbers", lambda at: at.as_strided((2, 40, 64), (100, 64, 1))),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_refused(name: str, changed: Any) -> None:
+    """Before anything is written."""
+    given = part()
+    numbers = given["numbers"]
+    given[name] = changed(given[name])
+    with pytest.raises(ValueError, match="."):
+        decode_parts([Part(**given)])
+    assert (numbers == 7).all()
 
 
-@pytest.mark.nightly
-def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
-    """Each begins with another kernel, so that what one has compiled the other finds on disk."""
-    script = (
-        "import sys, torch\n"
-        "from tests.kernels.test_rows import compare\n"
-        "dtypes, dims = [torch.float32, torch.bfloat16], [64, 80, 128]\n"
-        "for dim in dims if sys.argv[1] == 'a' else dims[::-1]:\n"
-        "    for tier in (None, *range(8)):\n"
-        "        compare(dim, tier, 2, 45, dtypes if sys.argv[1] == 'a' else dtypes[::-1])\n"
-    )
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    for _ in range(2):
-        started = [
-            subprocess.Popen([sys.executable, "-c", script, which], env=environment)
-            for which in "abab"
-        ]
-        assert [process.wait() for process in started] == [0] * 4
+def test_bytes_that_change_meanwhile_reach_no_memory_beside_them() -> None:
+    """A card's file belongs to others; what it says was counted before."""
+    given = part()
+    codes, info = given["codes"].clone(), given["info"]
+    line = line_of(64, torch.float32, 1)
+    one = Part(**given)
+    line.add(*one.spans(), (one.numbers.data_ptr(), one.numbers.nbytes), 2, 40, 40 * 64)
+    info.fill_(7)  # more codes than there are
+    line.decode()
+    with pytest.raises(RuntimeError, match="changed while it was decoded"):
+        line.close()
+    assert torch.equal(given["codes"], codes)
 
 
-_AVX2 = "+sse4.2,+popcnt,+avx,+avx2,+bmi,+bmi2,+fma,+f16c,+lzcnt"
-_AVX512 = _AVX2 + ",+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd"
-OLDER = {
-    "haswell": _AVX2,  # vectors of 256 bits
-    "skylake-avx512": _AVX512,  # bytes only within 128
-    "icelake-server": _AVX512 + ",+avx512vbmi",  # no bfloat16
-}
+def test_encoders_refuse_what_does_not_fit() -> None:
+    rows, info, inverse, _, _ = random_rows(1, 5, 64, 0, 4)
+    out = torch.full((5 * 32,), 7, dtype=torch.uint8)
+    good = span(rows), span(info), span(inverse), 64, dct_span(64), span(out)
+    native.encode_rows(*good)
+    assert not (out == 7).all()
+    for at, bad in ((0, span(rows[1:])), (1, span(info[1:])), (2, span(inverse[1:])), (3, 512),
+                    (3, 80), (4, dct_span(80)), (5, span(out[1:]))):  # fmt: skip
+        out.fill_(7)
+        with pytest.raises(ValueError, match="."):
+            native.encode_rows(*good[:at], bad, *good[at + 1 :])
+        assert (out == 7).all()
+    numbers, wide = torch.randn(1, 5, 64), torch.full((1, 5), 7, dtype=torch.uint8)
+    bytes_ = np.full(2 + 5 + 5 * 56, 7, np.uint8)
+    with pytest.raises(ValueError, match="no tier has this width"):
+        encode([Source(numbers, None, None, bytes_, wide)])
+    with pytest.raises(ValueError, match="codes have another size"):
+        encode([Source(numbers, None, None, bytes_[1:], wide.fill_(4))])
+    with pytest.raises(ValueError, match="mean square"):
+        measure([Source(numbers, None, None, np.zeros(4, np.float32))])
+    assert (bytes_ == 7).all()
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("processor", OLDER)
-def test_older_processors_give_the_same(tmp_path: Path, processor: str) -> None:
-    """What this one can, with code for one that can less."""
-    there = llvmlite.binding.get_host_cpu_features()
-    if not all(there.get(feature[1:]) for feature in OLDER[processor].split(",")):
-        pytest.skip("this processor cannot run the code")
-    alike = os.environ | {
-        "NUMBA_CPU_NAME": processor,
-        "NUMBA_CPU_FEATURES": OLDER[processor],
-        "NUMBA_CACHE_DIR": str(tmp_path),
-    }
-    files = [str(Path(__file__).with_name(f"test_{of}.py")) for of in ("rows", "attention")]
-    chosen = [*files, "-k", "reference or turned or whole or thresholds or precision"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
-    done = subprocess.run(command, env=alike, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+def test_widths_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = torch.randint(0, 256, (1000,), dtype=torch.uint8).numpy()
+    found = widths(info)
+    monkeypatch.setattr("qkvshare.kernels.decode.native", None)
+    assert widths(info) == found == sum(TIERS[byte & 7] for byte in info.tolist())

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..kernels.cpu_coded import Piece
+from ..kernels.attention import Piece
 from ..scoring import Scorer
 from .base import Codec
 from .layers import LayerKV, Shape

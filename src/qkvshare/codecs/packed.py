@@ -25,7 +25,7 @@ from torch import Tensor
 from ..card.digest import Bytes
 from ..card.errors import CodecError
 from ..kernels.ahead import ahead
-from ..kernels.cpu_coded import Piece
+from ..kernels.attention import Piece
 from ..kernels.cuda import fits
 from ..kernels.levels import DISTORTION, TIERS
 from ..kernels.reference import eights

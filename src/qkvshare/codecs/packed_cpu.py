@@ -10,15 +10,14 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..kernels.ahead import ahead
-from ..kernels.cpu_decode import decode_parts
-from ..kernels.cpu_meanwhile import Meanwhile
-from ..kernels.cpu_source import Source
-from ..kernels.cpu_source import encode as encode_sources
-from ..kernels.cpu_source import measure as measure_sources
-from ..kernels.operators import LARGEST
+from ..kernels.background import BackgroundDecoder
+from ..kernels.decode import decode_parts
+from ..kernels.encode import Source
+from ..kernels.encode import encode as encode_sources
+from ..kernels.encode import measure as measure_sources
+from ..kernels.native import fits
 from ..kernels.parts import Part
 from ..kernels.reference import eights
-from ..kernels.rotation import power_of_two
 from .finite import require_finite
 from .layers import Into, LayerKV
 from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes
@@ -35,7 +34,7 @@ Job = list[tuple[Bytes, Into]]
 def has_kernels(layer: LayerKV) -> bool:
     """Whether `encode` and `energies` take it."""
     dims = layer.keys.shape[2], layer.values.shape[2]
-    return layer.keys.device.type == "cpu" and all(power_of_two(dim) <= LARGEST for dim in dims)
+    return layer.keys.device.type == "cpu" and all(map(fits, dims))
 
 
 def energies(layers: Sequence[LayerKV]) -> list[Energy]:
@@ -113,9 +112,9 @@ def _decode_there(
     then: Callable[[Into], None],
     layers: Sequence[Into],
 ) -> Sequence[Into]:
-    """By two threads: see `Meanwhile`. ``then`` is called when all are decoded."""
+    """By two threads: see `BackgroundDecoder`. ``then`` is called when all are decoded."""
     wild = list[LayerKV]()
-    with Meanwhile(layers[0].keys, 2 * len(layers), _BEFOREHAND) as decoder:
+    with BackgroundDecoder(layers[0].keys, 2 * len(layers), _BEFOREHAND) as decoder:
         for blob, layer in pairs:
             decoder.add(opened([(blob, layer)], wild))
             del blob

@@ -16,7 +16,7 @@ import torch
 
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, QKVShareError
-from ..kernels.cpu_decode import widths
+from ..kernels.decode import widths
 from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two

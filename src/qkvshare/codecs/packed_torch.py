@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
-from ..kernels.operators import encode_rows
+from ..kernels.encode import encode_rows
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
 from .layers import LayerKV, before_rope

@@ -1,28 +1,41 @@
-"""The C++ kernels of ``csrc/``, where this installation has them."""
+"""The C++ kernels of ``csrc/``, where this installation has them.
+
+They get addresses and sizes, and check that these fit each other before they write anything.
+"""
 
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from typing import Any
 
 import numpy.typing as npt
 from torch import Tensor
 
+from .rotation import dct, power_of_two
+
 Array = Tensor | npt.NDArray[Any]
+Span = tuple[int, int]  # an address, and how many bytes are there
+LARGEST = 256  # numbers of a Hadamard transform; no model has larger heads
 
 native: Any = None
 try:
-    from . import _native as native
+    native = import_module("._native", __package__)
 except ImportError as error:
     warnings.warn(
-        f"QKVShare has no compiled kernels ({error}): cards are encoded and decoded by plain torch, "
-        "with the same numbers, many times slower. Install a C++20 compiler, then QKVShare again.",
+        f"QKVShare has no compiled kernels here ({error}). Plain torch does their work: the same "
+        "numbers, many times slower. Install a C++20 compiler (GCC or Clang), then QKVShare again.",
         stacklevel=2,
     )
 
 
-def span(of: Array | None) -> tuple[int, int]:
-    """Where the memory of a contiguous array is, and how many bytes it has; zeros of None."""
+def fits(dim: int) -> bool:
+    """Whether there are kernels here for rows of ``dim`` numbers on a processor."""
+    return native is not None and power_of_two(dim) <= LARGEST
+
+
+def span(of: Array | None) -> Span:
+    """Where the memory of a contiguous array is, and its bytes; zeros of None."""
     if of is None:
         return 0, 0
     if isinstance(of, Tensor):
@@ -30,3 +43,16 @@ def span(of: Array | None) -> tuple[int, int]:
         return of.data_ptr(), of.nbytes
     assert of.flags.c_contiguous
     return of.__array_interface__["data"][0], of.nbytes
+
+
+def rows_span(of: Tensor) -> Span:
+    """The same of ``[heads, tokens, dim]`` whose heads lie apart."""
+    heads, tokens, dim = of.shape
+    assert of.stride()[1:] == (dim, 1)
+    reach = (heads - 1) * of.stride(0) + tokens * dim if of.numel() else 0
+    return of.data_ptr(), reach * of.element_size()
+
+
+def dct_span(dim: int) -> Span:
+    """The DCT over the odd factor of ``dim``, which is kept."""
+    return span(dct(dim // power_of_two(dim)))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy.typing as npt
 from torch import Tensor
 
+from .native import Array, Span, span
 from .reference import eights
-
-Array = Tensor | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -34,19 +31,25 @@ class Part:
     mean: Array | None = None
     angles: tuple[Tensor, Tensor] | None = None
 
+    def spans(self) -> tuple[Span, Span, Span, Span, Span, Span]:
+        """Of codes, bytes, scales, mean, cosines and sines."""
+        cos, sin = self.angles or (None, None)
+        return (
+            *(span(self.codes), span(self.info), span(self.scales)),
+            *(span(self.mean), span(cos), span(sin)),
+        )
+
     def row(self) -> list[int]:
-        """Of the table that kernels read: addresses, then sizes.
+        """Of the table that kernels on a GPU read: addresses, then sizes.
 
         ``info, codes, scales, mean, numbers, cosines, sines`` (0 where there are none), ``rows,
         tokens``, numbers from the beginning of a head to that of the next, codes of a row.
         """
         heads, tokens, dim = self.numbers.shape
         assert self.numbers.stride()[1:] == (dim, 1)
-        cos, sin = (0, 0) if self.angles is None else [at.data_ptr() for at in self.angles]
-        mean = 0 if self.mean is None else _address(self.mean)
+        codes, info, scales, mean, cos, sin = (address for address, _ in self.spans())
         return [
-            *(_address(at) for at in (self.info, self.codes, self.scales)),
-            *(mean, self.numbers.data_ptr(), cos, sin),
+            *(info, codes, scales, mean, self.numbers.data_ptr(), cos, sin),
             *(heads * tokens, tokens, self.numbers.stride(0), eights(dim)),
         ]
 
@@ -56,10 +59,3 @@ def aligned(row: list[int]) -> int:
     once."""
     _, _, _, mean, numbers, cos, sin, _, _, apart, _ = row
     return 16 if (mean | numbers | cos | sin | apart) % 16 == 0 else 1
-
-
-def _address(of: Array) -> int:
-    if isinstance(of, Tensor):
-        return of.data_ptr()
-    address: int = of.__array_interface__["data"][0]
-    return address

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import Any
 
 import torch
-from llvmlite import binding
 from torch import Tensor
 
+from .native import native as kernels
+
 SHORT = 192
-_NATIVE = ("amx-bf16", "avx512bf16")
 
 
 def add(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -46,8 +47,8 @@ def summed(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 @cache
 def native() -> bool:
     """Whether this processor multiplies bfloat16."""
-    found, library = binding.get_host_cpu_features(), torch.backends.mkldnn
-    return bool(library.is_available()) and any(found.get(name) for name in _NATIVE)  # type: ignore[no-untyped-call]
+    library: Any = torch.backends.mkldnn
+    return kernels is not None and kernels.multiplies_bfloat16 and bool(library.is_available())
 
 
 def _short(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

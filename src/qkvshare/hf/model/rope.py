@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...card.errors import UnsupportedModelError
+from ...kernels.native import native, rows_span, span
 from ...kernels.rotation import turned
 from .config import text_config
 
@@ -217,18 +218,12 @@ class Rotation:
         x = keys.float()
         if self.angles is None:
             x = self.function(x[None, :0], x[None], self.of.cos, self.of.sin)[1][0]  # no queries
-        elif x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
-            self._on_cpu(x)
+        elif native is not None and x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
+            cos, sin = (part[0].contiguous() for part in (self.of.cos, self.of.sin))
+            native.rotate(rows_span(x), *x.shape[:2], x.stride(0), x.shape[2], span(cos), span(sin))
         else:
             x = turned(x, *self.angles)
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x)
-
-    def _on_cpu(self, x: Tensor) -> None:
-        from ...kernels.cpu_turn import turn  # compiles or loads, so at the first use only
-
-        (heads, tokens, dim), apart = x.shape, x.stride(0)
-        flat = x.as_strided(((heads - 1) * apart + tokens * dim,), (1,))
-        turn(flat.detach().numpy(), heads, apart, self.of.cos[0].numpy(), self.of.sin[0].numpy())
 
 
 @lru_cache(maxsize=64)

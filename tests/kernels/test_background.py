@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from threading import Event
-from typing import Any
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import Tensor
 
-from qkvshare.kernels import cpu_meanwhile, reference
-from qkvshare.kernels.ahead import beside
-from qkvshare.kernels.cpu_meanwhile import Meanwhile
+from qkvshare.kernels import reference
+from qkvshare.kernels.background import BackgroundDecoder
 from qkvshare.kernels.parts import Part
 
 from .test_rows import random_rows
@@ -44,7 +41,7 @@ def some_parts(dim: int, dtype: torch.dtype, count: int = COUNT) -> tuple[list[P
 def decode(
     parts: list[Part], beforehand: int = 1 << 20, between: Callable[[int], None] = lambda _: None
 ) -> None:
-    with Meanwhile(parts[1].numbers, len(parts), beforehand) as decoder:
+    with BackgroundDecoder(parts[1].numbers, len(parts), beforehand) as decoder:
         for n, part in enumerate(parts):
             decoder.add([part])
             between(n)
@@ -68,43 +65,36 @@ def test_of_several_dims() -> None:
     """As heads whose values are shorter than their keys."""
     keys, values = some_parts(64, torch.float32), some_parts(128, torch.float32)
     both = [part for pair in zip(keys[0], values[0], strict=True) for part in pair]
-    with Meanwhile(keys[0][1].numbers, len(both), 1 << 20) as decoder:
+    with BackgroundDecoder(keys[0][1].numbers, len(both), 1 << 20) as decoder:
         for part in both:
             decoder.add([part])
     assert same(*keys)
     assert same(*values)
 
 
-def test_who_waits_too_long_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a card comes slowly, no thread waits for it all the time."""
-    begun = list[Future[Any]]()
-
-    def noted(function: Callable[..., Any]) -> Future[Any]:
-        begun.append(beside(function))
-        return begun[-1]
-
-    monkeypatch.setattr(cpu_meanwhile, "beside", noted)
+def test_parts_that_come_slowly() -> None:
+    """The second thread sleeps until there is more."""
     parts, right = some_parts(64, torch.float32)
-
-    def slowly(n: int) -> None:
-        if n == 20:
-            begun[-1].result(timeout=60)  # it gives up
-
-    decode(parts, 1 << 30, slowly)
-    assert len(begun) >= 2  # more where the machine is busy
+    decode(parts, 1 << 30, lambda n: time.sleep(0.05 if n % 10 == 0 else 0))
     assert same(parts, right)
 
 
-def test_alone_where_the_other_thread_is_busy() -> None:
-    let = Event()
-    busy = beside(let.wait, 60)
-    try:
-        parts, right = some_parts(64, torch.float32)
-        decode(parts)
-        assert same(parts, right)
-    finally:
-        let.set()
-    assert busy.result()
+def test_alone_where_torch_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    parts, right = some_parts(64, torch.float32)
+
+    def none_waits(n: int) -> None:
+        assert all(torch.equal(parts[at].numbers, right[at]) for at in range(n + 1))
+
+    decode(parts, 1 << 30, none_waits)
+
+
+def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("background", "decode"):
+        monkeypatch.setattr(f"qkvshare.kernels.{module}.fits", lambda dim: False)
+    parts, right = some_parts(64, torch.float32, 5)
+    decode(parts)
+    assert same(parts, right)
 
 
 def test_the_second_thread_decodes_while_the_first_is_busy() -> None:
@@ -122,9 +112,10 @@ def test_the_second_thread_decodes_while_the_first_is_busy() -> None:
 
 def test_after_an_error_nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What had not begun is not begun, and what had is waited for."""
-    monkeypatch.setattr(cpu_meanwhile, "beside", lambda work: beside(lambda: None))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     parts, _ = some_parts(64, torch.float32)
-    decoder = Meanwhile(parts[1].numbers, len(parts), 1 << 30)
+    decoder = BackgroundDecoder(parts[1].numbers, len(parts), 1 << 30)
+    decoder._beforehand = 1 << 30
     decoder.add(parts)
     decoder.__exit__(KeyError, KeyError("damaged"), None)
     line = decoder._line
@@ -133,9 +124,19 @@ def test_after_an_error_nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all((part.numbers == 7).all() for part in parts)
 
 
+def test_after_an_error_the_second_thread_has_ended() -> None:
+    parts, _ = some_parts(64, torch.float32)
+    with suppress(KeyError), BackgroundDecoder(parts[1].numbers, COUNT, 1 << 30) as decoder:
+        decoder.add(parts)
+        raise KeyError("damaged")
+    before = [part.numbers.clone() for part in parts]
+    time.sleep(0.05)
+    assert same(parts, before)
+
+
 def test_memory_of_codes_goes_when_they_are_decoded() -> None:
     parts, right = some_parts(64, torch.float32)
-    with Meanwhile(parts[1].numbers, len(parts), 10_000) as decoder:
+    with BackgroundDecoder(parts[1].numbers, len(parts), 10_000) as decoder:
         for part in parts:
             decoder.add([part])
             held = sum(p.numbers.numel() for _, p in decoder._kept)

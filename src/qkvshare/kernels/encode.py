@@ -1,0 +1,95 @@
+"""Rows from where a cache has them to their codes, on a processor: the bits of the reference.
+
+Keys are rotated back and their mean is taken away on the way, so that nothing is copied but the
+rows of the part at work. All parts of several layers go into one call: what a small layer costs is
+mostly calls. Formats and formulas: ``csrc/encode_simd.cpp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import reference
+from .ahead import beside
+from .native import dct_span, fits, native, rows_span, span
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one layer's keys or values, and where what is made of them goes.
+
+    Attributes:
+        numbers: ``[heads, tokens, dim]``, float32 or bfloat16; a head's rows lie one behind the
+            other.
+        angles: cosines and sines that rotate pairs ``(i, i + dim / 2)``, float32
+            ``[tokens, dim / 2]``; None where nothing is rotated.
+        mean: uint8 ``[heads · (4 + dim)]``, to which the mean over the tokens goes, which is taken
+            away: of each head a step, float32, then of all int8 codes. None where it stays.
+        out: to measure, float32 ``[heads · tokens]`` for mean squares; to encode, uint8 for an
+            exponent of two bytes, a byte a row, and codes.
+        widths: to encode, uint8 ``[heads, tokens]``.
+    """
+
+    numbers: Tensor
+    angles: tuple[Tensor, Tensor] | None
+    mean: npt.NDArray[np.uint8] | None
+    out: npt.NDArray[Any]
+    widths: Tensor | None = None
+
+    def row(self) -> tuple[Any, ...]:
+        """What kernels are told."""
+        heads, tokens, dim = self.numbers.shape
+        address, _ = rows_span(self.numbers)
+        half, (cos, sin) = self.numbers.dtype == torch.bfloat16, self.angles or (None, None)
+        return (
+            *(address, half, heads, tokens, self.numbers.stride(0), dim, span(cos), span(sin)),
+            *(span(self.mean), span(self.widths), dct_span(dim), span(self.out)),
+        )
+
+
+def measure(sources: Sequence[Source], threads: int = 1) -> None:
+    """Mean squares of all rows, of keys without their mean; on one thread or two."""
+    _halves(native.measure, sources, threads)
+
+
+def encode(sources: Sequence[Source], threads: int = 1) -> None:
+    """Everything that ``packed`` writes of the rows; on one thread or two."""
+    _halves(native.encode, sources, threads)
+
+
+def encode_rows(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
+    """`reference.encode_rows` on any device; ``nbytes`` is the size of what comes out."""
+    if rows.device.type == "cuda":
+        from .cuda import encode as encode_on_cuda
+
+        return encode_on_cuda(rows, info, scales, nbytes)
+    dim = rows.shape[1]
+    if rows.device.type != "cpu" or not fits(dim):
+        out = reference.encode_rows(rows, info, scales)
+        assert len(out) == nbytes
+        return out
+    rows, info, scales = (at.detach().contiguous() for at in (rows, info, scales))
+    out = torch.empty(nbytes, dtype=torch.uint8)
+    native.encode_rows(span(rows), span(info), span(scales), dim, dct_span(dim), span(out))
+    return out
+
+
+def _halves(work: Callable[[Any], None], all_: Sequence[Source], threads: int) -> None:
+    """Two threads meet at the end only: where both run Python, each waits for the other."""
+    rows = [one.row() for one in all_]
+    half = len(rows) // 2 if threads > 1 else 0
+    if not half:
+        work(rows)
+        return
+    other = beside(work, rows[half:])
+    try:
+        work(rows[:half])
+    finally:
+        other.result()  # it writes to what the caller holds
