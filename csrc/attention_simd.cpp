@@ -38,7 +38,8 @@ size_t divide(const Attention &order, char *memory, Space &of) {
     take(of.shrinks, rows);
     if (!order.piece_count) return at;
     take(of.zeros, dim), take(of.codes, BLOCK * dim);
-    for (int n = 0; n < 2; n++) take(of.decoded[n], TILE * dim), take(of.levels[n], 8 * BLOCK * dim);
+    for (int n = 0; n < 2; n++)
+        take(of.decoded[n], TILE * dim), take(of.levels[n], 8 * BLOCK * dim);
     return at;
 }
 
@@ -151,8 +152,9 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
         transpose_keys(keys, keys_apart, dim, rows < MANY, space.keys);
         for (int64_t row = 0; row < rows; row += ROWS) {
             const char *soon = reinterpret_cast<const char *>(values) + row / ROWS * SOON * dim;
+            const float *queries = space.queries + row * dim;
             of_rows(some(row), [&]<int N> {
-                score<N>(space.queries + row * dim, dim, space.keys, space.scores + row * TILE, soon);
+                score<N>(queries, dim, space.keys, space.scores + row * TILE, soon);
             });
         }
     }
@@ -170,8 +172,10 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
     }
     for (int64_t row = 0; row < rows; row += ROWS) {
         const char *soon = nullptr;
-        if (rows >= MANY)  // the next keys
-            soon = reinterpret_cast<const char *>(keys + TILE * keys_apart) + row * (SOON * TILE / ROWS);
+        if (rows >= MANY) {  // the next keys
+            soon = reinterpret_cast<const char *>(keys + TILE * keys_apart);
+            soon += row / ROWS * SOON * TILE;
+        }
         of_rows(some(row), [&]<int N> {
             gather<N>(space.scores + row * TILE, values, values_apart, count, space.shrinks + row,
                       sums + row * dim, dim, soon);

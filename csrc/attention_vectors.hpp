@@ -53,28 +53,33 @@ inline Floats sum(Floats a, Floats b) { return a + b; }
 template <int BIT, bool HIGH> struct Exchanged {
     static constexpr int at(int i) { return (i & BIT ? WIDE : 0) + (HIGH ? i | BIT : i & ~BIT); }
 };
-template <int BIT> Floats low(Floats a, Floats b) { return pick<float, Exchanged<BIT, false>>(a, b); }
-template <int BIT> Floats high(Floats a, Floats b) { return pick<float, Exchanged<BIT, true>>(a, b); }
+template <int BIT> using Low = Exchanged<BIT, false>;
+template <int BIT> using High = Exchanged<BIT, true>;
 
 // Number j of vector i becomes number i of vector j.
 template <int BIT = 1> void transpose(Floats (&x)[WIDE]) {
     for (int i = 0; i < WIDE; i++)
-        if (!(i & BIT)) shuffle<float, Exchanged<BIT, false>, Exchanged<BIT, true>>(x[i], x[i | BIT]);
+        if (!(i & BIT)) shuffle<float, Low<BIT>, High<BIT>>(x[i], x[i | BIT]);
     if constexpr (2 * BIT < WIDE) transpose<2 * BIT>(x);
 }
 
 // The sum of vector i as number i; x is used up.
 template <int BIT = 1> Floats sums(Floats *x) {
-    if constexpr (BIT == WIDE) return x[0];
-    for (int i = 0; 2 * i * BIT < WIDE; i++)
-        x[i] = low<BIT>(x[2 * i], x[2 * i + 1]) + high<BIT>(x[2 * i], x[2 * i + 1]);
-    if constexpr (BIT < WIDE) return sums<2 * BIT>(x);
+    for (int i = 0; 2 * i * BIT < WIDE; i++) {
+        shuffle<float, Low<BIT>, High<BIT>>(x[2 * i], x[2 * i + 1]);
+        x[i] = x[2 * i] + x[2 * i + 1];
+    }
+    if constexpr (2 * BIT < WIDE) return sums<2 * BIT>(x);
+    else return x[0];
 }
 
 // All numbers of a vector put together by `both`, which is the same in either order.
 template <Floats both(Floats, Floats), int BIT = 1> float folded(Floats x) {
-    if constexpr (BIT == WIDE) return x[0];
-    else return folded<both, 2 * BIT>(both(low<BIT>(x, x), high<BIT>(x, x)));
+    Floats other = x;
+    shuffle<float, Low<BIT>, High<BIT>>(x, other);
+    x = both(x, other);
+    if constexpr (2 * BIT < WIDE) return folded<both, 2 * BIT>(x);
+    else return x[0];
 }
 
 }  // namespace

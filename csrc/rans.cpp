@@ -175,8 +175,10 @@ bool decode_chunk(Streams from, std::array<uint32_t, 4> x, size_t start, size_t 
                 }
                 continue;
             }
-            for (int n = 0; n < 4; n++)
-                total += from.put(found[n], points + size_t(row[c + n]) * SYMBOLS, unit, own[c + n]);
+            for (int n = 0; n < 4; n++) {
+                const float *points_of = points + size_t(row[c + n]) * SYMBOLS;
+                total += from.put(found[n], points_of, unit, own[c + n]);
+            }
         }
         for (int n = 0; c < dim; c++, n++) {
             const uint32_t found = from.entry(x[n], lookup + size_t(row[c]) * TOTAL);
@@ -191,8 +193,8 @@ bool decode_chunk(Streams from, std::array<uint32_t, 4> x, size_t start, size_t 
 // Words, states, escapes, first token, and the one behind the last.
 using Chunk = std::tuple<Flat<uint16_t>, Flat<uint32_t>, Flat<uint8_t>, size_t, size_t>;
 
-// Undo `encode` for each chunk, on up to `threads` threads. `rows`, `units`, `out` and `activity` are
-// of the tokens of all chunks. Returns whether all came out even.
+// Undo `encode` for each chunk, on up to `threads` threads. `rows`, `units`, `out` and `activity`
+// are of the tokens of all chunks. Returns whether all came out even.
 bool decode(std::vector<Chunk> chunks, Flat<int32_t> rows, Matrix<int32_t> table,
             Flat<uint32_t> lookup, Matrix<float> points, Flat<float> units, Array<float, 2> out,
             Array<int32_t, 1> activity, int threads) {
