@@ -185,3 +185,39 @@ def test_what_it_leaves_to_others(change: Any) -> None:
     assert attend(*given, torch.zeros(1, 1, 1, 90), 0.3) is not None
     query, key, value, mask, *codes = change(*given)
     assert attend(query, key, value, mask, 0.3, *codes) is None
+
+
+@pytest.mark.parametrize("isa", [] if native is None else native.isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("new", "tokens"), [(1, 700), (2, 63), (11, 65)])
+def test_every_instruction_set(isa: str, dtype: torch.dtype, new: int, tokens: int) -> None:
+    query, *held = tensors(1, 2, 3, new, tokens, 128)
+    key, value = (each.to(dtype) for each in held)
+    mask = causal(1, new, tokens, LOWEST)
+    native.use(isa)
+    try:
+        found = attend(query, key, value, mask, 0.3)
+    finally:
+        native.use(native.isas()[-1])
+    expected = exact(query, key.float(), value.float(), mask)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [
+        ((0, 3), 17), ((0, 4), 91), ((0, 5), 60), ((0, 0), 1 << 60), ((0, 1), -1),
+        ((1, 1), 127), ((2, 4), 65), ((2, 3), -1), ((3, 3), 1 << 62), ((5, 1), 127),
+    ],
+)  # fmt: skip
+def test_sizes_are_asked_by_the_kernel_too(at: tuple[int, int], change: int) -> None:
+    """What would be read or written outside of the numbers given."""
+    held = torch.zeros(1, 2, 90, 64)
+    shape, none = [1, 2, 1, 1, 90, 64], [0] * 5
+    where = [held.data_ptr(), held.numel(), *held.stride()[:3]]
+    one = [held.data_ptr(), 128, 128, 64, 128]
+    given = [shape, one, [*where], [*where], none, [*one], 0.3, False, [], 1]
+    native.attend(*given)
+    given[at[0]][at[1]] = change
+    with pytest.raises(ValueError, match="."):
+        native.attend(*given)

@@ -181,7 +181,9 @@ def test_the_same_as_plain_python(seed: int, scale: float, columns: int, damage:
 
 
 @pytest.mark.skipif(native is None, reason="there are no native kernels here")
-@pytest.mark.parametrize("change", ["rows", "table", "units", "lookup", "points", "chunk", "states"])
+@pytest.mark.parametrize(
+    "change", ["rows", "table", "units", "lookup", "points", "chunk", "states"]
+)
 def test_sizes_are_asked(change: str) -> None:
     """What would be read or written outside of an array is refused before anything is."""
     given_ = {

@@ -141,7 +141,7 @@ def _reads(mask: Tensor, query: Tensor, tokens: int) -> bool:
 def _numbers(of: Tensor) -> tuple[int, ...]:
     """Where they are, how many the memory has from there on, and steps but for the last."""
     there = of.untyped_storage().nbytes() // of.element_size() - of.storage_offset()
-    return of.data_ptr(), there, *of.stride()[:3]
+    return of.data_ptr(), int(there), *map(int, of.stride()[:3])
 
 
 def _spans(part: Part) -> list[tuple[int, int]]:

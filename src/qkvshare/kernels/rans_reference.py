@@ -72,9 +72,8 @@ def decode(
 ) -> bool:  # fmt: skip
     """See `rans.decode`."""
     slots = lookup.reshape(len(points), TOTAL)
-    return all(
-        [_decode_chunk(*chunk, table[rows], slots, points, units, out, activity) for chunk in chunks]
-    )
+    given = table[rows], slots, points, units, out, activity
+    return all([_decode_chunk(*chunk, *given) for chunk in chunks])
 
 
 def _decode_chunk(
