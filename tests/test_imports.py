@@ -9,7 +9,6 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 # Circles that are still to be opened.
 LEFT = {
-    ("qkvshare.kernels.cpu_decode", "qkvshare.kernels.operators"),
     ("qkvshare.cli", "qkvshare.cli.app"),
 }
 

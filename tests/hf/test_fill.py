@@ -14,8 +14,6 @@ from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
 from qkvshare.hf.inject import fill, kv_format
 from qkvshare.hf.inject.bound_card import BoundCard
-from qkvshare.kernels import cpu_meanwhile
-from qkvshare.kernels.cpu_decode import Line
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
 
@@ -88,19 +86,3 @@ def test_threads_that_share_a_card_give_the_same_numbers(
         for mine, theirs in zip(found, expected, strict=True):
             assert torch.equal(mine.keys, theirs.keys)
             assert torch.equal(mine.values, theirs.values)
-
-
-def test_what_goes_wrong_on_the_other_thread_is_raised(
-    card: CacheCard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode = Line.decode
-
-    def fail(self: Line, most: int = 1 << 62, waits: bool = False) -> None:
-        if waits:
-            raise MemoryError("no room")
-        decode(self, most, waits)
-
-    monkeypatch.setattr(Line, "decode", fail)
-    monkeypatch.setattr(cpu_meanwhile, "_MOMENT", 60)  # it begins, however busy the machine is
-    with pytest.raises(MemoryError, match="no room"):
-        card.inputs(tiny_model(), new=NEW)

@@ -134,6 +134,23 @@ def test_after_an_error_the_second_thread_has_ended() -> None:
     assert same(parts, before)
 
 
+def test_what_goes_wrong_on_the_second_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    parts, _ = some_parts(64, torch.float32, 2)
+    decoder = BackgroundDecoder(parts[1].numbers, len(parts), 1 << 30)
+    decoder._beforehand = 1 << 30
+    decoder.add(parts)
+    line, info = decoder._line, parts[1].info
+    assert line is not None
+    assert isinstance(info, Tensor)
+    info.fill_(7)  # it asks for more codes than there are
+    line.start()
+    while not line.decoded(0):
+        time.sleep(0.001)
+    with pytest.raises(RuntimeError, match="changed while it was decoded"):
+        decoder.__exit__(None, None, None)
+
+
 def test_memory_of_codes_goes_when_they_are_decoded() -> None:
     parts, right = some_parts(64, torch.float32)
     with BackgroundDecoder(parts[1].numbers, len(parts), 10_000) as decoder:

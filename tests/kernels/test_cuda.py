@@ -272,7 +272,7 @@ def test_the_package_does_not_import_triton() -> None:
     """Nor the compiler of torch that would: it takes seconds, and is needed on a GPU only."""
     script = (
         "import sys, torch, qkvshare\n"
-        "from qkvshare.kernels.operators import encode_rows\n"
+        "from qkvshare.kernels.encode import encode_rows\n"
         "one = torch.ones(1, 8), torch.tensor([1], dtype=torch.uint8), torch.ones(32), 1\n"
         "encode_rows(*one)\n"
         "assert not {'triton', 'torch._inductor'} & set(sys.modules)\n"

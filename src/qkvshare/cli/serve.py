@@ -113,7 +113,7 @@ def serve(
         chosen = None if codec is None else make_codec(codec, learned)
         session = load_session(model)
         session.codec = chosen or default_codec(session.identity.weights, learned)
-    with progress.status("compiling kernels, a minute at the first start …"):
+    with progress.status("warming up …"):
         warm(session)
     shown = name or (Path(model).name if Path(model).exists() else model)
     progress.print(f"{shown}, cards by {session.codec.name!r} in {stores.root}", markup=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..kernels.attention import Piece
-from ..scorers.base import Scorer
+from ..scoring import Scorer
 from .base import Codec
 from .layers import LayerKV, Shape
 

@@ -2,8 +2,8 @@
 
 Query heads that share a KV head are taken together, so keys and values are read once and never
 repeated; transformers' own ``sdpa`` does so for a single query only. In float32 on a processor
-`kernels.attention` does it, else torch's fused kernel. Many queries at once, as when a context is read,
-go to ``sdpa``.
+`kernels.attention` does it, else torch's fused kernel. Many queries at once, as when a context is
+read, go to ``sdpa``.
 """
 
 from __future__ import annotations

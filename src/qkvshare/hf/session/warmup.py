@@ -1,4 +1,4 @@
-"""Compile and load what a first request needs, before anybody waits for it."""
+"""Load what a first request needs, before anybody waits for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CONTEXT, _MORE = 48, 4
 def warm(session: Session) -> None:
     """Do once what requests ask for: keep a card, go on from it, keep what it grew to.
 
-    A minute where kernels are not compiled yet, else about a second. What cannot be done here
+    About a second. What cannot be done here
     is left for a request to say.
     """
     size = min(_CONTEXT, session.context_tokens // 4)
