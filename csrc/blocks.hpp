@@ -28,8 +28,9 @@ template <int BITS_> Bytes codes_at(const uint8_t *packed, size_t run, int turn,
         if (!(BITS_ & width)) continue;
         const int parts = width / narrowest(BITS_);  // runs of this plane
         const Bytes found = load(packed + turn % parts * run + at);
+        const Bytes mask = Bytes{} + uint8_t((1 << width) - 1);
         // Bytes are moved two at a time.
-        const Bytes part = (Bytes)((V<uint16_t>)found >> turn / parts * width) & uint8_t((1 << width) - 1);
+        const Bytes part = (Bytes)((V<uint16_t>)found >> turn / parts * width) & mask;
         codes |= (Bytes)((V<uint16_t>)part << low);
         low += width;
         packed += parts * run;
