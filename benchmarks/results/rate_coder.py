@@ -44,9 +44,8 @@ def ours(values: Any, rows: Any, table: Any) -> tuple[float, float, int]:
     out, activity = np.empty(values.shape, np.float32), np.empty(len(values), np.int32)
     units = np.ones(len(values), np.float32)
     start = time.perf_counter()
-    assert rans.decode(
-        kept, states, none, rows, table, TABLES.lookup, TABLES.points, units, out, activity
-    )
+    chunk = kept, states, none, slice(0, len(values))
+    assert rans.decode([chunk], rows, table, TABLES.lookup, TABLES.points, units, out, activity)
     return encoded, time.perf_counter() - start, kept.nbytes
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.encode import encode_rows
+from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two, rotate
 from .layers import LayerKV, before_rope
