@@ -13,8 +13,8 @@ from torch import Tensor
 
 from qkvshare.codecs import LayerBits, Packed, Shape, empty
 from qkvshare.codecs.layers import LayerKV, RotatedKV
-from qkvshare.hf.cache.coded import Coded
-from qkvshare.hf.model.rope import Turn
+from qkvshare.hf.cache.coded import CodedRun
+from qkvshare.hf.model.rope import Rotation
 from qkvshare.kernels.attention import Codes, Piece, attend
 from qkvshare.kernels.native import native
 
@@ -36,7 +36,7 @@ class Turning:
 
 def coded(
     kv_heads: int, tokens: int, dim: int, start: int, turning: bool, seed: int
-) -> tuple[Coded, LayerKV]:
+) -> tuple[CodedRun, LayerKV]:
     """A run as codes of all widths, and as numbers."""
     draw = torch.Generator().manual_seed(seed)
     shape, codec = Shape(kv_heads, tokens, dim, dim), Packed()
@@ -48,8 +48,8 @@ def coded(
         *(tiers[torch.randint(0, 8, (kv_heads, tokens), generator=draw)] for _ in range(2))
     )
     (blob,) = codec.encode([layer], [bits])
-    turn: Turn | Any = Turning(tokens, dim, draw) if turning else None
-    one = Coded(codec, blob, start, shape, turn)
+    turn: Rotation | Any = Turning(tokens, dim, draw) if turning else None
+    one = CodedRun(codec, blob, start, shape, turn)
     (room,) = empty([shape], torch.float32)
     (numbers,) = codec.decode([blob], [RotatedKV(room.keys, room.values, turn and turn.angles)])
     return one, numbers
