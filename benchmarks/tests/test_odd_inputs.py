@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from benchmarks.cli.app import app
-from tests.cli.odd import DATA, TEXT, commands, place, require_refusals, require_utf8
+from tests.cli.odd import DATA, TEXT, commands, place, require_refusals
 
 __all__ = ["place"]
 
@@ -42,8 +42,3 @@ def test_every_verb_is_here() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_odd_inputs(verb: str, run: Any, place: Path) -> None:
     require_refusals(COMMANDS[verb], verb, VERBS[verb], run, place)
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_text_that_is_not_utf8(verb: str, run: Any, place: Path) -> None:
-    require_utf8(verb, run)

@@ -195,9 +195,10 @@ def require_refusals(command: Any, verb: str, known: dict[str, str], run: Any, p
                 problems.append((" ".join(line)[-80:], code, said[-300:]))
     assert not problems
     assert {path: path.lstat().st_mode for path in place.iterdir()} == before
+    _require_utf8(verb, run)
 
 
-def require_utf8(verb: str, run: Any) -> None:
+def _require_utf8(verb: str, run: Any) -> None:
     """Bytes that are not UTF-8 come as lone surrogates."""
     for value in ("caf\udce9", "hi \ud83d"):
         code, said = complaint(lambda value=value: run(*verb.split(), value))  # type: ignore[misc]

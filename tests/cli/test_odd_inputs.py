@@ -16,7 +16,7 @@ from qkvshare import CacheCard
 from qkvshare.cli.app import app
 
 from ..conftest import tiny_tokenizer
-from .odd import MODEL, TEXT, commands, complaint, place, require_refusals, require_utf8
+from .odd import MODEL, TEXT, commands, complaint, place, require_refusals
 
 __all__ = ["place"]
 
@@ -58,11 +58,6 @@ def test_every_verb_is_here() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_odd_inputs(verb: str, run: Any, place: Path) -> None:
     require_refusals(COMMANDS[verb], verb, VERBS[verb], run, place)
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_text_that_is_not_utf8(verb: str, run: Any, place: Path) -> None:
-    require_utf8(verb, run)
 
 
 # --- with a model -------------------------------------------------------------------------------
