@@ -35,6 +35,6 @@ def _command(command: Any, name: str) -> Iterator[str]:
         names = ", ".join(f"`{each}`" for each in (*parameter.opts, *parameter.secondary_opts))
         text = " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
         default = parameter.default
-        shown = default not in (None, False, (), []) and not callable(default)
+        shown = default not in (None, "", False, (), []) and not callable(default)
         yield f"| {names} | {text}{f' Default: `{default}`.' if shown else ''} |"
     yield ""
