@@ -12,8 +12,8 @@ import torch
 from qkvshare import CacheCard, Packed, capture
 from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
-from qkvshare.hf.inject import fill, kv_format
-from qkvshare.hf.inject.bound_card import BoundCard
+from qkvshare.hf.inject import fill, inject
+from qkvshare.hf.inject.fill import BoundCard
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
 
@@ -41,7 +41,7 @@ def test_nothing_is_decoded_for_another_model(
     before = greedy_from_text(model, CONTEXT + NEW)
     with pytest.raises(IdentityError, match="weights: card has"):
         BoundCard(card, model)
-    for module, name in ((fill, "allocate"), (fill, "decode_runs"), (kv_format, "from_record")):
+    for module, name in ((fill, "allocate"), (fill, "decode_runs"), (inject, "from_record")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("the card is not the model's"))
     for how in ("model", "bfloat16", "codes"):
         with pytest.raises(IdentityError, match="weights: card has"):

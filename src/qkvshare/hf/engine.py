@@ -2,7 +2,39 @@
 
 from __future__ import annotations
 
-from .capture.extend import extend as extend
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..card import CacheCard
+from ..card.errors import CaptureError
+from .capture.capture import capture_cache
+from .capture.state import complete
 from .inject.inject import inject as inputs
 
 __all__ = ["extend", "inputs"]
+
+
+def extend(
+    card: CacheCard, model: PreTrainedModel, out: Any, *, agent: str = "", bits: float | None = None
+) -> CacheCard:
+    """`CacheCard.extend`. Raises `CaptureError` and what `capture_cache` raises."""
+    cache, ids = getattr(out, "past_key_values", None), getattr(out, "sequences", None)
+    if cache is None or ids is None:
+        raise CaptureError(
+            f"out is a {type(out).__name__} without a cache; expected what model.generate returns "
+            "with return_dict_in_generate=True."
+        )
+    if getattr(getattr(cache, "card", None), "digest", None) != card.digest:
+        raise CaptureError(
+            "out was not generated from this card. Pass card.inputs(...) of the same card on to "
+            "model.generate."
+        )
+    rows = max(len(ids), *(len(layer.keys) for layer in cache.layers))
+    if rows > 1:
+        raise CaptureError(
+            f"out has {rows} sequences or beams, and a card is of one. Generate without num_beams= "
+            "and num_return_sequences=, or pick one with capture_cache(…, row=)."
+        )
+    complete(model, cache, ids)
+    return capture_cache(model, cache, ids, agent=agent, bits=bits)

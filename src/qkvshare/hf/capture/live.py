@@ -21,8 +21,7 @@ from ...card.errors import CaptureError
 from ...codecs import LayerKV
 from ..cache.card_cache import CardCache
 from ..cache.layers import attention_layers, describe, empty_cache
-from ..inject.bound_card import BoundCard
-from ..inject.fill import fill
+from ..inject.fill import BoundCard, fill
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
 from .state import State, complete, read, require_context, state_of

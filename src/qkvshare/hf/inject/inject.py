@@ -12,19 +12,19 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from ...card import CacheCard
+from ...card import CacheCard, Run
 from ...card.digest import TokenIds
 from ...card.engine import Inputs, KVFormat
-from ...card.errors import PromptError
+from ...card.errors import CodecError, PromptError, UnsupportedModelError
+from ...codecs import Shape, dtype_of, find_codec, from_record
 from ..cache.card_cache import CardCache, GuardedCache, Use
-from ..cache.coded import CodedLayer
+from ..cache.coded import CodedLayer, CodedRun, Scratch
+from ..cache.growing import HalfLayer
 from ..model.config import innermost
 from ..model.identity import identify
 from ..model.text_only import forget_positions, require_text
 from ..text.tokens import Ids, as_ids, following, require_length, require_vocabulary
-from .bound_card import BoundCard
-from .fill import fill
-from .kv_format import keep_codes, keep_half
+from .fill import BoundCard, fill, go_on
 
 # From this length on, new ids that begin with the whole card are taken for a mistake.
 _SURELY_REPEATED = 16
@@ -52,12 +52,59 @@ def inject(
     with torch.inference_mode(False):
         cache = bound.cache(min(card.tokens, len(prompt) - 1))
         if kv_format == "bfloat16":
-            keep_half(bound, cache)
+            _keep_half(bound, cache)
         if kv_format == "codes":
-            keep_codes(bound, cache, cancelled)
+            _keep_codes(bound, cache, cancelled)
         if not all(isinstance(layer, CodedLayer) for layer in cache.layers):
             fill(bound, cache, _usable(cached, cache), cancelled)
     return _arguments(bound, prompt, cache, new_only)
+
+
+def _keep_half(bound: BoundCard, cache: CardCache) -> None:
+    """Put `HalfLayer` in place of the empty full layers of ``cache``."""
+    if bound.model.dtype != torch.float32:
+        raise UnsupportedModelError(
+            f"the model computes in {bound.model.dtype}, and so is its cache; 'bfloat16' is for "
+            "models in torch.float32. Use kv_format='model'."
+        )
+    for run in bound.card.manifest.runs:
+        if find_codec(run.codec.name).lossless:
+            raise CodecError(
+                f"a card of the codec {run.codec.name!r} keeps every bit; 'bfloat16' would round "
+                "them to 16. Use kv_format='model', or capture with another codec."
+            )
+    for number, layer in enumerate(bound.card.manifest.layers):
+        if layer.window is None:
+            cache.layers[number] = HalfLayer(bound.config)
+
+
+def _keep_codes(bound: BoundCard, cache: CardCache, cancelled: Callable[[], bool]) -> None:
+    """Put `CodedLayer` in place of the empty full layers of ``cache``; all codes are checked."""
+    card = bound.card
+    for run in card.manifest.runs:
+        if not find_codec(run.codec.name).independent:
+            raise CodecError(
+                f"codes of {run.codec.name!r} cannot stay codes: a layer is decoded from those "
+                "before it. Use kv_format='model', or capture with the codec 'packed'."
+            )
+    scratches = dict[torch.device, Scratch]()
+    for number, layer in enumerate(card.manifest.layers):
+        go_on(cancelled)
+        if layer.window is None:
+            device = bound.devices[number]
+            scratch = scratches.setdefault(device, Scratch(dtype_of(card), device, bound.config))
+            runs = [_coded(bound, run, number) for run in card.manifest.runs]
+            cache.layers[number] = CodedLayer(number, runs, cache.decoded, scratch)
+
+
+def _coded(bound: BoundCard, run: Run, number: int) -> CodedRun:
+    card = bound.card
+    blob = card.blob(number, run.segment)
+    blob = blob if run.spans is None else blob[run.spans[number]]
+    shape = Shape.of(card.manifest.layers[number], run.held(number))
+    codec = from_record(run.codec)
+    codec.check([blob], [shape], dtype_of(card))  # now, not while the model reads it
+    return CodedRun(codec, blob, run.start, shape, bound.rotation(run, number))
 
 
 def prefill(
