@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -34,22 +32,12 @@ def calibrate(
     """Learn from ``texts`` (ids); the last ``following_tokens`` of each are the future.
 
     ``rate`` is the bits per value that the transform codec's predictors are fitted for. What is
-    under way is told to ``progress``. The same texts give the same profile.
+    under way is told to ``progress``. The same texts give the same profile. Raises
+    `UnsupportedModelError`.
     """
-    arrays = _fit_basis(model, texts, following_tokens, rate, progress)
-    return Profile(identify(model).weights, arrays)
-
-
-def _fit_basis(
-    model: PreTrainedModel,
-    texts: Sequence[Sequence[int]],
-    following_tokens: int,
-    rate: float,
-    progress: Callable[[str], None],
-) -> dict[str, npt.NDArray[Any]]:
-    """A profile's arrays for `Transform`. Raises `UnsupportedModelError`."""
     progress("transform: sensitivity")
-    copying = torch.stack(sensitivity(model, identify(model)))
+    identity = identify(model)
+    copying = torch.stack(sensitivity(model, identity))
     draw = torch.Generator().manual_seed(0)
     reading, taken = torch.zeros_like(copying), 0
     columns: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -74,13 +62,9 @@ def _fit_basis(
         keys, values = (weights[number, kind] for kind in (0, 1))
         wide.append((keys.repeat_interleave(at.head_dim), values.repeat_interleave(at.v_head_dim)))
     passes = count(1)
-    return fit(
-        layers,
-        wide,
-        _sources(state.layers),
-        rate,
-        lambda: progress(f"transform: pass {next(passes)}"),
-    )
+    sources = _sources(state.layers)
+    arrays = fit(layers, wide, sources, rate, lambda: progress(f"transform: pass {next(passes)}"))
+    return Profile(identity.weights, arrays)
 
 
 def _weights(
@@ -94,14 +78,11 @@ def _weights(
     ``sqrt(Fisher / mean energy)``: see docs/codec-transform.md.
     """
     fisher = copying / copying.mean() + reading / reading.mean()
-    energy = torch.stack(
-        [
-            torch.stack(
-                [part.float().square().mean(0).view(at.kv_heads, -1).mean(1) for part in pair]
-            )
-            for at, pair in zip(shapes, layers, strict=True)
-        ]
-    )
+    energies = [
+        [part.float().square().mean(0).view(at.kv_heads, -1).mean(1) for part in pair]
+        for at, pair in zip(shapes, layers, strict=True)
+    ]
+    energy = torch.stack([torch.stack(pair) for pair in energies])
     weights = (fisher / energy.clamp(min=1e-30)).sqrt()
     return (weights / weights.mean()).clamp(min=_LEAST)
 

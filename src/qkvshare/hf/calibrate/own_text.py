@@ -18,14 +18,12 @@ _HOT = 1.3
 
 
 class _Temperatures(LogitsProcessor):
-    """Another temperature for each sequence of a batch."""
+    """Another temperature for each sequence of a batch, ``[batch, 1]``."""
 
     def __init__(self, temperatures: Tensor) -> None:
-        """``[batch, 1]``."""
         self._temperatures = temperatures
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``[batch, vocabulary]``."""
         return scores / self._temperatures
 
 

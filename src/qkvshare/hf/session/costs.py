@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,7 +61,6 @@ class Choice:
     prefill: float
 
     def __str__(self) -> str:
-        """In words."""
         return (
             f"{self.policy}: {self.inject:,.0f} ms expected from the card, {self.prefill:,.0f} ms "
             "by reading its text again"
@@ -142,11 +141,9 @@ def _measure(model: Any, codec: Codec) -> Costs:
 
 def _median(work: Callable[[], object]) -> float:
     """Milliseconds; the first time is not counted."""
-
-    def times() -> Iterator[float]:
-        for _ in range(1 + _ROUNDS):
-            start = time.perf_counter()
-            work()
-            yield 1000 * (time.perf_counter() - start)
-
-    return statistics.median(list(times())[1:])
+    times = []
+    for _ in range(1 + _ROUNDS):
+        start = time.perf_counter()
+        work()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[1:])

@@ -18,25 +18,12 @@ from .streaming import AnswerStream
 _GREEDY = 1e-5
 # Of a model's generation config: what says which tokens may come, and how likely each is.
 FOLLOWED = (
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "exponential_decay_length_penalty",
-    "forced_eos_token_id",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "remove_invalid_values",
-    "renormalize_logits",
-    "repetition_penalty",
-    "sequence_bias",
-    "suppress_tokens",
-    "watermarking_config",
-)
+    "bos_token_id", "eos_token_id", "pad_token_id", "bad_words_ids", "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "suppress_tokens",
+    "exponential_decay_length_penalty", "forced_eos_token_id", "min_length", "min_new_tokens",
+    "no_repeat_ngram_size", "remove_invalid_values", "renormalize_logits", "repetition_penalty",
+    "sequence_bias", "watermarking_config",
+)  # fmt: skip
 SAMPLED = ("top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # What would change the text and is not done here, with the values that ask for nothing.
 LEFT_OUT: dict[str, tuple[Any, ...]] = {

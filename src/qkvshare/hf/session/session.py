@@ -30,9 +30,8 @@ from ..text.chat import Chat
 from ..text.tokens import Message, require_length, require_vocabulary, tokenize, too_long
 from .answers import Answer, Keep, Prompt, Sampling
 from .generation import generate, left_out, own_sampling
-from .matching import cache_of, longest
 from .streaming import AnswerStream, ends_of
-from .tiers import Tiers
+from .tiers import Tiers, cache_of, longest
 
 
 class Session:

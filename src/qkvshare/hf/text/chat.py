@@ -64,16 +64,7 @@ class Chat:
             raise PromptError(
                 "the model's tokenizer has no chat template; it cannot take messages."
             )
-
-        def template(messages: Sequence[Message]) -> str:
-            given = list(messages)
-            return str(
-                self.tokenizer.apply_chat_template(
-                    given, tokenize=False, add_generation_prompt=asks
-                )
-            )
-
-        return literal(self.tokenizer).render(messages, template)
+        return literal(self.tokenizer).render(messages, asks)
 
     def _ids(self, rendered: str) -> TokenIds:
         return literal(self.tokenizer).ids(rendered)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +24,6 @@ from ...card.errors import PromptError
 from .detokenizer import special_ids
 
 Message = dict[str, Any]
-Template = Callable[[Sequence[Message]], str]
 
 
 class Literal:
@@ -51,23 +50,28 @@ class Literal:
         self._words = {mark: word for word, mark in self._marks.items()}
         self._mark = re.compile(f"m{secret}x[0-9]+x")
 
-    def render(self, messages: Sequence[Message], template: Template) -> str:
-        """What ``template`` makes of ``messages``, for `ids`. Raises `PromptError`."""
+    def render(self, messages: Sequence[Message], asks: bool = False) -> str:
+        """What the chat template makes of ``messages``, for `ids`; ``asks`` for an answer, or not.
+
+        Raises `PromptError`.
+        """
         try:
-            return self._render(messages, template)
+            return self._render(messages, asks)
         except (TemplateError, TypeError) as error:
             raise PromptError(
                 f"the chat template does not take these messages: {error}. "
                 "Expected roles and an order that the model was trained with."
             ) from error
 
-    def _render(self, messages: Sequence[Message], template: Template) -> str:
+    def _render(self, messages: Sequence[Message], asks: bool) -> str:
         for message in messages:
             self._require_unsplit(message)
-        if not any(self._spelling.search(text) for text in _texts(messages)):
-            return template(messages)
-        marked = template([_changed(message, self._hide) for message in messages])
-        if self._show(marked) != template(messages):
+        given, plain = list(messages), _rendered(self._tokenizer, messages, asks)
+        hidden = _changed(given, self._hide)
+        if hidden == _changed(given, str):
+            return plain
+        marked = _rendered(self._tokenizer, hidden, asks)
+        if self._show(marked) != plain:
             raise PromptError(
                 "a message spells a special token of the model, and the chat template changes what "
                 "messages say, so that it cannot be told from the template's own. Leave it out."
@@ -178,7 +182,7 @@ def _written_by_template(tokenizer: PreTrainedTokenizerBase) -> set[int]:
         return set()
     some: list[Message] = [{"role": "user", "content": "some words"}]
     try:
-        text = str(tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True))
+        text = _rendered(tokenizer, some, True)
     except Exception:  # a template may refuse anything; rendering the real messages says why
         return set()
     added = tokenizer.added_tokens_decoder.items()
@@ -198,20 +202,13 @@ def _parts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All strings in a message, or in a part of one."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _texts(each)
+def _rendered(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str:
+    given = list(messages)
+    return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=asks))
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    """A message with each string in it changed."""
+    """Messages, or a part of one, with each string in them changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

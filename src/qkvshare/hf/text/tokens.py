@@ -51,13 +51,10 @@ def ids_of(
 
     Raises `CaptureError` and `PromptError`.
     """
-    if isinstance(source, str) or (isinstance(source, Sequence) and _of_messages(source)):
+    sequence = isinstance(source, Sequence) and len(source) > 0
+    if isinstance(source, str) or (sequence and isinstance(source[0], Mapping)):
         return tokenize(tokenizer, cast("str | Sequence[Message]", source))
     return as_ids(cast(Ids, source))
-
-
-def _of_messages(source: Sequence[Any]) -> bool:
-    return len(source) > 0 and isinstance(source[0], Mapping)
 
 
 def tokenize(
@@ -73,11 +70,7 @@ def tokenize(
     if getattr(tokenizer, "chat_template", None) is None:
         raise CaptureError("the tokenizer has no chat template; pass the prompt as one string.")
     words = literal(tokenizer)  # what a message says is text, whatever it spells
-
-    def template(messages: Sequence[Message]) -> str:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
-
-    return words.ids(words.render(source, template))
+    return words.ids(words.render(source))
 
 
 def following(tokenizer: PreTrainedTokenizerBase | None, text: str) -> TokenIds:
