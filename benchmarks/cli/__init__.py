@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qkvshare.cli import run
+from qkvshare.cli.main import run
 
 
 def main() -> None:

@@ -1,13 +1,23 @@
-"""Who stays in a full store: the policies that `ttl.py` compares."""
+"""Who stays in a full store: the policies that `ttl.py` compares.
+
+The store's price λ of a byte-second (`qkvshare.store.ttl`) read the other way round: a card that
+has waited ``a`` seconds is worth holding while
+
+    worth(a) = max over τ of  saved · P(T ≤ a + τ | T > a) ÷ (bytes · E[min(T − a, τ) | T > a])
+
+is above λ (an index after Gittins). So a full store can evict the card of least worth first, and
+needs no price for it.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from qkvshare.store.ttl import Floats, State, Ttl, Wait
+from qkvshare.store.ttl import Floats, State, Ttl, Wait, curve
 
 from .ttl_trace import Call
 
@@ -82,6 +92,43 @@ class Gdsf(Policy):
         self.clock = max(self.clock, worth if worth < 1e9 else 0.0)
 
 
+def observed(policy: Ttl, tool: str, wait: Wait) -> Ttl:
+    """``policy`` with one more wait of ``tool``; its oldest is forgotten beyond ``last``."""
+    kept = (*policy.waits.get(tool, ()), wait)[-policy.last :]
+    return replace(policy, waits={**policy.waits, tool: kept})
+
+
+def rate(durations: tuple[float, ...], returns: float, waited: Floats) -> Floats:
+    """P ÷ E of the index for cards that have ``waited [cards]`` s: ``[cards]``, 1 / s.
+
+    It stands still between two durations, and is 0 beyond the longest.
+    """
+    found = curve(durations, returns)
+    slopes: Floats = found.slopes[np.searchsorted(found.until, waited, "right") - 1]
+    return slopes
+
+
+def worth(
+    policy: Ttl,
+    tool: str,
+    saved_ms: npt.ArrayLike,
+    bytes: npt.ArrayLike,
+    waited: npt.ArrayLike,
+    state: State = "foreground",
+) -> Floats:
+    """ms per byte-second from now on, of cards that have ``waited [cards]`` s for ``tool``.
+
+    The least goes first. Without knowledge, as if the agent came back in as long again.
+    """
+    age, seen = np.atleast_1d(np.asarray(waited, np.float64)), policy.durations(tool)
+    chance = policy.chance(state)
+    if len(seen) < policy.enough:
+        slopes = chance / np.maximum(age, 1e-3)
+    else:
+        slopes = rate(seen, chance, age)
+    return np.asarray(saved_ms, np.float64) / np.asarray(bytes, np.float64) * slopes
+
+
 @dataclass
 class LearnedTtl(Policy):
     """`qkvshare.store.ttl`, which knows nothing at first."""
@@ -108,7 +155,8 @@ class LearnedTtl(Policy):
             groups.setdefault((call.tool, state), []).append(at)
         for (tool, state), members in groups.items():
             of = [calls[at] for at in members]
-            found[members] = self.policy.worth(
+            found[members] = worth(
+                self.policy,
                 tool,
                 [call.saved_ms for call in of],
                 [call.bytes for call in of],
@@ -131,7 +179,7 @@ class LearnedTtl(Policy):
 
     def _learn(self, call: Call, seconds: float, now: float) -> None:
         wait = Wait(call.at, seconds, call.saved_ms, call.bytes)
-        self.policy = self.policy.observed(call.tool, wait)
+        self.policy = observed(self.policy, call.tool, wait)
         self.seen += 1
         if self.expires and self.seen % _REPRICE == 0:
             self.policy = self.policy.priced(self.limit, now)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qkvshare.cli import main
+from qkvshare.cli.main import main
 
 
 @pytest.fixture

@@ -231,7 +231,7 @@ def test_looking_at_a_card_imports_no_transformers(tmp_path: Path) -> None:
     path = make_card().save(tmp_path / "card")
     script = (
         "import sys; sys.argv = ['qkvshare', 'inspect', sys.argv[1]]\n"
-        "from qkvshare.cli import main\n"
+        "from qkvshare.cli.main import main\n"
         "try: main()\n"
         "finally: assert 'transformers' not in sys.modules"
     )

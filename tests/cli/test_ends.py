@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qkvshare.cli import main
+from qkvshare.cli.main import main
 
 from ..cards import make_card
 

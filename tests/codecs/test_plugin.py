@@ -12,7 +12,7 @@ import torch
 
 from qkvshare import CacheCard, Raw, capture
 from qkvshare.card.errors import CodecError
-from qkvshare.cli import main
+from qkvshare.cli.main import main
 from qkvshare.codecs import Codec, codec_names, find_codec, from_record, make_codec
 from qkvshare.hf.session.answers import Keep, Sampling
 from qkvshare.hf.session.session import Session

@@ -430,7 +430,7 @@ def test_stdout_has_the_protocol_and_nothing_else(llama_folder: Path, folder: Pa
 def test_what_it_is_not_started_with(
     folder: Path, more: list[str], why: str, monkeypatch: Any, capsys: Any
 ) -> None:
-    from qkvshare.cli import main
+    from qkvshare.cli.main import main
 
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setattr(sys, "argv", ["qkvshare", *arguments(Path("none"), folder, *more)[2:]])

@@ -190,15 +190,5 @@ def admitted(data: Any, table: Mapping[str, Rule], parent: str = "") -> Any:
     return kept
 
 
-def table_of(fields: Mapping[str, Rule]) -> str:
-    """The fields as a table of Markdown, for docs/serve.md."""
-    lines = ["| field | | |", "|---|---|---|"]
-    for name, rule in fields.items():
-        allowed = " or ".join(f"`{_json(each)}`" for each in rule.neutral)
-        also = f"; {allowed} is allowed" if allowed else ""
-        lines.append(f"| `{name}` | {rule.status} | {rule.meaning}{also} |")
-    return "\n".join(lines) + "\n"
-
-
 def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()

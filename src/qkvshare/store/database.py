@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..card.errors import StoreError, StoreFullError
-from .schema import VERSION, statements
+from .schema import SCHEMA, VERSION
 
 BUSY_SECONDS = 60.0
 # SQLite asks for less at once; with so little free an unclear failure is taken for a full disk.
@@ -197,7 +197,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 "version that wrote it, or remove the file: the index is made again from the cards."
             )
         if found == 0:
-            for statement in statements():
+            # One by one: `executescript` would commit in the middle.
+            for statement in SCHEMA.split(";\n"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-
 VERSION = 1
 
-_SCHEMA = """
+# No ";" ends a line but at the end of a statement: they are executed one by one.
+SCHEMA = """
 CREATE TABLE card (
     digest TEXT PRIMARY KEY, agent TEXT NOT NULL, tokens INTEGER NOT NULL, bytes INTEGER NOT NULL,
     put_at REAL NOT NULL, used_at REAL NOT NULL, expires_at REAL, hits INTEGER NOT NULL DEFAULT 0,
@@ -48,13 +46,3 @@ CREATE TRIGGER segment_in AFTER INSERT ON segment
 CREATE TRIGGER segment_out AFTER DELETE ON segment
     BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 """
-
-
-def statements() -> Iterator[str]:
-    """All of them, one by one: `executescript` would commit in the middle."""
-    statement = ""
-    for line in _SCHEMA.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

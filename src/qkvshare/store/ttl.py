@@ -1,4 +1,4 @@
-"""How long to keep the card of an agent that waits on a tool, and whose card goes first.
+"""How long to keep the card of an agent that waits on a tool.
 
 A card held for τ seconds saves its re-prefill where the tool returns by then, and fills the store
 until one of the two. With T the tool's duration, F its distribution as observed, and
@@ -14,13 +14,6 @@ than ``limit`` bytes held on average, every card is held as if a byte-second cos
 which they fit. By Little's law the bytes held are, summed over tools, arrivals per second ×
 mean(bytes · min(T, τ*(λ))); they fall as λ grows, so λ is found by bisection, and is 0 where
 everything fits.
-
-The same λ read the other way round: a card that has waited ``a`` seconds is worth holding while
-
-    worth(a) = max over τ of  saved · P(T ≤ a + τ | T > a) ÷ (bytes · E[min(T − a, τ) | T > a])
-
-is above λ (an index after Gittins). So a full store evicts the card of least worth first, and needs
-no price for it.
 """
 
 from __future__ import annotations
@@ -53,22 +46,14 @@ class Curve(NamedTuple):
     """What holding a card until each of the durations of a tool brings and takes."""
 
     until: Floats  # [k] s, ascending: 0 and the finite durations
-    falls: Floats  # [k] 1 / s, least slope up to here
     slopes: Floats  # [k] 1 / s, steepest from here on
 
     def best(self, benefit: Floats, cost: Floats) -> Floats:
         """τ* of each ``benefit [cards]`` (ms) at ``cost [cards]`` (ms per s): ``[cards]`` s, the
         shortest if several are best."""
+        falls = np.minimum.accumulate(self.slopes)
         least = np.divide(cost, benefit, out=np.full(benefit.shape, np.inf), where=benefit > 0)
-        found: Floats = self.until[np.searchsorted(-self.falls, -least)]
-        return found
-
-    def rate(self, waited: Floats) -> Floats:
-        """Slope of cards that have ``waited [cards]`` s: ``[cards]``, 1 / s.
-
-        It stands still between two durations, and is 0 beyond the longest.
-        """
-        found: Floats = self.slopes[np.searchsorted(self.until, waited, "right") - 1]
+        found: Floats = self.until[np.searchsorted(-falls, -least)]
         return found
 
 
@@ -90,11 +75,10 @@ def curve(durations: tuple[float, ...], returns: float = 1.0) -> Curve:
     back = returns * np.arange(len(until))
     held = returns * np.cumsum(until) + (len(ordered) - back) * until
     last = np.append(until[1:] > until[:-1], True)  # of equal durations
-    slopes = np.array(steepest(held[last].tolist(), back[last].tolist()))
-    return Curve(until[last], np.minimum.accumulate(slopes), slopes)
+    return Curve(until[last], np.array(_steepest(held[last].tolist(), back[last].tolist())))
 
 
-def steepest(held: list[float], back: list[float]) -> list[float]:
+def _steepest(held: list[float], back: list[float]) -> list[float]:
     """The steepest slope from every point to one right of it, 0 for the last: O(n), along the upper
     hull of the points to the right."""
     last = len(held) - 1
@@ -139,18 +123,13 @@ class Ttl:
     enough: int = 8
     background: float = 0.5
 
-    def observed(self, tool: str, wait: Wait) -> Ttl:
-        """With one more wait of ``tool``; its oldest is forgotten beyond ``last``."""
-        kept = (*self.waits.get(tool, ()), wait)[-self.last :]
-        return replace(self, waits={**self.waits, tool: kept})
-
     def priced(self, limit: int, now: float) -> Ttl:
         """With the price at which the waits seen would have held ``limit`` bytes on average.
 
         ``now`` in s, on the clock of `Wait.began`; better every hundred waits than at each.
         """
         demands = [
-            HeldBytes.of(kept, curve(self._durations(tool)), now)
+            HeldBytes.of(kept, curve(self.durations(tool)), now)
             for tool, kept in self.waits.items()
             if now > kept[0].began
         ]
@@ -169,38 +148,20 @@ class Ttl:
         if self.price == 0:
             return math.inf if saved_ms > 0 else 0.0
         cost = self.price * bytes
-        seen = self._durations(tool)
+        seen = self.durations(tool)
         if len(seen) < self.enough:
-            return self._chance(state) * max(saved_ms, 0.0) / cost
-        return best_ttl(seen, saved_ms, cost, self._chance(state))
+            return self.chance(state) * max(saved_ms, 0.0) / cost
+        return best_ttl(seen, saved_ms, cost, self.chance(state))
 
-    def worth(
-        self,
-        tool: str,
-        saved_ms: npt.ArrayLike,
-        bytes: npt.ArrayLike,
-        waited: npt.ArrayLike,
-        state: State = "foreground",
-    ) -> Floats:
-        """ms per byte-second from now on, of cards that have ``waited [cards]`` s for ``tool``.
-
-        The least goes first. Without knowledge, as if the agent came back in as long again.
-        """
-        age, seen = np.atleast_1d(np.asarray(waited, np.float64)), self._durations(tool)
-        chance = self._chance(state)
-        if len(seen) < self.enough:
-            rate = chance / np.maximum(age, 1e-3)
-        else:
-            rate = curve(seen, chance).rate(age)
-        return np.asarray(saved_ms, np.float64) / np.asarray(bytes, np.float64) * rate
-
-    def _durations(self, tool: str) -> tuple[float, ...]:
+    def durations(self, tool: str) -> tuple[float, ...]:
+        """Seconds of the waits that stand for ``tool``."""
         own = self.waits.get(tool, ())
         if len(own) >= self.enough:
             return tuple(wait.seconds for wait in own)
         return tuple(wait.seconds for kept in self.waits.values() for wait in kept)
 
-    def _chance(self, state: State) -> float:
+    def chance(self, state: State) -> float:
+        """That an agent in ``state`` comes back, in parts of one in the foreground."""
         return self.background if state == "background" else 1.0
 
 
@@ -221,7 +182,7 @@ class HeldBytes(NamedTuple):
 
     def most(self) -> float:
         """A price, in ms per byte-second, at which none of them is held."""
-        return float((self.saved_ms / self.bytes).max() * self.curve.rate(np.zeros(1))[0])
+        return float((self.saved_ms / self.bytes).max() * self.curve.slopes[0])
 
     def bytes_at(self, price: float) -> float:
         """Held on average if a byte-second costs ``price`` ms."""
