@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
+from ..card.errors import CardFormatError
 from ..kernels.ahead import ahead
 from ..kernels.background import BackgroundDecoder
 from ..kernels.decode import decode_parts
@@ -20,7 +21,7 @@ from ..kernels.parts import Part
 from ..kernels.reference import eights
 from .finite import require_finite
 from .layers import Into, LayerKV
-from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes
+from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes, require_dims
 from .tiered import Energy, LayerBits
 
 # Numbers of a job: threads that come back for less wait for each other.
@@ -113,6 +114,7 @@ def _decode_there(
     layers: Sequence[Into],
 ) -> Sequence[Into]:
     """By two threads: see `BackgroundDecoder`. ``then`` is called when all are decoded."""
+    require_dims(layers[0].shape, CardFormatError)  # before the first layer's rotation is made
     wild = list[LayerKV]()
     with BackgroundDecoder(layers[0].keys, 2 * len(layers), _BEFOREHAND) as decoder:
         for blob, layer in pairs:
