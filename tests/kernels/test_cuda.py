@@ -152,7 +152,7 @@ def test_layers_of_packed(tokens: int) -> None:
     job, expected = [], []
     for blob in codec.encode(layers, every_width(codec, layers)):
         to = LayerKV(*torch.empty(2, 2, tokens, 64))
-        codec.decode_layer(blob, to)
+        list(codec.decode([blob], [to]))
         one, two = to.keys.chunk(2, -1)
         keys = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
         expected.append(LayerKV(keys, to.values))

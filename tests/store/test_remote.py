@@ -338,7 +338,7 @@ class TestHeader:
             file.write_bytes(changed)
             tensors = self.open(file)
             for name in tensors:
-                assert tensors.kind(name) == (
+                assert tensors.kinds[name] == (
                     "U8" if tensors[name].itemsize == 1 else "I32",
                     list(tensors[name].shape),
                 )

@@ -155,7 +155,7 @@ class CacheCard(Contents):
             UnsupportedModelError: a card cannot carry the model's state.
             CancelledError: the caller called it off.
         """
-        return engine().inputs(
+        found: Inputs = engine().inputs(
             self,
             model,
             tokenizer,
@@ -166,6 +166,7 @@ class CacheCard(Contents):
             cached=cached,
             cancelled=cancelled,
         )
+        return found
 
     def extend(
         self, model: Any, out: Any, *, agent: str = "", bits: float | None = None
@@ -180,7 +181,8 @@ class CacheCard(Contents):
 
         Raises `CaptureError`, and what `qkvshare.capture` raises.
         """
-        return engine().extend(self, model, out, agent=agent, bits=bits)
+        child: CacheCard = engine().extend(self, model, out, agent=agent, bits=bits)
+        return child
 
     def require_fresh(self) -> None:
         """Raise `CardExpiredError` once the card's time has passed."""

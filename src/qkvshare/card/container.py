@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,18 @@ def blob_name(layer: int, segment: int) -> str:
 
 
 class LazyTensors(Mapping[str, Array]):
-    """Tensors that are read when they are asked for.
+    """Tensors that are read when they are asked for."""
 
-    Attributes:
-        kinds: element type (``"U8"``, ``"I32"``) and shape of each, from the header only.
-    """
-
+    # Element type ("U8", "I32") and shape of each, from the header only.
     kinds: dict[str, tuple[str, list[int]]]
 
-    def kind(self, name: str) -> tuple[str, list[int]]:
-        """Element type and shape of a tensor; reads nothing."""
-        return self.kinds[name]
-
     def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; reads nothing."""
         return name in self.kinds
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over tensor names."""
         return iter(self.kinds)
 
     def __len__(self) -> int:
-        """Count the tensors."""
         return len(self.kinds)
 
 
@@ -69,23 +60,17 @@ class StoredTensors(LazyTensors):
     """The tensors of a file or object, read one at a time, each as a private copy.
 
     Private, because the file may change between the digest check and the decode.
-
-    Attributes:
-        path: the file.
-        metadata: the file's metadata.
-        header_bytes: bytes of the file that are not the tensors' own.
     """
 
     path: Path
     metadata: dict[str, str]
-    header_bytes: int
+    header_bytes: int  # bytes of the file that are not the tensors' own
 
 
 class FileTensors(StoredTensors):
-    """Those of a safetensors file on this machine."""
+    """Those of a safetensors file on this machine. Raises the `CardError` family."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path`` and check its container. Raises the `CardError` family."""
         self.path, self._file = path, OpenFile(path)
         size = self._file.size
         prefix = self._file.read(0, min(size, 8)).tobytes()
@@ -96,7 +81,6 @@ class FileTensors(StoredTensors):
         self.kinds = found.kinds
 
     def __getitem__(self, name: str) -> Array:
-        """Read one tensor into memory. Raises `CardFormatError`."""
         entry = self._entries[name]
         if entry.dtype not in _KINDS:
             raise CardFormatError(
@@ -110,7 +94,7 @@ class FileTensors(StoredTensors):
 def kind_of(tensors: Mapping[str, Array], name: str) -> tuple[str, list[int]]:
     """Element type and shape of a tensor, without reading it where that can be avoided."""
     if isinstance(tensors, LazyTensors):
-        return tensors.kind(name)
+        return tensors.kinds[name]
     array = tensors[name]
     return "U8" if array.dtype == np.uint8 else "I32", list(array.shape)
 
@@ -150,18 +134,18 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: dict[str, str]) ->
     The file is private to the user (mode 600): a card is as secret as its prompt.
     Raises `CardWriteError`.
     """
-    header = header_bytes(tensors, metadata)
+    require_short(header_bytes(tensors, metadata))
+    fill = partial(save_file, dict(tensors), metadata=metadata)
+    replace(path, fill, mode=0o600, error=CardWriteError)
+
+
+def require_short(header: int) -> None:
+    """Raise `CardWriteError` for a header of more bytes than readers take."""
     if header > MAX_HEADER_BYTES:
         raise CardWriteError(
             f"the card's header has {header} bytes, readers take {MAX_HEADER_BYTES}. "
             "Make it smaller: card.compact()."
         )
-    replace(
-        path,
-        lambda part: save_file(dict(tensors), part, metadata=metadata),
-        mode=0o600,
-        error=CardWriteError,
-    )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -175,10 +159,9 @@ def to_bytes(tensors: Mapping[str, Array], metadata: dict[str, str]) -> bytes:
 
 
 class CardStream:
-    """The file that `write` would write, any part of it; never all of it in memory.
+    """The file that `write` would write, ``nbytes`` long, any part of it; never all in memory.
 
-    Attributes:
-        nbytes: length of the file.
+    ``verified`` reads a tensor by name once it is sent.
     """
 
     def __init__(
@@ -187,7 +170,6 @@ class CardStream:
         metadata: dict[str, str],
         verified: Callable[[str], Array],
     ) -> None:
-        """Work out the header; ``verified`` reads a tensor by name once it is sent."""
         self._verified = verified
         self._header, self._ranges = header(tensors, metadata)
         self.nbytes = max((at.stop for at in self._ranges.values()), default=len(self._header))

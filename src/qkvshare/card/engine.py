@@ -6,12 +6,8 @@ when a card first meets a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, cast
-
-if TYPE_CHECKING:
-    from .card import CacheCard
+from typing import Any, Literal, NotRequired, TypedDict
 
 # How a cache holds the card's tokens: as numbers of the model's format, as numbers of 16 bits, or
 # as the card's own bytes.
@@ -19,30 +15,15 @@ KVFormat = Literal["model", "bfloat16", "codes"]
 
 
 class Inputs(TypedDict):
-    """Arguments of ``model.generate`` and of ``model.forward``.
+    """Arguments of ``model.generate`` and of ``model.forward``."""
 
-    Attributes:
-        input_ids: int64 ``[1, tokens]``.
-        attention_mask: int64 ``[1, context + new]``.
-        past_key_values: the cache, a ``DynamicCache``.
-        use_cache: True.
-        cache_implementation: None, where the model's generation config names another cache.
-    """
-
-    input_ids: Any
-    attention_mask: Any
-    past_key_values: Any
-    use_cache: bool
-    cache_implementation: NotRequired[None]
+    input_ids: Any  # int64 [1, tokens]
+    attention_mask: Any  # int64 [1, context + new]
+    past_key_values: Any  # the cache, a DynamicCache
+    use_cache: bool  # True
+    cache_implementation: NotRequired[None]  # where the generation config names another cache
 
 
-class Engine(Protocol):
-    """A module that runs models. `CacheCard` has methods of these names and describes them."""
-
-    inputs: Callable[..., Inputs]
-    extend: Callable[..., CacheCard]
-
-
-def engine() -> Engine:
-    """The engine for models of transformers."""
-    return cast(Engine, import_module("qkvshare.hf.engine"))
+def engine() -> Any:
+    """The engine for models of transformers; `CacheCard` describes its functions."""
+    return import_module("qkvshare.hf.engine")

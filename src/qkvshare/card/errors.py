@@ -119,14 +119,9 @@ class ServeError(QKVShareError):
 
 
 class UnsupportedParameterError(QKVShareError):
-    """A request asks, by a field of this name, for what the server does not do.
-
-    Attributes:
-        parameter: the field.
-    """
+    """A request asks, by the field ``parameter``, for what the server does not do."""
 
     def __init__(self, message: str, parameter: str) -> None:
-        """What is told, and of which field."""
         super().__init__(message)
         self.parameter = parameter
 

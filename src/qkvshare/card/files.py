@@ -35,15 +35,12 @@ _SMALL = 256 << 10
 
 
 class OpenFile:
-    """A regular file; it stays readable when it is removed.
+    """A regular file of ``size`` bytes; it stays readable when it is removed.
 
-    Attributes:
-        path: where it was.
-        size: bytes, when it was opened.
+    Raises `CardNotFoundError`.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open ``path``. Raises `CardNotFoundError`."""
         self.path = path
         try:
             # Without O_NONBLOCK the process would wait for a pipe's writer.
@@ -92,15 +89,7 @@ class OpenFile:
 def read_text(path: Path, error: type[QKVShareError]) -> str:
     """The text of a UTF-8 file or pipe; a byte order mark is dropped, newlines stay as they are.
 
-    Args:
-        path: a regular file, or a pipe, which is read to its end. Devices may have no end.
-        error: what to raise where there is no such text.
-
-    Returns:
-        The text.
-
-    Raises:
-        QKVShareError: of the kind ``error``.
+    Raises ``error``, also for devices, which may have no end.
     """
     try:
         mode = path.stat().st_mode
@@ -114,16 +103,8 @@ def read_text(path: Path, error: type[QKVShareError]) -> str:
 def require_output(path: Path, error: type[QKVShareError] = OutputError) -> Path:
     """Refuse a name that no file can be written to, before the work whose result it is to hold.
 
-    Args:
-        path: the file to be written or replaced; where it is a symlink, its target is meant.
-        error: what to raise.
-
-    Returns:
-        The path with all symlinks followed.
-
-    Raises:
-        QKVShareError: of the kind ``error``, for what is no regular file, and for a folder that is
-            missing or cannot be written to.
+    Returns the path with all symlinks followed. Raises ``error`` for what is no regular file, and
+    for a folder that is missing or cannot be written to.
     """
     try:
         target = _target(path, error)
@@ -149,11 +130,8 @@ def replace(
         path: the file; where it is a symlink, its target is replaced and the link stays.
         fill: writes the content to the path that it is given.
         mode: permission bits of the new file, less the user's umask.
-        error: what to raise.
-
-    Raises:
-        QKVShareError: of the kind ``error``, for what is no regular file and where writing fails;
-            then what was there is as it was.
+        error: raised for what is no regular file and where writing fails; then what was there is
+            as it was.
     """
     part = None
     try:

@@ -14,16 +14,7 @@ from . import container
 from .container import StoredTensors, blob_name, ids_name
 from .digest import digest_bytes, empty_chain
 from .errors import CardDigestError, CardFormatError, CardVersionError
-from .manifest import (
-    FORMAT_VERSION,
-    Digest,
-    Envelope,
-    Layer,
-    Manifest,
-    Run,
-    Segment,
-    runs_of,
-)
+from .manifest import FORMAT_VERSION, Digest, Envelope, Layer, Manifest, Run, Segment, runs_of
 
 T = TypeVar("T")
 
@@ -39,13 +30,14 @@ def open_header(tensors: StoredTensors) -> tuple[Manifest, Envelope]:
             f"{path} is a safetensors file but not a card: its metadata has "
             f"{sorted(tensors.metadata)[:5]}, expected {container.MAGIC!r} and nothing else."
         )
-    envelope = decode_envelope(tensors.metadata[container.MAGIC].encode())
+    written = tensors.metadata[container.MAGIC].encode()
+    envelope = _decode(written, Envelope, "card's header")
     if envelope.version != FORMAT_VERSION:
         raise CardVersionError(
             f"{path} has format version {envelope.version}, this package reads {FORMAT_VERSION}. "
             "Capture again, or use the package version that wrote it."
         )
-    found = digest_bytes(bytes(envelope.manifest), _salt(bytes(envelope.manifest)))
+    found = digest_bytes(bytes(envelope.manifest), _decode(envelope.manifest, _Salted).salt)
     if found != envelope.digest:
         raise CardDigestError(
             f"{path}: the manifest has digest {found[:12]}…, the card is named "
@@ -53,7 +45,6 @@ def open_header(tensors: StoredTensors) -> tuple[Manifest, Envelope]:
         )
     manifest = decode_manifest(bytes(envelope.manifest))
     # Readers do not agree on what a name that stands twice means, and a card has one digest.
-    written = tensors.metadata[container.MAGIC].encode()
     again = msgspec.json.encode(envelope, order="sorted")
     if manifest.encode() != bytes(envelope.manifest) or again != written:
         raise CardFormatError(
@@ -85,7 +76,7 @@ def check_tensors(tensors: StoredTensors, manifest: Manifest, thin: int) -> None
             "The file is damaged or was assembled by hand."
         )
     for name, (dtype, length) in expected.items():
-        found, shape = tensors.kind(name)
+        found, shape = tensors.kinds[name]
         if found != dtype or len(shape) != 1 or length not in (None, shape[0]) or not shape[0]:
             raise CardFormatError(
                 f"{tensors.path}: tensor {name} is {found} {shape}, expected {dtype} "
@@ -93,24 +84,10 @@ def check_tensors(tensors: StoredTensors, manifest: Manifest, thin: int) -> None
             )
 
 
-def decode_envelope(data: bytes) -> Envelope:
-    """Parse the metadata entry of a card. Raises `CardFormatError`."""
-    try:
-        return msgspec.json.decode(data, type=Envelope, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CardFormatError(
-            f"the card's header is not valid: {error}. Expected digest, manifest and version."
-        ) from error
-
-
 class _Salted(msgspec.Struct):
     """What must be known of a manifest before its digest can be taken."""
 
     salt: Digest | None = None
-
-
-def _salt(data: bytes) -> str | None:
-    return _decode(data, _Salted).salt
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -120,13 +97,13 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def _decode(data: bytes, kind: type[T]) -> T:
+def _decode(data: bytes | msgspec.Raw, kind: type[T], what: str = "manifest") -> T:
     try:
         return msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, RecursionError) as error:
         raise CardFormatError(
-            f"the manifest is not valid: {error}. Expected the fields of docs/cachecard.md; "
-            "the file is damaged or was written by something else."
+            f"the {what} is not valid: {error}. Expected the fields of docs/cachecard.md; the "
+            "file is damaged or was written by something else."
         ) from error
 
 

@@ -30,7 +30,6 @@ class Key:
     secret: bytes
 
     def __post_init__(self) -> None:
-        """Refuse what is no key. Raises `SecretError`."""
         if not isinstance(self.secret, bytes) or len(self.secret) != 32:
             raise SecretError("a key is 32 bytes. Make one with Key.generate() or Key.load(path).")
 
@@ -60,7 +59,6 @@ class Key:
         return write_private(Path(path), f"{self.secret.hex()}\n".encode())
 
     def __repr__(self) -> str:
-        """Which key it is, not the key."""
         return f"<Key {self.id}>"
 
     @cached_property

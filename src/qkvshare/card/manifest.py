@@ -115,16 +115,13 @@ class Spans:
     sizes: list[int]
 
     def __len__(self) -> int:
-        """Count the layers."""
         return len(self.sizes)
 
     def __getitem__(self, layer: int) -> slice:
-        """Of one layer."""
         start = int(self.starts[layer])
         return slice(start, start + self.sizes[layer])
 
     def __iter__(self) -> Iterator[slice]:
-        """Of one layer after the other."""
         return (self[layer] for layer in range(len(self)))
 
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from .container import MAGIC, Array, FileTensors, StoredTensors
+from .container import MAGIC, Array, FileTensors, StoredTensors, require_short
 from .errors import CardFormatError, CardKeyError, CardTagError, CardVersionError, CardWriteError
 from .file_header import MAX_HEADER_BYTES
 from .keys import Key
@@ -54,11 +54,7 @@ def seal(
     seal = Seal(key.id, secrets.token_bytes(32).hex(), SEAL_VERSION)
     cipher = seal.cipher(key)
     header = np.frombuffer(metadata[MAGIC].encode(), np.uint8)
-    if header.nbytes > MAX_HEADER_BYTES:
-        raise CardWriteError(
-            f"the card's header has {header.nbytes} bytes, readers take {MAX_HEADER_BYTES}. "
-            "Make it smaller: card.compact()."
-        )
+    require_short(header.nbytes)
     sealed: dict[str, Array] = {}
     for position, name in enumerate(sorted([ENVELOPE, *tensors])):
         data = header if name == ENVELOPE else np.ascontiguousarray(tensors[name]).view(np.uint8)
@@ -68,7 +64,9 @@ def seal(
                 "Capture the context in several steps."
             )
         sealed[name] = np.empty(data.nbytes + TAG_BYTES, np.uint8)
-        cipher.encrypt_into(_nonce(position), data.data, name.encode(), sealed[name].data)
+        cipher.encrypt_into(
+            position.to_bytes(12, "big"), data.data, name.encode(), sealed[name].data
+        )
     return sealed, {SEALED: msgspec.json.encode(seal, order="sorted").decode()}
 
 
@@ -76,7 +74,6 @@ class SealedTensors(StoredTensors):
     """The tensors of a sealed file, opened one at a time; what does not pass is not returned."""
 
     def __init__(self, file: FileTensors, key: Key) -> None:
-        """Check ``file``'s container and open its header. Raises the `CardError` family."""
         self.path, self._file = file.path, file
         seal = _read_seal(file)
         if seal.key != key.id:
@@ -86,7 +83,7 @@ class SealedTensors(StoredTensors):
             )
         self._positions = {name: position for position, name in enumerate(sorted(file))}
         for name in file:
-            dtype, shape = file.kind(name)
+            dtype, shape = file.kinds[name]
             unit = 4 if name.startswith("ids.") else 1
             if dtype != "U8" or len(shape) != 1 or shape[0] < TAG_BYTES or shape[0] % unit:
                 raise CardFormatError(
@@ -98,7 +95,11 @@ class SealedTensors(StoredTensors):
                 f"{file.path} has no sealed header of at most {MAX_HEADER_BYTES} bytes. "
                 "It is damaged or was assembled by hand."
             )
-        self.kinds = {name: _plain_kind(file, name) for name in file if name != ENVELOPE}
+        sizes = {name: _size(file, name) for name in file if name != ENVELOPE}
+        self.kinds = {
+            name: ("I32", [size // 4]) if name.startswith("ids.") else ("U8", [size])
+            for name, size in sizes.items()
+        }
         self._cipher = seal.cipher(key)
         self.header_bytes = file.header_bytes + _size(file, ENVELOPE) + TAG_BYTES * len(file)
         try:
@@ -107,16 +108,15 @@ class SealedTensors(StoredTensors):
             raise CardFormatError(f"{file.path}: its header is no text: {error}.") from error
 
     def __getitem__(self, name: str) -> Array:
-        """Read and open one tensor. Raises `CardTagError`."""
         if name not in self:
             raise KeyError(name)
-        return self._open(name).view("<i4" if self.kind(name)[0] == "I32" else np.uint8)
+        return self._open(name).view("<i4" if self.kinds[name][0] == "I32" else np.uint8)
 
     def _open(self, name: str) -> Array:
         from cryptography.exceptions import InvalidTag
 
         data = np.empty(_size(self._file, name), np.uint8)
-        nonce = _nonce(self._positions[name])
+        nonce = self._positions[name].to_bytes(12, "big")
         try:
             self._cipher.decrypt_into(nonce, self._file[name].data, name.encode(), data.data)
         except InvalidTag as error:
@@ -166,16 +166,6 @@ def _read_seal(file: FileTensors) -> Seal:
     return seal
 
 
-def _nonce(position: int) -> bytes:
-    return position.to_bytes(12, "big")
-
-
-def _plain_kind(file: FileTensors, name: str) -> tuple[str, list[int]]:
-    """As in the plain file."""
-    size = _size(file, name)
-    return ("I32", [size // 4]) if name.startswith("ids.") else ("U8", [size])
-
-
 def _size(file: FileTensors, name: str) -> int:
     """Bytes of a tensor before it was sealed."""
-    return file.kind(name)[1][0] - TAG_BYTES
+    return file.kinds[name][1][0] - TAG_BYTES

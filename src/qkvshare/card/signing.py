@@ -41,15 +41,12 @@ class Signer:
 
         try:
             private = load_pem_private_key(read_private(Path(path)), password=None)
+            if not isinstance(private, Ed25519PrivateKey):
+                raise TypeError(f"it is a {type(private).__name__}")
         except (ValueError, TypeError) as error:
-            private = None
-            reason: Exception | None = error
-        else:
-            reason = None
-        if not isinstance(private, Ed25519PrivateKey):
             raise SecretError(
                 f"{path} holds no Ed25519 key in PEM. Make one: qkvshare key signer FILE."
-            ) from reason
+            ) from error
         return cls(private)
 
     def save(self, path: str | Path) -> Path:
@@ -62,7 +59,6 @@ class Signer:
         return write_private(Path(path), content)
 
     def __repr__(self) -> str:
-        """Whose signatures these are."""
         return f"<Signer {self.public}>"
 
     @cached_property

@@ -72,8 +72,7 @@ class Codec(ABC):
     def encode(self, layers: Iterable[LayerKV]) -> Iterator[Bytes]:
         """Yield each layer's bytes, uint8 ``[bytes]``. A list may be encoded in one go.
 
-        Raises:
-            CodecError: the codec cannot encode these numbers.
+        Raises `CodecError` for numbers that the codec cannot encode.
         """
 
     @abstractmethod
@@ -99,11 +98,6 @@ class Codec(ABC):
     def decodes_on(cls, device: torch.device, shape: Shape) -> bool:
         """Whether targets may be on ``device``. The CPU always works."""
         return device.type == "cpu"
-
-    def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
-        """Decode one layer into ``layer``, where layers are `independent`. Raises `CardError`."""
-        for _ in self.decode([blob], [layer]):
-            pass
 
     def check(self, blobs: Iterable[Bytes], shapes: Iterable[Shape], dtype: torch.dtype) -> None:
         """Check that ``blobs`` of all layers decode to finite numbers of ``dtype``; keep none.
@@ -152,7 +146,11 @@ def alike(nbytes: float, shape: Shape) -> BitCounts:
 def require_bytes(blob: Bytes, expected: int, codec: str) -> None:
     """Refuse a blob of the wrong size before anything is allocated for it."""
     if blob.nbytes != expected:
-        raise CardFormatError(
-            f"a layer encoded by {codec!r} has {blob.nbytes} bytes, its shape needs "
-            f"{expected}. The card is damaged or was assembled by hand."
-        )
+        raise damaged(codec, f"{blob.nbytes} bytes, its shape needs {expected}")
+
+
+def damaged(codec: str, found: str) -> CardFormatError:
+    """For a layer that no encoder wrote so."""
+    return CardFormatError(
+        f"a layer encoded by {codec!r} has {found}. The card is damaged or was assembled by hand."
+    )

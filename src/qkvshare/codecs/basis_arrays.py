@@ -22,74 +22,69 @@ SCALES = 5  # steps, an octave apart
 FARTHEST = 64 * 40  # exponents of steps, in 1/64 octave
 _MOST_LAYERS, _MOST_COLUMNS = 4096, 1 << 20
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
-def check_arrays(arrays: Arrays) -> None:
+def check_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Raise `ProfileError` unless ``arrays`` are those of docs/codec-transform.md."""
-    sources = _array(arrays, "sources", "i", (None, 2))
+    prefix = "transform."
+    left = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+    sources = _array(left, "sources", "i", (None, 2))
     if not 1 <= len(sources) <= _MOST_LAYERS:
         raise _bad("sources", f"{len(sources)} layers, expected 1 to {_MOST_LAYERS}")
     later = np.arange(len(sources))[:, None]
     if (sources < -1).any() or (sources >= later).any():
         raise _bad("sources", "a layer that is not before the one it predicts")
-    reference = int(_array(arrays, "reference", "i", (1,))[0])
+    reference = int(_array(left, "reference", "i", (1,))[0])
     if abs(reference) > FARTHEST:
         raise _bad("reference", f"{reference}, expected -{FARTHEST} to {FARTHEST}")
-    _check_tables(arrays, "", CLASSES)
-    _check_tables(arrays, "refined.", REFINED)
-    expected = _array(arrays, "expected", "i", (CLASSES,))
+    _check_tables(left, "", CLASSES)
+    _check_tables(left, "refined.", REFINED)
+    expected = _array(left, "expected", "i", (CLASSES,))
     if expected.min() < 0 or expected.max() > EXPECTED * LARGEST:
         raise _bad("expected", f"a magnitude outside 0 to {EXPECTED * LARGEST}")
     wide: list[tuple[int, int]] = []
     for layer, own in enumerate(sources):
-        columns = [_columns(arrays, layer, kind) for kind in KINDS]
+        columns = [_columns(left, layer, kind) for kind in KINDS]
         features = sum(sum(wide[source]) for source in own if source >= 0)
-        _check_part(arrays, f"{layer}.keys", columns[0], features)
-        _check_part(arrays, f"{layer}.values", columns[1], columns[0] + features)
+        _check_part(left, f"{layer}.keys", columns[0], features)
+        _check_part(left, f"{layer}.values", columns[1], columns[0] + features)
         wide.append((columns[0], columns[1]))
-    _check_names(arrays, len(sources))
+    if left:
+        raise _bad(next(iter(left))[:80], "no place in a basis")
 
 
-def _check_tables(arrays: Arrays, name: str, classes: int) -> None:
-    freq = _array(arrays, f"{name}freq", "i", (classes, SYMBOLS)).astype(np.int64)
+def _check_tables(left: Arrays, name: str, classes: int) -> None:
+    freq = _array(left, f"{name}freq", "i", (classes, SYMBOLS)).astype(np.int64)
     if freq.min() < 0 or (freq.sum(1) != TOTAL).any() or freq[:, ESCAPE].min() < 1:
         raise _bad(
             f"{name}freq",
             f"frequencies that are below 0, do not add up to {TOTAL}, or leave no room to escape",
         )
-    _array(arrays, f"{name}points", "f", (classes, SYMBOLS))
+    _array(left, f"{name}points", "f", (classes, SYMBOLS))
 
 
-def _columns(arrays: Arrays, layer: int, kind: str) -> int:
-    columns = len(_array(arrays, f"{layer}.{kind}.mean", "f", (None,)))
+def _columns(left: Arrays, layer: int, kind: str) -> int:
+    columns = len(_array(left, f"{layer}.{kind}.mean", "f", (None,)))
     if not 1 <= columns <= _MOST_COLUMNS:
         raise _bad(f"{layer}.{kind}.mean", f"{columns} columns, expected 1 to {_MOST_COLUMNS}")
     return columns
 
 
-def _check_part(arrays: Arrays, name: str, columns: int, features: int) -> None:
-    _array(arrays, f"{name}.predictor", "f", (features, columns))
-    _array(arrays, f"{name}.back", "f", (columns, columns))
-    if _array(arrays, f"{name}.scales", "i", (SCALES, columns)).itemsize > 2:
+def _check_part(left: Arrays, name: str, columns: int, features: int) -> None:
+    _array(left, f"{name}.predictor", "f", (features, columns))
+    _array(left, f"{name}.back", "f", (columns, columns))
+    if _array(left, f"{name}.scales", "i", (SCALES, columns)).itemsize > 2:
         raise _bad(f"{name}.scales", "numbers of another type, expected int16")
 
 
-def _check_names(arrays: Arrays, layers: int) -> None:
-    common = ("sources", "reference", "freq", "points", "expected", "refined.freq")
-    known = {f"transform.{name}" for name in (*common, "refined.points")}
-    for layer in range(layers):
-        for kind in KINDS:
-            each = ("predictor", "mean", "back", "scales")
-            known |= {f"transform.{layer}.{kind}.{name}" for name in each}
-    others = [name for name in arrays if name.startswith("transform.") and name not in known]
-    if others:
-        raise _bad(others[0].removeprefix("transform.")[:80], "no place in a basis")
-
-
-def _array(arrays: Arrays, name: str, kind: str, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
-    """One of them: ``kind`` ``"i"`` or ``"f"``; None where any length will do."""
-    array = arrays.get(f"transform.{name}")
+def _array(left: Arrays, name: str, kind: str, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+    """Take one out of them: ``kind`` ``"i"`` or ``"f"``; None where any length will do."""
+    array = left.pop(name, None)
     if array is None:
         raise _bad(name, "nothing: it is missing")
     fits = len(shape) == array.ndim and all(

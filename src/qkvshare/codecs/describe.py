@@ -51,13 +51,5 @@ def describe(card: CacheCard) -> dict[str, Any]:
             }
             for run in manifest.runs
         ],
-        "lineage": [
-            {
-                "hop": hop.hop,
-                "agent": hop.agent,
-                "tokens_added": hop.tokens_added,
-                "parent": hop.parent,
-            }
-            for hop in manifest.lineage
-        ],
+        "lineage": [msgspec.structs.asdict(hop) for hop in manifest.lineage],
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +26,10 @@ def most(dtype: torch.dtype) -> float:
 
 def require_finite(numbers: Tensor, dtype: torch.dtype, codec: str) -> None:
     """Raise `CardFormatError` unless ``numbers``, of any shape, can all be given in ``dtype``."""
-    if numbers.numel() and not _largest(numbers) <= most(dtype):  # nor where it is no number
-        raise not_finite(codec, dtype)
+    if numbers.numel():
+        least, largest = map(float, torch.aminmax(numbers))
+        if not -most(dtype) <= least <= largest <= most(dtype):  # nor where they are no numbers
+            raise not_finite(codec, dtype)
 
 
 def not_finite(codec: str, dtype: torch.dtype) -> CardFormatError:
@@ -38,15 +39,3 @@ def not_finite(codec: str, dtype: torch.dtype) -> CardFormatError:
         f"{most(dtype):g}, the most that {str(dtype).removeprefix('torch.')} may have here. "
         "The card is damaged or was assembled by hand; get it again from who made it."
     )
-
-
-def _largest(numbers: Tensor) -> float:
-    """The largest magnitude; NaN or infinite where one is."""
-    if not numbers.is_contiguous() or numbers.device.type != "cpu":
-        return float(numbers.abs().max())
-    # Magnitudes are in the order of their bits, and processors compare whole numbers fastest.
-    bits = numbers.detach().flatten().view(torch.uint8).numpy()
-    sign, size = 1 << (8 * numbers.itemsize - 1), numbers.itemsize
-    above, below = int(bits.view(f"<i{size}").max()), int(bits.view(f"<u{size}").max()) - sign
-    found = np.array(max(above, below), f"<u{size}")
-    return float(torch.from_numpy(found[None].view(np.uint8)).view(numbers.dtype))

@@ -89,8 +89,7 @@ class Packed(Tiered, Attended):
         if isinstance(layers, list) and all(map(_at_once, layers)):
             pairs = list(zip(layers, bits, strict=True))
             for layer, widths in pairs:
-                require_dims(layer.shape, CodecError)
-                _require_tiers(layer.shape, widths)
+                _require_encodable(layer.shape, widths)
             yield from packed_cpu.encode(pairs, min(2, torch.get_num_threads()))
             return
         large = any(part.keys.numel() >= _WORTH_THREADS for part in bits)
@@ -98,8 +97,7 @@ class Packed(Tiered, Attended):
         yield from run(lambda one: self._encode(*one), zip(layers, bits, strict=True))
 
     def _encode(self, layer: LayerKV, widths: LayerBits) -> Bytes:
-        require_dims(layer.shape, CodecError)
-        _require_tiers(layer.shape, widths)
+        _require_encodable(layer.shape, widths)
         with nullcontext() if layer.keys.dtype == torch.float32 else _ONE_AT_A_TIME:
             if has_kernels(layer):
                 return packed_cpu.encode([(layer, widths)])[0]
@@ -123,13 +121,6 @@ class Packed(Tiered, Attended):
 
         yield from packed_cuda.decode(pairs, then)
 
-    def decode_layer(self, blob: Bytes, layer: LayerKV) -> None:
-        """On the caller's thread."""
-        if layer.keys.device.type == "cpu":
-            packed_cpu.decode_job([(blob, layer)])
-        else:
-            super().decode_layer(blob, layer)
-
     def codes(
         self, blob: Bytes, shape: Shape, angles: tuple[Tensor, Tensor] | None
     ) -> Piece | None:
@@ -152,19 +143,17 @@ class Packed(Tiered, Attended):
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Of a row's byte three bits are map, five are scale."""
         maps = 2 * shape.kv_heads * shape.tokens * 3 // 8
-        return {
-            "codes": nbytes - overhead(shape),
-            "scales": overhead(shape) - maps,
-            "maps": maps,
-        }
+        beside = overhead(shape)
+        return {"codes": nbytes - beside, "scales": beside - maps, "maps": maps}
 
     def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """Each row says its width."""
         return PackedLayout.of(blob, shape).token_bits(shape)
 
 
-def _require_tiers(shape: Shape, widths: LayerBits) -> None:
-    """Raises `CodecError`."""
+def _require_encodable(shape: Shape, widths: LayerBits) -> None:
+    """Raise `CodecError` for a shape, or widths, that cannot be encoded."""
+    require_dims(shape, CodecError)
     for kind, of in (("keys", widths.keys), ("values", widths.values)):
         if of.shape != (shape.kv_heads, shape.tokens):
             raise CodecError(

@@ -20,7 +20,7 @@ from ..kernels.decode import widths
 from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
 from ..kernels.reference import eights
 from ..kernels.rotation import power_of_two
-from .base import BitCounts, alike, require_bytes
+from .base import BitCounts, alike, damaged, require_bytes
 from .finite import MOST, most, not_finite
 from .layers import Shape
 
@@ -147,16 +147,10 @@ def _find_rows(data: Bytes, at: int, shape: tuple[int, int, int]) -> tuple[Rows,
     heads, tokens, dim = shape
     top = int.from_bytes(data[at : at + 2].tobytes(), "little", signed=True)
     if not LOWEST <= top <= HIGHEST:
-        raise CardFormatError(
-            f"a layer encoded by 'packed' has exponent {top}, expected {LOWEST} to {HIGHEST}. "
-            "The card is damaged or was assembled by hand."
-        )
+        raise damaged("packed", f"exponent {top}, expected {LOWEST} to {HIGHEST}")
     info = data[at + 2 : at + 2 + heads * tokens]
     at += 2 + heads * tokens
     end = at + widths(info) * eights(dim) // 8
     if end > data.nbytes:
-        raise CardFormatError(
-            f"a layer encoded by 'packed' has {data.nbytes} bytes, its shape needs at least {end}. "
-            "The card is damaged or was assembled by hand."
-        )
+        raise damaged("packed", f"{data.nbytes} bytes, its shape needs at least {end}")
     return Rows(top, info, data[at:end]), end

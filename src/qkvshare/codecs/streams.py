@@ -15,7 +15,7 @@ import numpy as np
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
 from ..kernels import rans
-from .base import BitCounts, alike
+from .base import BitCounts, alike, damaged
 from .entropy import Floats, Ints, Tables, exact_table
 from .layers import Shape
 
@@ -170,6 +170,4 @@ def _exponent_tables(freq: Ints) -> Tables:
 
 def bad(found: str) -> CardFormatError:
     """What a damaged layer gets."""
-    return CardFormatError(
-        f"a layer encoded by 'transform' has {found}. The card is damaged or was assembled by hand."
-    )
+    return damaged("transform", found)

@@ -163,7 +163,7 @@ def segment_bytes(blobs: Blobs) -> int:
 def require_segment(tensors: StoredTensors, name: str, segment: Segment) -> None:
     """Raise `CardFormatError` unless a file has the name and the blobs of ``segment``."""
     blobs = {blob_name(at, 0) for at in range(len(segment.blobs))}
-    flat = all(kind == "U8" and len(shape) == 1 for kind, shape in map(tensors.kind, tensors))
+    flat = all(kind == "U8" and len(shape) == 1 for kind, shape in tensors.kinds.values())
     if tensors.metadata != {SEGMENT: name} or tensors.keys() != blobs or not flat:
         raise CardFormatError(
             f"{tensors.path} is not the segment that it is named after: metadata "
@@ -191,7 +191,7 @@ class Assembled(LazyTensors):
             for layer in range(len(segment))
         }
         self.kinds = {name: container.kind_of(ids, name) for name in ids}
-        self.kinds |= {name: segment.kind(inner) for name, (segment, inner) in self._blobs.items()}
+        self.kinds |= {name: segment.kinds[inner] for name, (segment, inner) in self._blobs.items()}
 
     def __getitem__(self, name: str) -> Array:
         """Read one tensor."""
