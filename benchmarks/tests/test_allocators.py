@@ -114,7 +114,7 @@ def test_salience_moves_bits() -> None:
 def test_names() -> None:
     assert {at.name for at in ALLOCATORS_UNDER_TEST} == {
         Lagrangian.name,
-        *entry_points(group="qkvshare.allocators").names,
+        *sorted(entry_points(group="qkvshare.allocators").names),
     }
     assert find_allocator("random") is RandomAllocator
     with pytest.raises(CodecError, match=r"no allocator 'best'; known: chunk-router, controller"):

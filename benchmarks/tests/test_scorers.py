@@ -13,7 +13,7 @@ from qkvshare.card.errors import CodecError
 from qkvshare.scoring import AttentionScorer, Scorer, find_scorer, make_scorer
 from tests.test_scoring import attention_by_hand, make_probe
 
-NAMES = [*entry_points(group="qkvshare.scorers").names]
+NAMES = sorted(entry_points(group="qkvshare.scorers").names)  # the same order in all processes
 SCORERS_UNDER_TEST: list[Scorer] = [AttentionScorer(), *map(make_scorer, NAMES)]
 
 
