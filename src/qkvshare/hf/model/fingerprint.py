@@ -37,23 +37,21 @@ class Survey(NamedTuple):
 
 def survey(model: nn.Module, mark: str) -> Survey:
     """Look at each module once; ``mark`` is an attribute of modules with a state of their own."""
-    modules, tensors, unsaved = [model], list[Tensor](), list[Tensor]()
+    modules, tensors, unsaved = list[Any]([model]), list[Any](), list[Any]()
     complete, training, traits = True, False, list[tuple[object, ...]]()
     kinds = dict[type, tuple[bool, Any]]()
     for module in modules:  # grows on the way
+        if module is None:
+            continue
         # A module searches long for its attributes; these are always in its dictionary.
         own, kind = module.__dict__, type(module)
-        tensors += [at for at in own["_parameters"].values() if at is not None]
+        tensors += own["_parameters"].values()
         for name, at in own["_buffers"].items():
-            if at is not None:
-                (unsaved if name in own["_non_persistent_buffers_set"] else tensors).append(at)
+            (unsaved if name in own["_non_persistent_buffers_set"] else tensors).append(at)
         if kind not in kinds:
             usual = kind._save_to_state_dict is nn.Module._save_to_state_dict
             names = scalar_names(own)
-            kinds[kind] = (
-                usual and not hasattr(kind, mark),
-                itemgetter(*names) if names else len,
-            )
+            kinds[kind] = usual and not hasattr(kind, mark), itemgetter(*names) if names else len
             traits.append((kind, id(vars(kind).get("forward"))))
         usual, scalars = kinds[kind]
         complete &= usual and not own["_state_dict_hooks"] and mark not in own
@@ -64,7 +62,8 @@ def survey(model: nn.Module, mark: str) -> Survey:
             values = [own[name] for name in scalar_names(own)]
         hooks = *own["_forward_hooks"], *own["_forward_pre_hooks"]  # numbers, never used again
         traits.append((kind, values, hooks, id(own.get("forward"))))
-        modules += [inner for inner in own["_modules"].values() if inner is not None]
+        modules += own["_modules"].values()
+    tensors, unsaved = ([at for at in some if at is not None] for some in (tensors, unsaved))
     return Survey(tensors, unsaved, complete, training, traits)
 
 
@@ -74,11 +73,11 @@ def fingerprint(tensors: list[Tensor]) -> tuple[object, ...]:
     with torch.no_grad():
         for at in tensors:
             version = -1 if at.is_inference() else at._version
-            places.append((at.data_ptr(), version, type(at), at.dtype, at.shape, at.device))
+            kind = at.device, at.dtype
+            places.append((at.data_ptr(), version, type(at), kind, at.shape))
             if (size := at.numel()) and at.is_contiguous():
                 count = size if size <= _WHOLE else _SAMPLE
-                sample = at.as_strided((count,), (size // count,))
-                samples.setdefault((at.device, at.dtype), []).append(sample)
+                samples.setdefault(kind, []).append(at.as_strided((count,), (size // count,)))
         # Together, since a GPU is waited for each time.
         found = [torch.cat(alike).cpu() for alike in samples.values()]
     return places, [alike.view(torch.uint8).numpy().tobytes() for alike in found]
