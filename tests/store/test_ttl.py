@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkvshare.card.errors import QKVShareError
-from qkvshare.store.ttl import Ttl, Wait, best_ttl
+from qkvshare.store.ttl import Ttl, Wait, curve
 
 # Whole numbers, so that a fine grid contains every duration.
 durations = st.lists(st.integers(0, 40) | st.just(math.inf), min_size=1, max_size=20)
@@ -28,6 +28,11 @@ def gain(seen, benefit, cost, returns, until):
 
 def wait(seconds=1.0, began=0.0, saved_ms=1000.0, size=10**6):
     return Wait(began, seconds, saved_ms, size)
+
+
+def best_ttl(seen, benefit, cost, returns=1.0):
+    found = curve(tuple(seen), returns)
+    return float(found.best(np.array([benefit]), np.array([cost]))[0])
 
 
 def observed(policy, tool, wait):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 
 from ..card.errors import QKVShareError
 from . import plain
@@ -14,13 +14,13 @@ from . import plain
 
 def main() -> None:
     """Entry point of ``qkvshare``."""
-    run(_load)
+    run("qkvshare.cli.app")
 
 
-def run(load: Callable[[], Callable[[], None]]) -> None:
-    """Run the application that ``load`` imports; each error is one line on stderr, and code 1."""
+def run(module: str) -> None:
+    """Run the ``app`` of ``module``; each error is one line on stderr, and code 1."""
     try:
-        _run(load)
+        _run(module)
     except QKVShareError as error:
         _fail(f"{type(error).__name__}: {error}")
     except BrokenPipeError:
@@ -33,15 +33,9 @@ def run(load: Callable[[], Callable[[], None]]) -> None:
         sys.exit(130)
 
 
-def _load() -> Callable[[], None]:
-    from .app import app
-
-    return app
-
-
-def _run(load: Callable[[], Callable[[], None]]) -> None:
+def _run(module: str) -> None:
     try:
-        app = load()
+        app = import_module(module).app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

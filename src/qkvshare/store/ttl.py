@@ -95,17 +95,6 @@ def _steepest(held: list[float], back: list[float]) -> list[float]:
     return [*slopes[:last], 0.0]
 
 
-def best_ttl(
-    durations: Sequence[float], benefit: float, cost_per_second: float, returns: float = 1.0
-) -> float:
-    """τ* in s: argmax F(τ) · benefit − cost · E[min(T, τ)], O(n log n); 0 where holding never pays.
-
-    ``benefit`` in ms, ``cost_per_second`` in ms per s; durations and ``returns`` as in `curve`.
-    """
-    found = curve(tuple(durations), returns)
-    return float(found.best(np.array([benefit]), np.array([cost_per_second]))[0])
-
-
 @dataclass(frozen=True)
 class Ttl:
     """Learnt per tool from the waits seen.
@@ -151,7 +140,8 @@ class Ttl:
         seen = self.durations(tool)
         if len(seen) < self.enough:
             return self.chance(state) * max(saved_ms, 0.0) / cost
-        return best_ttl(seen, saved_ms, cost, self.chance(state))
+        found = curve(seen, self.chance(state))
+        return float(found.best(np.array([saved_ms]), np.array([cost]))[0])
 
     def durations(self, tool: str) -> tuple[float, ...]:
         """Seconds of the waits that stand for ``tool``."""

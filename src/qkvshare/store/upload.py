@@ -7,7 +7,6 @@ import secrets
 import tempfile
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from ..card import CacheCard
@@ -49,12 +48,7 @@ class Upload:
         """Itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let the file go."""
         self.close()
 

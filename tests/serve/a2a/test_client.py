@@ -23,7 +23,7 @@ from qkvshare.card.errors import (
 from qkvshare.hf.session.answers import Keep
 from qkvshare.hf.session.session import Session
 from qkvshare.serve.a2a import URI, Fetch, Taken, ask, take
-from qkvshare.serve.a2a.parts import Announced, answer_parts
+from qkvshare.serve.a2a.extension import Announced, answer_parts
 from qkvshare.store import Store
 
 from .agents import HERE, SHORT, run, said, served, tiny_resident, user

@@ -56,7 +56,7 @@ def test_an_agent_card_names_uri_model_codecs_and_media_type(
     params = MessageToDict(extension.params)
     assert params["media_type"] == MEDIA_TYPE
     assert params["identity"] == msgspec.to_builtins(session.identity)
-    plain = {f"{name}/{CODECS[name].version}" for name in ("raw", "uniform", "kivi", "packed")}
+    plain = {f"{name}/{CODECS[name].version}" for name in ("raw", "packed")}
     assert plain <= set(params["codecs"])
     assert not [codec for codec in params["codecs"] if codec.startswith("transform/")]
     assert MEDIA_TYPE in found.default_output_modes

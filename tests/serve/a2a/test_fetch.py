@@ -12,7 +12,7 @@ import pytest
 
 from qkvshare.card.errors import CardFetchError
 from qkvshare.serve.a2a import Fetch
-from qkvshare.serve.a2a.fetch import origin
+from qkvshare.serve.a2a.wire import origin
 
 from .agents import run
 

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from qkvshare import CacheCard, Raw, capture
 from qkvshare.card.errors import CardFormatError
 from qkvshare.serve.a2a import MEDIA_TYPE, URI
-from qkvshare.serve.a2a.parts import Announced, answer_parts, card_part, text_of
+from qkvshare.serve.a2a.extension import Announced, answer_parts, card_part, text_of
 
 from ...conftest import tiny_tokenizer
 

@@ -17,7 +17,7 @@ from qkvshare.card.errors import AgentError
 from qkvshare.hf.session.answers import Keep
 from qkvshare.hf.session.session import Session
 from qkvshare.serve.a2a import Fetch, Taken, ask, take, wire
-from qkvshare.serve.a2a.parts import answer_parts
+from qkvshare.serve.a2a.extension import answer_parts
 from qkvshare.store import Store
 
 from .agents import SHORT, run, user

@@ -5,6 +5,6 @@ from .agent import Agent
 from .app import app
 from .client import Taken, ask, take
 from .extension import URI, Receiver
-from .fetch import Fetch
+from .wire import Fetch
 
 __all__ = ["MEDIA_TYPE", "URI", "Agent", "Fetch", "Receiver", "Taken", "app", "ask", "take"]

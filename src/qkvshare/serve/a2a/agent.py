@@ -21,10 +21,9 @@ from ...store import Store
 from ..limits import Limits
 from ..queue import FairQueue
 from .callers import tenant_of
-from .extension import URI
-from .fetch import Fetch
-from .parts import Announced, answer_parts, card_part, text_of
+from .extension import URI, Announced, answer_parts, card_part, text_of
 from .receive import receive
+from .wire import Fetch
 
 _EARLIER = 100  # tasks of a conversation that are looked at
 

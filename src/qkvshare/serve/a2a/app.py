@@ -37,7 +37,7 @@ from ..limits import Limits
 from .agent import Agent
 from .callers import Contexts, Handler, Tasks
 from .extension import Receiver
-from .fetch import Fetch
+from .wire import Fetch
 
 _TEXT = ["text/plain", "application/json"]
 _BEARER = SecurityScheme(http_auth_security_scheme=HTTPAuthSecurityScheme(scheme="Bearer"))

@@ -30,11 +30,9 @@ from ...hf.session.answers import Prompt
 from ...hf.session.session import Session
 from ...hf.text.tokens import Message as ChatTurn
 from ...store import Store
-from .extension import URI, Receiver
-from .fetch import Fetch
-from .parts import Announced, card_part, text_of
+from .extension import URI, Announced, Receiver, card_part, text_of
 from .receive import receive
-from .wire import careful
+from .wire import Fetch, careful
 
 _NOT_DECLARED = f"the agent does not declare the extension {URI}."
 

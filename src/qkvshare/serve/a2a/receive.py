@@ -14,10 +14,8 @@ from ...card.errors import CardDigestError, CardFormatError, CardThinError
 from ...card.signing import require_signature
 from ...hf.session.session import Session
 from ...store import Store, adopt
-from .extension import Receiver
-from .fetch import Fetch
-from .parts import Announced, card_part
-from .wire import careful
+from .extension import Announced, Receiver, card_part
+from .wire import Fetch, careful
 
 
 async def receive(
