@@ -55,10 +55,7 @@ class CacheCard(Contents):
 
     @classmethod
     def opened(cls, tensors: StoredTensors) -> CacheCard:
-        """The card in a file or object: header and token ids are read and verified.
-
-        Raises as `load`.
-        """
+        """The card in a file or object, header and token ids verified. Raises as `load`."""
         manifest, envelope = open_header(tensors)
         check_tensors(tensors, manifest, envelope.thin)
         card = cls(manifest, tensors, envelope.signature, tensors)
@@ -91,7 +88,7 @@ class CacheCard(Contents):
 
     @property
     def sealed(self) -> bool:
-        """Whether the file it was loaded from is sealed."""
+        """Whether it was loaded from a sealed file."""
         return isinstance(self.file, SealedTensors)
 
     def __deepcopy__(self, _: object) -> CacheCard:

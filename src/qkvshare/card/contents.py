@@ -27,8 +27,7 @@ class Contents:
         manifest: the typed header.
         tensors: name to bytes, see `container.ids_name` and `container.blob_name`; read lazily
             where the card comes from a file. Use `token_ids` and `blob`, which verify.
-        signature: by whom this very card was signed, if anybody; only `CacheCard.load` with
-            ``trust`` checks it.
+        signature: of this very card, if any; only `CacheCard.load` with ``trust`` checks it.
         file: what the card was loaded from, if it was.
     """
 
@@ -56,8 +55,7 @@ class Contents:
     @cached_property
     def token_ids(self) -> TokenIds:
         """The context's token ids, int32 ``[tokens]``, verified against the digest chain."""
-        runs, salt = [], self.manifest.salt
-        chain = empty_chain(salt)
+        runs, salt, chain = [], self.manifest.salt, empty_chain(self.manifest.salt)
         for index, segment in enumerate(self.manifest.segments):
             ids: TokenIds = self.tensors[ids_name(index)]
             chain = extend_chain(chain, ids, salt)
@@ -100,7 +98,6 @@ class Contents:
             start += size
 
     def _blob(self, number: int, segment: int) -> Bytes:
-        """A tensor's bytes, verified."""
         if segment < self.thin:
             raise CardThinError(
                 f"the card is thin: the bytes of its first {self.thin} segments (tokens up to "
@@ -126,10 +123,7 @@ class Contents:
         return self._blob(int(numbers[0]), int(numbers[1]))
 
     def verified(self) -> dict[str, Array]:
-        """All tensors, every byte of them read and compared with its digest.
-
-        Raises `CardDigestError`.
-        """
+        """All tensors, every byte compared with its digest. Raises `CardDigestError`."""
         checked: dict[str, Array] = {}
         for index, segment in enumerate(self.manifest.segments):
             checked[ids_name(index)] = self.token_ids[segment.start : segment.end]

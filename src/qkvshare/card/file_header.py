@@ -90,9 +90,8 @@ class _Name:
 
 
 def _object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """The members of a JSON object. Raises `msgspec.DecodeError`, also for a name that comes twice.
-
-    Readers do not agree on which of two members counts.
+    """The members of a JSON object. Raises `msgspec.DecodeError`, also for a name that comes twice:
+    readers do not agree on which of the two counts.
     """
     hook: Any = lambda kind, text: kind(text)  # noqa: E731
     found = msgspec.json.decode(data, type=dict[_Name, msgspec.Raw], dec_hook=hook)

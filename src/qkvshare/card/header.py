@@ -20,9 +20,8 @@ T = TypeVar("T")
 
 
 def open_header(tensors: StoredTensors) -> tuple[Manifest, Envelope]:
-    """Magic, version, digest, manifest: in this order, so that each defect gets its own error.
-
-    Returns the manifest, and the envelope it came in.
+    """The manifest and its envelope. Magic, version, digest and manifest are checked in this order,
+    so that each defect gets its own error.
     """
     path = tensors.path
     if set(tensors.metadata) != {container.MAGIC}:

@@ -13,18 +13,11 @@ from .stats import sizes
 def describe(card: CacheCard) -> dict[str, Any]:
     """All that a card's header says, but for digests of its bytes; nothing else is read.
 
-    Args:
-        card: of any codec that is installed here.
+    Times are ISO 8601, or None. The signature is not checked here. Sizes are of the whole file, and
+    ``bytes`` are by kind, see `sizes`. ``segments`` has one entry for each run of tokens that was
+    encoded at once, with the number of its segment and whether its bytes are ``here``.
 
-    Returns:
-        ``digest``; ``created`` and ``expires`` (ISO 8601, or None); ``sealed``; ``salt``;
-        ``signature`` (None, or key and value, which are not checked here); ``tokens``, ``nbytes``
-        and ``bits_per_value`` of the whole file; ``bytes`` by kind, see `sizes`; ``identity``;
-        ``layers``; ``segments``, one for each run of tokens that was encoded at once, with the
-        number of its ``segment`` and whether its bytes are ``here``; and ``lineage``.
-
-    Raises:
-        CodecError, CardError: the card names a codec or parameters that are unknown here.
+    Raises `CodecError` or `CardError` for a codec or parameters that are unknown here.
     """
     manifest = card.manifest
     return {

@@ -89,11 +89,13 @@ def _pass(
     """
     known: dict[tuple[int, int], Tensor] = {}
     counts, sums = np.zeros((CLASSES, SYMBOLS)), np.zeros((CLASSES, SYMBOLS))
-    parts, scales, bits, values_seen = [], [], 0.0, 0
+    parts, scales = list[list[PartBasis]](), list[list[npt.NDArray[np.int16]]]()
+    bits, values_seen = 0.0, 0
     unit = np.float32(2.0 ** (number / 64))
     errors: dict[int, Tensor] = {}  # of the tokens, by layer
     for layer, pair in enumerate(layers):
-        own_parts, own_scales = [], []
+        parts.append([])
+        scales.append([])
         past = errors[sources[layer][0]] if sources[layer] else torch.ones(len(pair[0]))
         for kind in (0, 1):
             x = pair[kind].float()
@@ -125,11 +127,9 @@ def _pass(
             bits += _entropy(values) if fitted is None else 0.0
             values_seen += values.size
             known[layer, kind] = guess + torch.from_numpy(out) @ part.back
-            own_parts.append(part)
-            own_scales.append(scale)
+            parts[-1].append(part)
+            scales[-1].append(scale)
         errors[layer] = past
-        parts.append(tuple(own_parts))
-        scales.append(tuple(own_scales))
         needed = {s for later in sources[layer + 1 :] for s in later}
         known = {key: value for key, value in known.items() if key[0] in needed}
     return parts, scales, bits / values_seen, (counts, sums)
@@ -150,21 +150,16 @@ def _fit_part(x: Tensor, given: list[Tensor], weight: Tensor, shares: Tensor) ->
     ``shares [tokens]``, with mean 1, are what each token counts for.
     """
     each, roots = shares / len(x), shares.sqrt()[:, None]
-    mean = own = each @ x
-    if given:
-        features = torch.cat(given, 1)
-        center = each @ features
-        rows = (features - center).mul_(roots)
-        square = (rows.T @ rows).double()
-        # Where nothing was decoded but means, features are all 0.
-        square += torch.eye(len(square)) * (square.diagonal().mean() * _RIDGE + 1e-9)
-        answer = (rows.T @ ((x - mean) * roots)).double()
-        predictor = torch.linalg.solve(square, answer).float().half().float()
-        mean = mean - center @ predictor
-        rest = x - mean - features @ predictor
-    else:
-        predictor = x.new_zeros(0, x.shape[1])
-        rest = x - mean
+    own, features = each @ x, torch.cat([x[:, :0], *given], 1)
+    center = each @ features
+    rows = (features - center).mul_(roots)
+    square = (rows.T @ rows).double()
+    # Where nothing was decoded but means, features are all 0.
+    square += torch.eye(len(square)) * (square.diagonal().mean() * _RIDGE + 1e-9)
+    answer = (rows.T @ ((x - own) * roots)).double()
+    predictor = torch.linalg.solve(square, answer).float().half().float()
+    mean = own - center @ predictor
+    rest = x - mean - features @ predictor
     root = weight.sqrt()
     spread = torch.cov((rest * roots * root).double().T)
     spread += torch.eye(len(spread)) * (spread.diagonal().mean() * 1e-9 + 1e-30)

@@ -80,11 +80,7 @@ def before_rope(layer: LayerKV) -> LayerKV:
 
 
 def empty(shapes: Iterable[Shape], dtype: torch.dtype) -> Iterator[LayerKV]:
-    """Memory for `Codec.decode`, one layer at a time.
-
-    Raises:
-        CardFormatError: a layer needs more memory than there is.
-    """
+    """Memory for `Codec.decode`, layer by layer. Raises `CardFormatError` where there is none."""
     for shape in shapes:
         try:
             # Nothing is written before a codec has compared the shape with the bytes there are.

@@ -21,7 +21,7 @@ from ..kernels.parts import Part
 from ..kernels.reference import eights
 from .finite import require_finite
 from .layers import Into, LayerKV
-from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes, require_dims
+from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes, require_dims, scales
 from .tiered import Energy, LayerBits
 
 # Numbers of a job: threads that come back for less wait for each other.
@@ -138,8 +138,8 @@ def opened(job: Sequence[tuple[Bytes, LayerKV]], wild: list[LayerKV]) -> list[Pa
             (found.keys, layer.keys, found.mean, layer.angles),
             (found.values, layer.values, None, None),
         ):
-            scales = rows.scales(to.shape[2])
-            parts.append(Part(rows.codes, rows.info, scales, to, mean, angles))
+            own = scales(rows.top, to.shape[2])
+            parts.append(Part(rows.codes, rows.info, own, to, mean, angles))
     return parts
 
 

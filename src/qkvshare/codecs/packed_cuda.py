@@ -21,7 +21,7 @@ from ..kernels.parts import Part
 from . import packed_cpu
 from .layers import Into, LayerKV
 from .packed_cpu import require_tame, together
-from .packed_layout import HIGHEST, PackedLayout, Rows
+from .packed_layout import HIGHEST, PackedLayout, Rows, scales
 
 # A layer to be decoded: what its bytes are, the bytes, and where to.
 Ready = tuple[PackedLayout, Bytes, LayerKV]
@@ -33,8 +33,7 @@ WORTH_A_JOB = 1 << 27
 @cache
 def _scales_on(device: torch.device, dim: int) -> Tensor:
     """Of all exponents: those up to ``top`` are ``[top - LOWEST : top - LOWEST + 32]``."""
-    nothing = np.empty(0, np.uint8)
-    tables = [Rows(top, nothing, nothing).scales(dim) for top in range(LOWEST, HIGHEST + 1)]
+    tables = [scales(top, dim) for top in range(LOWEST, HIGHEST + 1)]
     first = [table[:1] for table in tables[:-1]]
     return torch.from_numpy(np.concatenate([*first, tables[-1]])).to(device)
 
@@ -63,8 +62,8 @@ def send(job: Sequence[Ready], way: Copies) -> list[Part]:
 
 def _part(rows: Rows, sent: Tensor, numbers: Tensor, *more: Any) -> Part:
     split = len(rows.info)
-    scales = _scales_on(sent.device, numbers.shape[2])[rows.top - LOWEST :]
-    return Part(sent[split:], sent[:split], scales, numbers, *more)
+    own = _scales_on(sent.device, numbers.shape[2])[rows.top - LOWEST :]
+    return Part(sent[split:], sent[:split], own, numbers, *more)
 
 
 def decode(pairs: Iterable[tuple[Bytes, Into]], then: Callable[[Into], None]) -> Iterator[Into]:

@@ -36,15 +36,11 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Rows:
-    """One part's rows as they lie: exponent, a byte ``[rows]``, and codes."""
+    """One part's rows as they lie: the largest exponent, a byte ``[rows]``, and codes."""
 
     top: int
     info: Bytes
     codes: Bytes
-
-    def scales(self, dim: int) -> Floats:
-        """What the levels of rows of ``dim`` numbers are multiplied with, ``[32]``."""
-        return _scales(self.top, dim)
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,8 @@ def units(top: int) -> list[float]:
 
 
 @lru_cache(maxsize=4096)
-def _scales(top: int, dim: int) -> Floats:
+def scales(top: int, dim: int) -> Floats:
+    """What the levels of rows of ``dim`` numbers up to exponent ``top`` are multiplied with."""
     root = np.sqrt(power_of_two(dim))
     return np.array([unit / (UNIT * root) for unit in units(top)], np.float32)
 
