@@ -83,13 +83,9 @@ class Scratch:
         old = self.buffer
         has = [] if old is None else [(*x.shape[:2], x.shape[3]) for x in (old.keys, old.values)]
         if old is None or has != sizes or old.keys.shape[2] < tokens:
+            shapes = [(rows, heads, tokens + STEP, dim) for rows, heads, dim in sizes]
             with torch.inference_mode(False):  # so that it can be written outside of it, too
-                parts = [
-                    torch.empty(
-                        rows, heads, tokens + STEP, dim, dtype=self.dtype, device=self.device
-                    )
-                    for rows, heads, dim in sizes
-                ]
+                parts = [torch.empty(at, dtype=self.dtype, device=self.device) for at in shapes]
             self.buffer = old = LayerKV(*parts)
         return old
 

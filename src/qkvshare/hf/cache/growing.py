@@ -21,14 +21,26 @@ from ..attention import NAME
 STEP = 256  # tokens
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """The buffers ``[batch, kv_heads, tokens, dim]`` that keys and values are views of."""
+class FullLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Full attention; keys and values are views of buffers ``[batch, kv_heads, tokens, dim]``."""
 
-    _buffers: dict[str, Tensor]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers = dict[str, Tensor]()
 
     @property
     def _step(self) -> int:
         return STEP
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append ``[batch, kv_heads, new, dim]``; returns all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._append("keys", key_states)
+        self.values = self._append("values", value_states)
+        return self.keys, self.values
 
     def _append(self, name: str, new: Tensor) -> Tensor:
         """The layer's keys or values, and ``new`` behind them."""
@@ -78,25 +90,6 @@ def _offset(buffer: Tensor, part: Tensor) -> int | None:
     return offset // token if offset >= 0 and offset % token == 0 else None
 
 
-class FullLayer(GrowingLayer):  # type: ignore[no-untyped-call]
-    """Full attention."""
-
-    def __init__(self) -> None:
-        """Empty."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._buffers = {}
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append ``[batch, kv_heads, new, dim]``; returns all keys and values."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys = self._append("keys", key_states)
-        self.values = self._append("values", value_states)
-        return self.keys, self.values
-
-
 class HalfLayer(FullLayer):  # type: ignore[no-untyped-call]
     """Full attention in bfloat16, for a model that computes in float32.
 
@@ -106,7 +99,7 @@ class HalfLayer(FullLayer):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, config: Any) -> None:
-        """Empty; ``config`` is the model's, which names the attention function."""
+        """``config`` is the model's, which names the attention function."""
         super().__init__()
         # A function, since copies of a cache share it.
         self._reads_half: Callable[[], bool] = lambda: config._attn_implementation == NAME
@@ -125,14 +118,9 @@ class HalfLayer(FullLayer):  # type: ignore[no-untyped-call]
         return keys.to(key_states.dtype), values.to(value_states.dtype)
 
 
-class SlidingLayer(DynamicSlidingWindowLayer, GrowingLayer):  # type: ignore[no-untyped-call]
+class SlidingLayer(DynamicSlidingWindowLayer, FullLayer):  # type: ignore[no-untyped-call]
     """Sliding-window attention: the window moves through its buffer, and back when it has come to
     the end."""
-
-    def __init__(self, sliding_window: int) -> None:
-        """Empty; ``sliding_window`` in tokens."""
-        super().__init__(sliding_window)
-        self._buffers = {}
 
     @property
     def _step(self) -> int:
@@ -156,7 +144,7 @@ class SlidingLayer(DynamicSlidingWindowLayer, GrowingLayer):  # type: ignore[no-
         return keys, values
 
     def attach(self, buffer: LayerKV, used: slice, seq_len: int) -> None:
-        """As `GrowingLayer.attach`."""
+        """As `FullLayer.attach`."""
         super().attach(buffer, used, seq_len)
         if seq_len:
             self._sliding_window_tensor = self._sliding_window_tensor.to(self.device)
@@ -164,7 +152,7 @@ class SlidingLayer(DynamicSlidingWindowLayer, GrowingLayer):  # type: ignore[no-
             self.cumulative_length = seq_len
 
 
-def growing(layer: DynamicLayer) -> FullLayer | SlidingLayer:
+def growing(layer: DynamicLayer) -> FullLayer:
     """An empty layer of the same kind."""
     if isinstance(layer, DynamicSlidingWindowLayer):
         return SlidingLayer(layer.sliding_window)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Watch:
                 visibility,
                 scaling,
                 total - self.behind,
-                _rotation(self._rope, layer),
+                partial(_rotate, self._rope, layer),
             )
             self.scores.setdefault(scorer, {})[layer] = scorer.score(probe).float()
 
@@ -109,15 +109,11 @@ class Watch:
         return chosen, visibility
 
 
-def _rotation(rope: Rope, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _rotate(rope: Rope, layer: int, vectors: Tensor, positions: Tensor) -> Tensor:
     """`AttentionProbe.rotate`: of positions of the cached keys only differences matter."""
-
-    def rotate(vectors: Tensor, positions: Tensor) -> Tensor:
-        if (positions < 0).any():
-            return rope.unrotate(layer, vectors, -positions)
-        return rope.rotate(layer, vectors, positions)
-
-    return rotate
+    if (positions < 0).any():
+        return rope.unrotate(layer, vectors, -positions)
+    return rope.rotate(layer, vectors, positions)
 
 
 def can_watch_reading(model: PreTrainedModel) -> bool:

@@ -86,17 +86,11 @@ class State:
         """All layers from ``start`` (or the first cached) on, as ``codec`` takes them: a list where
         that makes no copies."""
         numbers = range(len(self.layers))
-        turns = (
-            [self._inverse_angles(number, start) for number in numbers] if codec.rotates else [None]
-        )
-        if None in turns:
+        angles = [self._inverse_angles(at, start) for at in numbers] if codec.rotates else [None]
+        if None in angles:
             return (self.layer(number, start, codec.pre_rope) for number in numbers)
-        return [
-            RotatedKV(cached.keys, cached.values, angles)
-            for cached, angles in zip(
-                (self.layer(number, start, False) for number in numbers), turns, strict=True
-            )
-        ]
+        layers = (self.layer(number, start, False) for number in numbers)
+        return [RotatedKV(at.keys, at.values, by) for at, by in zip(layers, angles, strict=True)]
 
     def _inverse_angles(self, number: int, start: int) -> tuple[Tensor, Tensor] | None:
         """The angles that take a layer's keys back to before RoPE, where a codec can."""

@@ -21,7 +21,7 @@ from ...codecs import LayerKV, Shape, decode_runs, dtype_of, find_codec
 from ..cache.buffers import Buffer, Target, allocate
 from ..cache.card_cache import CardCache
 from ..cache.coded import CodedLayer
-from ..cache.growing import STEP, FullLayer, HalfLayer, SlidingLayer
+from ..cache.growing import STEP, FullLayer, HalfLayer
 from ..cache.layers import require_geometry
 from ..model.config import device_of
 from ..model.identity import identify
@@ -89,7 +89,7 @@ class Slot:
     """
 
     number: int
-    layer: FullLayer | SlidingLayer | None
+    layer: FullLayer | None
     first: int
     needed: int
     wanted: Buffer

@@ -35,6 +35,8 @@ _TRUSTED = {
 # The same frequencies, computed on another device.
 _RELATIVE = 1e-5
 _NOTHING = object()
+# Names under which peft and `torch.compile` keep the module that they stand in front of.
+_WRAPPED = {"base_layer", "original_module", "_orig_mod"}
 
 
 class _Expected(NamedTuple):
@@ -81,7 +83,7 @@ def departures(model: nn.Module, says: str) -> list[list[str]]:
         kinds.add(type(module))
         out += [[name, "runs", origin] for origin in _added(module)]
         expected = known[1].get(plain_name(name))
-        if expected is not None and not _wraps(module):
+        if expected is not None and _WRAPPED.isdisjoint(vars(module)["_modules"]):
             out += [[plain_name(name), *differs] for differs in _compare(module, expected)]
     out += [
         [f"{kind.__module__}.{kind.__qualname__}", "runs", origin]
@@ -93,8 +95,7 @@ def departures(model: nn.Module, says: str) -> list[list[str]]:
 
 def plain_name(name: str) -> str:
     """The name that a module or weight has without what peft and `torch.compile` wrap around."""
-    wrapped = {"base_layer", "original_module", "_orig_mod"}
-    parts = [part for part in name.split(".") if part not in wrapped]
+    parts = [part for part in name.split(".") if part not in _WRAPPED]
     return ".".join(parts).removeprefix("base_model.model.")
 
 
@@ -129,12 +130,6 @@ def _unknown_like(meta: Tensor) -> Tensor:
     """On the processor, and not a number until somebody says which."""
     real = torch.zeros(meta.shape, dtype=meta.dtype, device="cpu")
     return real.fill_(float("nan")) if real.is_floating_point() else real
-
-
-def _wraps(module: nn.Module) -> bool:
-    """Whether it stands in front of the module that has its name in a fresh model."""
-    inner = vars(module)["_modules"]
-    return any(name in inner for name in ("base_layer", "original_module", "_orig_mod"))
 
 
 def _compare(module: nn.Module, expected: _Expected) -> list[list[str]]:

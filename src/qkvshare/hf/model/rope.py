@@ -75,18 +75,15 @@ class Rope:
         )
         self._rotations: dict[tuple[object, ...], Rotation] = {}
 
-    def rotate(self, layer: int, keys: Tensor, positions: Positions) -> Tensor:
+    def rotate(self, layer: int, keys: Tensor, positions: Positions, back: bool = False) -> Tensor:
         """Keys before RoPE ``[kv_heads, tokens, head_dim]`` to ``positions``, float32."""
-        return self._rotated(layer, keys, positions, back=False)
-
-    def unrotate(self, layer: int, keys: Tensor, positions: Positions) -> Tensor:
-        """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
-        return self._rotated(layer, keys, positions, back=True)
-
-    def _rotated(self, layer: int, keys: Tensor, positions: Positions, back: bool) -> Tensor:
         rotation = self.rotation(layer, positions, keys.shape[-1], keys.device, back)
         keys = keys.to(torch.float32, copy=True)
         return keys if rotation is None else rotation(keys)
+
+    def unrotate(self, layer: int, keys: Tensor, positions: Positions) -> Tensor:
+        """Undo `rotate`: keys as the cache holds them back to before RoPE, float32."""
+        return self.rotate(layer, keys, positions, back=True)
 
     def rotation(
         self,

@@ -124,7 +124,6 @@ class Remembered(LazyTensors):
         self.kinds = {name: kind_of(source, name) for name in source}
 
     def __getitem__(self, name: str) -> Array:
-        """One tensor."""
         if name not in self._read:
             self._read[name] = self._source[name]
         return self._read[name]
