@@ -35,9 +35,8 @@ def allocate(layers: Sequence[Buffer]) -> list[LayerKV]:
     """Uninitialized memory for each layer. On the CPU, layers share large pages."""
     left = sum(sum(at.sizes) for at in layers if at.device.type == "cpu")
     pool, out = torch.empty(0, dtype=torch.uint8), list[LayerKV]()
-    for shape, dtype, device in layers:
-        parts = []
-        sizes = Buffer(shape, dtype, device).sizes
+    for at in layers:
+        (shape, dtype, device), sizes, parts = at, at.sizes, list[Tensor]()
         if device.type == "cpu" and sum(sizes) > len(pool):
             pool = pages(max(sum(sizes), min(left, LARGE)))
         for nbytes, of in zip(sizes, (shape.keys, shape.values), strict=True):

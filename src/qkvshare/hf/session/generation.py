@@ -59,15 +59,6 @@ def generation_config(model: PreTrainedModel, sampling: Sampling) -> GenerationC
     return GenerationConfig(**given)  # type: ignore[no-untyped-call]
 
 
-def own_sampling(model: PreTrainedModel) -> tuple[float, float]:
-    """Temperature and top-p of the model's generation config; greedy where it says nothing."""
-    config = model.generation_config
-    if config is None or not config.do_sample:
-        return 0.0, 1.0
-    warm = 1.0 if config.temperature is None else config.temperature
-    return float(warm), float(config.top_p or 1.0)
-
-
 def left_out(model: PreTrainedModel) -> list[str]:
     """What of the model's generation config answers are made without, as ``name=value``."""
     own = model.generation_config

@@ -21,7 +21,7 @@ from ...card.errors import CancelledError, CardNotFoundError, IdentityError, Pro
 from ...codecs import Codec
 from ...store import Store
 from ..cache.growing import FullLayer
-from ..cache.layers import require_geometry
+from ..cache.layers import empty_cache, require_geometry
 from ..capture.capture import capture, capture_cache
 from ..capture.state import complete
 from ..model.config import text_config
@@ -29,9 +29,9 @@ from ..model.identity import identify
 from ..text.chat import Chat
 from ..text.tokens import Message, require_length, require_vocabulary, tokenize, too_long
 from .answers import Answer, Keep, Prompt, Sampling
-from .generation import generate, left_out, own_sampling
+from .generation import generate, left_out
 from .streaming import AnswerStream, ends_of
-from .tiers import Tiers, cache_of, longest
+from .tiers import Name, Tiers, longest, set_aside
 
 
 class Session:
@@ -77,7 +77,11 @@ class Session:
     @property
     def own_sampling(self) -> tuple[float, float]:
         """Temperature and top-p of the model's generation config; greedy where it says nothing."""
-        return own_sampling(self.model)
+        config = self.model.generation_config
+        if config is None or not config.do_sample:
+            return 0.0, 1.0
+        warm = 1.0 if config.temperature is None else config.temperature
+        return float(warm), float(config.top_p or 1.0)
 
     def prompt(self, store: Store, messages: Sequence[Message], card: str | None = None) -> Prompt:
         """Find out what has to be read for ``messages``.
@@ -176,7 +180,23 @@ class Session:
         return answer
 
     def _cache(self, prompt: Prompt, store: Store | None, cancelled: Callable[[], bool]) -> Cache:
-        return cache_of(self.model, self.tokenizer, prompt, store, self.tiers, cancelled)
+        """A cache with the first tokens of the prompt, always without the last one.
+
+        Nobody asked for a card that was only found: whatever is wrong with it, it is set aside in
+        ``store``, and the text is read instead.
+        """
+        if (card := prompt.card) is None:
+            return empty_cache(self.model)
+        try:
+            name = Name(prompt.found or card.digest, card.tokens)
+            return self.tiers.resume(self.model, name, card, prompt.ids, self.tokenizer, cancelled)
+        except (CancelledError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if prompt.named:
+                raise
+            set_aside(store, prompt.found, error)
+            return empty_cache(self.model)
 
     def _close(
         self, prompt: Prompt, store: Store, new: TokenIds, cache: Cache
