@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qkvshare.cli.options import MOST, Json, Model, bar, finite, progress
+from qkvshare.cli.options import MOST, Json, Model, finite, progress
 from qkvshare.cli.tables import print_table
 
-from .options import Text
+from .options import Text, bar
 
 if TYPE_CHECKING:
     from ..timing.capture import CaptureTiming

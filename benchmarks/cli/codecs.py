@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from qkvshare.cli.options import MOST, Json, Model, ProfileFile, bar, progress
+from qkvshare.cli.options import MOST, Json, Model, ProfileFile, progress
 from qkvshare.cli.tables import print_table
 from qkvshare.registry import label
 
-from .options import CodecNames, Text
+from .options import CodecNames, Text, bar
 
 
 def codecs(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qkvshare.cli.options import MOST, Json, Model, ProfileFile, bar, progress
+from qkvshare.cli.options import MOST, Json, Model, ProfileFile, progress
 
 from .options import (
     AllocatorNames,
@@ -15,6 +15,7 @@ from .options import (
     ContextTokens,
     ScorerNames,
     Text,
+    bar,
     make_row,
     make_settings,
     report,

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qkvshare.cli.options import MOST, Json, bar
+from qkvshare.cli.options import MOST, Json
 from qkvshare.cli.tables import print_table
+
+from .options import bar
 
 if TYPE_CHECKING:
     from ..timing.kernels import Geometry, KernelTiming

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import Progress
 
 from qkvshare.card.errors import QKVShareError
-from qkvshare.cli.options import MOST, finite
+from qkvshare.cli.options import MOST, finite, progress
 from qkvshare.cli.tables import print_table
 from qkvshare.registry import label
 
@@ -182,3 +183,8 @@ def _spent_by(row: dict[str, Any]) -> str:
 def _cell(value: dict[str, Any], text: Callable[[float], str]) -> str:
     low, high = value["ci95"]
     return f"{text(value['mean'])} [{text(low)}, {text(high)}]"
+
+
+def bar() -> Progress:
+    """A progress bar; it shows only on a terminal, and only while something runs."""
+    return Progress(console=progress, transient=True, disable=not progress.is_terminal)

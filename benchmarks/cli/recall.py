@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from qkvshare.card.digest import digest_bytes
-from qkvshare.cli.options import MOST, Json, Model, ProfileFile, bar, progress
+from qkvshare.cli.options import MOST, Json, Model, ProfileFile, progress
 
 from .options import (
     AllocatorNames,
@@ -18,6 +18,7 @@ from .options import (
     Resume,
     ScorerNames,
     Text,
+    bar,
     make_modes,
     make_row,
     make_settings,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qkvshare.cli.options import MOST, Json, Model, ProfileFile, bar, progress
+from qkvshare.cli.options import MOST, Json, Model, ProfileFile, progress
 
 from .options import (
     AllocatorNames,
@@ -18,6 +18,7 @@ from .options import (
     Problems,
     Resume,
     ScorerNames,
+    bar,
     make_modes,
     make_settings,
     name_setting,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkvshare.card.errors import QKVShareError
-from qkvshare.cli.options import MOST, Json, Model, ProfileFile, bar, finite, progress
+from qkvshare.cli.options import MOST, Json, Model, ProfileFile, finite, progress
 from qkvshare.cli.tables import print_table
 
-from .options import Budgets, CodecNames, Text, make_settings
+from .options import Budgets, CodecNames, Text, bar, make_settings
 
 if TYPE_CHECKING:
     from ..timing.routes import Route

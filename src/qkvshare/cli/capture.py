@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..card import CacheCard, CodecRecord, Signer
+from ..card import CacheCard, Signer
 from ..card.errors import CaptureError
 from ..card.files import read_text
 from .options import (
@@ -82,14 +82,11 @@ def capture(
             card = card.signed(signer)
         card = CacheCard.load(card.save(output, key=seal), key=seal)  # sealing adds to the size
     written = card.manifest.segments[-1].codec
+    if written.profile is None:
+        how = f"{written.name} {written.parameters or ''}".strip()
+    else:  # which a receiver needs
+        how = f"{written.name}, for receivers that have the profile {written.profile[:12]}…"
     say(
         f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes, "
-        f"{card.bits_per_value:.3f} bits per value ({_describe(written)})"
+        f"{card.bits_per_value:.3f} bits per value ({how})"
     )
-
-
-def _describe(codec: CodecRecord) -> str:
-    """The codec, and the profile that a receiver needs."""
-    if codec.profile is not None:
-        return f"{codec.name}, for receivers that have the profile {codec.profile[:12]}…"
-    return f"{codec.name} {codec.parameters or ''}".strip()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from ..card import Key
 from ..card.errors import StoreError
@@ -92,11 +91,6 @@ def load_session(model: str) -> Session:
 # Results go to stdout, everything else to stderr, so that output can be piped.
 out = Console()
 progress = Console(stderr=True)
-
-
-def bar() -> Progress:
-    """A progress bar; it shows only on a terminal, and only while something runs."""
-    return Progress(console=progress, transient=True, disable=not progress.is_terminal)
 
 
 def say(text: str) -> None:

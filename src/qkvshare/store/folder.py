@@ -14,7 +14,7 @@ from pathlib import Path
 from ..card import CacheCard, Key, Segment, container
 from ..card.container import Array, FileTensors, LazyTensors, StoredTensors, blob_name, ids_name
 from ..card.digest import digest_bytes
-from ..card.errors import CardError, CardFormatError, CardNotFoundError, CardWriteError, StoreError
+from ..card.errors import CardError, CardFormatError, CardNotFoundError, CardWriteError
 from ..card.sealing import open_file, seal
 
 SEGMENT = container.MAGIC  # a segment file says its name where a card file has its manifest
@@ -27,17 +27,6 @@ class Folder:
 
     root: Path
     key: Key | None = None
-
-    def prepare(self) -> None:
-        """Make the folders. Raises `StoreError`."""
-        try:
-            for part in ("cards", "segments"):
-                (self.root / part).mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"no store can be kept at {self.root}: {error.strerror}. "
-                "Name a folder that exists or can be made, and is writable."
-            ) from error
 
     def card_path(self, digest: str) -> Path:
         """Where a card's header and token ids are; 256 folders, so that none gets long."""

@@ -45,7 +45,8 @@ class Index:
             self._db = self._opened.connection
         self.read_only = False
         try:
-            if not self.complete:
+            (total,) = self.rows("SELECT complete FROM total")
+            if not total["complete"]:  # a new index, or one whose maker was killed
                 self._fill(self)
                 with self.writing():
                     self.run("UPDATE total SET complete = 1")
@@ -53,11 +54,6 @@ class Index:
             self._opened.close()
             raise
         self.read_only = not self._opened.writable
-
-    @property
-    def complete(self) -> bool:
-        """Whether all cards in the folder were entered once; False in a new index."""
-        return bool(self.rows("SELECT complete FROM total")[0]["complete"])
 
     @property
     def in_place(self) -> bool:

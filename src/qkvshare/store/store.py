@@ -57,7 +57,6 @@ class Store:
         who = Tenant.of(self.root, tenant, key)
         self.salt = who.salt
         self.folder = Folder(who.folder, who.key)
-        self.folder.prepare()
         self.index = Index(who.folder / "index.sqlite", partial(rebuild, self.folder))
         self.capacity = Capacity(self.folder, self.index, limit)
 

@@ -31,8 +31,9 @@ class Tenant:
     def of(cls, root: Path, name: str | None, key: Key | None) -> Tenant:
         """The tenant ``name`` of the store in ``root``; None where a store has only one user.
 
-        With ``key`` the tenant's own key and salt follow from it; without, a named tenant has a
-        random salt, kept in its folder. Raises `StoreError`.
+        Its folders are made where they are not there. With ``key`` the tenant's own key and salt
+        follow from it; without, a named tenant has a random salt, kept in its folder. Raises
+        `StoreError`.
         """
         if name is not None and not _NAME.fullmatch(name):
             raise StoreError(
@@ -42,7 +43,8 @@ class Tenant:
         folder = root / (name or NOBODY)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            for each in (folder, folder / "cards", folder / "segments"):
+                each.mkdir(mode=0o700, exist_ok=True)
             if key is not None:
                 key = key if name is None else key.for_tenant(name)
                 return cls(folder, key.salt(), key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
@@ -28,33 +29,30 @@ from .wire import Fetch
 _EARLIER = 100  # tasks of a conversation that are looked at
 
 
+@dataclass(kw_only=True, eq=False)
 class Agent(AgentExecutor):
-    """Answers messages, one at a time, in a thread.
+    """Answers messages, one at a time, in a thread. See `app`.
 
     Attributes:
+        store_of: gives a tenant's store, or the only one for None.
         handed_on: tenants and digests of the cards that answers have carried since the start.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        store_of: Callable[[str | None], Store],
-        tasks: TaskStore,
-        *,
-        base_url: str,
-        sampling: Sampling,
-        keep: Keep,
-        inline: int,
-        fetch: Fetch,
-        limits: Limits,
-    ) -> None:
-        """See `app`; ``store_of`` gives a tenant's store, or the only one for None."""
-        self.session, self.store_of, self.tasks = session, store_of, tasks
-        self.base_url, self.sampling, self.keep = base_url, sampling, keep
-        self.inline, self.fetch = inline, fetch
-        self.handed_on = set[tuple[str | None, str]]()
-        self._running = dict[str, Event]()
-        self._seconds, self._queue = limits.seconds, FairQueue(limits.waiting)
+    session: Session
+    store_of: Callable[[str | None], Store]
+    tasks: TaskStore
+    base_url: str
+    sampling: Sampling
+    keep: Keep
+    inline: int
+    fetch: Fetch
+    limits: Limits
+    handed_on: set[tuple[str | None, str]] = field(default_factory=set)
+    _running: dict[str, Event] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open the queue for the model."""
+        self._queue = FairQueue(self.limits.waiting)
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Answer a message; a task that cannot be answered fails with the reason."""
@@ -93,7 +91,7 @@ class Agent(AgentExecutor):
             if called_off.is_set():
                 return
             loop = asyncio.get_running_loop()
-            end = loop.call_later(self._seconds, called_off.set)  # others wait for the model
+            end = loop.call_later(self.limits.seconds, called_off.set)  # others wait for the model
             try:
                 answer, parts = await asyncio.to_thread(
                     self._generate, prompt, tenant, active, called_off
@@ -103,7 +101,7 @@ class Agent(AgentExecutor):
         if answer.finish == "cancelled":
             if end.when() <= loop.time():
                 raise OverdueError(
-                    f"the answer took longer than {self._seconds:g} seconds. Ask for less."
+                    f"the answer took longer than {self.limits.seconds:g} seconds. Ask for less."
                 )
             return
         metadata: dict[str, Any] = {}

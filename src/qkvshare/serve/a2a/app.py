@@ -84,9 +84,9 @@ def app(
         return store.of(tenant) if isinstance(store, Stores) else store
 
     agent = Agent(
-        session,
-        store_of,
-        tasks,
+        session=session,
+        store_of=store_of,
+        tasks=tasks,
         base_url=base_url,
         sampling=sampling or Sampling(),
         keep=keep or Keep(agent=name),
