@@ -42,7 +42,7 @@ from qkvshare.codecs import (
     shapes_of,
     stats,
 )
-from qkvshare.codecs.describe import describe
+from qkvshare.codecs.stats import describe
 from qkvshare.profile import Profile
 
 from ..cards import canonical

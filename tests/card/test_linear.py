@@ -13,7 +13,7 @@ from qkvshare import CacheCard
 from qkvshare.card.contents import Contents
 from qkvshare.cli import inspect
 from qkvshare.codecs import decode_runs, stats
-from qkvshare.codecs.describe import describe
+from qkvshare.codecs.stats import describe
 
 from ..cards import make_card
 

@@ -90,24 +90,11 @@ class _Salted(msgspec.Struct):
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """Parse and check a manifest's JSON. Raises `CardFormatError` or `CardDigestError`."""
+    """Parse a manifest's JSON; segments must follow each other without gap or foreign prefix.
+
+    Raises `CardFormatError` or `CardDigestError`.
+    """
     manifest = _decode(data, Manifest)
-    check_segments(manifest)
-    return manifest
-
-
-def _decode(data: bytes | msgspec.Raw, kind: type[T], what: str = "manifest") -> T:
-    try:
-        return msgspec.json.decode(data, type=kind, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CardFormatError(
-            f"the {what} is not valid: {error}. Expected the fields of docs/cachecard.md; the "
-            "file is damaged or was written by something else."
-        ) from error
-
-
-def check_segments(manifest: Manifest) -> None:
-    """Segments must follow each other without gap, overlap or foreign prefix."""
     for number, layer in enumerate(manifest.layers):
         if (layer.kind == "sliding") != (layer.window is not None):
             raise CardFormatError(f"layer {number} is {layer.kind} with window {layer.window}.")
@@ -127,6 +114,17 @@ def check_segments(manifest: Manifest) -> None:
         for run in runs_of(index, segment):
             _check_first(run, manifest.layers, where)
         end, chain = segment.end, segment.chain
+    return manifest
+
+
+def _decode(data: bytes | msgspec.Raw, kind: type[T], what: str = "manifest") -> T:
+    try:
+        return msgspec.json.decode(data, type=kind, strict=True)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CardFormatError(
+            f"the {what} is not valid: {error}. Expected the fields of docs/cachecard.md; the "
+            "file is damaged or was written by something else."
+        ) from error
 
 
 def _check_blobs(segment: Segment, layers: int, where: str) -> None:

@@ -16,10 +16,7 @@ from .manifest import Manifest, PartRecord, Segment
 
 
 def without(card: Contents, parent: Contents) -> dict[str, Array]:
-    """The tensors of ``card`` but for those that hold the bytes of ``parent``'s segments.
-
-    Raises `CardError` for a card that does not begin with the parent's segments.
-    """
+    """The tensors of ``card`` but for ``parent``'s bytes; raises as `CacheCard.without`."""
     shared = len(parent.manifest.segments)
     if card.manifest.segments[:shared] != parent.manifest.segments:
         raise CardError(
@@ -32,10 +29,7 @@ def without(card: Contents, parent: Contents) -> dict[str, Array]:
 
 
 def whole(card: Contents, parent: Contents) -> dict[str, Array]:
-    """The tensors of a thin ``card``, and those that it lacks of ``parent``'s.
-
-    Raises `CardThinError` where the parent does not have them.
-    """
+    """The tensors of a thin ``card``, and ``parent``'s for it; raises as `CacheCard.whole`."""
     lacking = card.manifest.segments[: card.thin]
     if parent.manifest.segments[: card.thin] != lacking or parent.thin:
         raise CardThinError(
@@ -48,10 +42,7 @@ def whole(card: Contents, parent: Contents) -> dict[str, Array]:
 
 
 def head(card: Contents, tokens: int) -> tuple[list[Segment], dict[str, Array]]:
-    """The segments of the first ``tokens`` tokens, and their tensors.
-
-    Raises `CardError` unless a segment ends there.
-    """
+    """The first ``tokens`` tokens' segments and tensors; raises as `CacheCard.head`."""
     ends = [segment.end for segment in card.manifest.segments]
     if tokens not in ends:
         raise CardError(
@@ -107,10 +98,7 @@ def merge(card: Contents) -> tuple[Segment, dict[str, Array]]:
 
 
 def resalt(manifest: Manifest, tensors: Mapping[str, Array], salt: str | None) -> Manifest:
-    """The manifest with every digest of ``tensors`` (verified and whole) taken under ``salt``.
-
-    Raises `CardError` for what is no salt.
-    """
+    """The manifest with digests of ``tensors`` under ``salt``; raises as `CacheCard.salted`."""
     if salt is not None and not is_digest(salt):
         raise CardError("the salt is malformed; expected 64 lower-case hex digits.")
     segments, chain = [], empty_chain(salt)

@@ -46,7 +46,7 @@ def inspect(
     key: KeyFile = None,
 ) -> None:
     """Show a card's contents; reads the header only."""
-    from ..codecs.describe import describe
+    from ..codecs.stats import describe
 
     known = CacheCard.load(card, key=key_of(key))
     described = describe(known)

@@ -34,13 +34,13 @@ from . import packed_cpu, packed_torch
 from .base import ENCODER_ONLY, BitCounts, leave
 from .kinds import Attended
 from .layers import Into, LayerKV, RotatedKV, Shape
-from .packed_cpu import has_kernels
+from .packed_cpu import READ_AS_IT_IS, has_kernels
 from .packed_layout import PackedLayout, overhead, require_dims
 from .tiered import Allocator, BitMap, Energy, LayerBits, Tiered
 
 # Half-precision parts are encoded from a float32 copy; those of two layers, where layers are copies
 # themselves, would be too much.
-_READ_AS_IT_IS, _ONE_AT_A_TIME = (torch.float32, torch.bfloat16), Lock()
+_ONE_AT_A_TIME = Lock()
 # Rows of a layer's keys: two layers at once only get in each other's way when they are small.
 _WORTH_THREADS = 8192
 
@@ -86,7 +86,9 @@ class Packed(Tiered, Attended):
         """Means, then keys, then values. Raises `CodecError`."""
         if bits is None:
             raise CodecError("packed needs a bit map; capture with bits=.")
-        if isinstance(layers, list) and all(map(_at_once, layers)):
+        if isinstance(layers, list) and all(
+            has_kernels(layer) and layer.keys.dtype in READ_AS_IT_IS for layer in layers
+        ):
             pairs = list(zip(layers, bits, strict=True))
             for layer, widths in pairs:
                 _require_encodable(layer.shape, widths)
@@ -165,11 +167,6 @@ def _require_encodable(shape: Shape, widths: LayerBits) -> None:
             raise CodecError(
                 f"the bit map gives {int(other[0])} bits to a row of {kind}; 'packed' has {TIERS}."
             )
-
-
-def _at_once(layer: LayerKV) -> bool:
-    """Whether it is encoded from where it lies, without a copy."""
-    return has_kernels(layer) and layer.keys.dtype in _READ_AS_IT_IS
 
 
 def _again(first: T, others: Iterator[T]) -> Iterator[T]:

@@ -24,6 +24,7 @@ from .layers import Into, LayerKV
 from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes, require_dims, scales
 from .tiered import Energy, LayerBits
 
+READ_AS_IT_IS = torch.float32, torch.bfloat16
 # Numbers of a job: threads that come back for less wait for each other.
 _WORTH_A_JOB = 1 << 21
 # Numbers whose bytes may have been read while nobody has begun to decode them.
@@ -83,7 +84,7 @@ def _source(
 def _readable(part: Tensor) -> Tensor:
     """In a number format that kernels read, a head's rows one behind the other."""
     part = part.detach()
-    part = part if part.dtype in (torch.float32, torch.bfloat16) else part.float()
+    part = part if part.dtype in READ_AS_IT_IS else part.float()
     return part if part.stride()[1:] == (part.shape[2], 1) else part.contiguous()
 
 

@@ -21,7 +21,7 @@ from ..card import CacheCard
 from ..card.container import MEDIA_TYPE
 from ..card.digest import is_digest
 from ..card.errors import CardNotFoundError
-from ..codecs.describe import describe
+from ..codecs.stats import describe
 from ..hf.session.answers import Answer, Keep, Sampling
 from ..hf.session.session import Session
 from ..store import Entry, Store

@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..card import CacheCard, Hop
 from ..card.digest import TokenIds
 from ..card.errors import CardError, CardNotFoundError, ServeError
-from ..codecs.describe import describe
-from ..codecs.stats import TokenBits, token_bits
+from ..codecs.stats import TokenBits, describe, token_bits
 from ..hf.model.identity import tokenizer_digest
 from ..hf.text.detokenizer import Detokenizer
 from ..store import Store
