@@ -18,14 +18,13 @@ import numpy.typing as npt
 from safetensors.numpy import save, save_file
 
 from .errors import CardFormatError, CardWriteError
-from .file_header import MAX_HEADER_BYTES, FileHeader, header_length
+from .file_header import ITEM_BYTES, MAX_HEADER_BYTES, FileHeader, header_length
 from .files import OpenFile, replace
 
 Array = npt.NDArray[Any]
 
 MAGIC = "qkvshare.cachecard"
 MEDIA_TYPE = "application/vnd.qkvshare.card"
-_ITEM_BYTES = {"U8": 1, "I32": 4}
 # Those of profiles too.
 _KINDS = {"U8": "u1", "I16": "<i2", "I32": "<i4", "F16": "<f2", "F32": "<f4"}
 
@@ -112,9 +111,9 @@ def header(
     entries: dict[str, Any] = {"__metadata__": metadata}
     kinds = {name: kind_of(tensors, name) for name in tensors}
     ranges, offset = {}, 0
-    for name in sorted(kinds, key=lambda name: (-_ITEM_BYTES[kinds[name][0]], name)):
+    for name in sorted(kinds, key=lambda name: (-ITEM_BYTES[kinds[name][0]], name)):
         kind, shape = kinds[name]
-        ranges[name] = range(offset, offset + _ITEM_BYTES[kind] * math.prod(shape))
+        ranges[name] = range(offset, offset + ITEM_BYTES[kind] * math.prod(shape))
         offset = ranges[name].stop
         entries[name] = {
             "dtype": kind,

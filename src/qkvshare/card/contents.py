@@ -91,11 +91,8 @@ class Contents:
         sizes = self.manifest.segments[segment].sizes
         if sizes is None:
             yield from (self._blob(at, segment) for at in range(len(self.manifest.layers)))
-            return
-        whole, start = self._blob(0, segment), 0
-        for size in sizes:
-            yield whole[start : start + size]
-            start += size
+        else:
+            yield from np.split(self._blob(0, segment), np.cumsum(sizes)[:-1])
 
     def _blob(self, number: int, segment: int) -> Bytes:
         if segment < self.thin:

@@ -14,7 +14,7 @@ from .errors import CardFormatError
 
 # A header of 16 MiB holds some 100,000 layer-segments; anything larger is an attack or an accident.
 MAX_HEADER_BYTES = 16 << 20
-_ITEM_BYTES = {
+ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
     **dict.fromkeys(("I32", "U32", "F32"), 4),
@@ -105,11 +105,11 @@ def _check_entries(entries: Mapping[str, TensorEntry], data_bytes: int, where: o
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         start, end = entry.data_offsets
-        if entry.dtype not in _ITEM_BYTES:
+        if entry.dtype not in ITEM_BYTES:
             raise CardFormatError(
                 f"{where}: tensor {name[:80]} has the type {entry.dtype[:20]!r}, which is unknown."
             )
-        size = _ITEM_BYTES[entry.dtype] * math.prod(entry.shape)
+        size = ITEM_BYTES[entry.dtype] * math.prod(entry.shape)
         if start != at or end - start != size or end > data_bytes:
             raise CardFormatError(
                 f"{where}: tensor {name[:80]} is said to be bytes {start} to {end} of "
