@@ -15,7 +15,7 @@ from torch import Tensor
 from ...allocation import Lagrangian
 from ...card import Allocation, CacheCard
 from ...card.errors import BudgetError
-from ...card.manifest import LOWEST_SLOPE
+from ...card.manifest import LOWEST_SLOPE, runs_of
 from ...codecs import BitMap, Codec, Demand, Stepped, Tiered
 from ...registry import label
 from .new_card import NewCard
@@ -126,7 +126,7 @@ def _as_before(new: NewCard, codec: Codec, allocator: str) -> tuple[int | None, 
     Slopes are comparable where worth is; and tokens that agents append a few at a time, the ones
     that the next agent looks at most, cost more than a context's average.
     """
-    runs = new.runs[::-1]
+    runs = [run for n, segment in enumerate(new.segments) for run in runs_of(n, segment)][::-1]
     alike = (
         run.allocation.slope
         for run in runs

@@ -9,10 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ...card import Allocation, CacheCard, Hop, Identity, Manifest, Run, Segment
+from ...card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
 from ...card.container import Array, blob_name, ids_name
 from ...card.digest import Bytes, digest_bytes, empty_chain, extend_chain
-from ...card.manifest import runs_of
 from ...codecs import Codec, LayerKV, Shape, Trimmable
 from ...codecs.tiered import SINKS
 from .state import State
@@ -72,11 +71,6 @@ class NewCard:
         return len(self.state.ids) * sum(
             at.kv_heads * (at.head_dim + at.v_head_dim) for at in layers
         )
-
-    @property
-    def runs(self) -> list[Run]:
-        """The runs of the segments before."""
-        return [run for n, segment in enumerate(self.segments) for run in runs_of(n, segment)]
 
     def layers(self, codec: Codec) -> Iterable[LayerKV]:
         """Keys and values of the new tokens, as ``codec`` takes them."""

@@ -140,7 +140,6 @@ class Rope:
         return known[1].part(positions)
 
     def _computed(self, kind: str | None, like: Tensor, positions: Tensor) -> _Angles:
-        """By the model itself."""
         chosen = {"layer_type": kind} if kind else {}
         with torch.inference_mode(False):  # what is kept may be used outside of it
             return _Angles.of(*self._embedding(like, positions[None].to(like.device), **chosen))

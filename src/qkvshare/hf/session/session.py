@@ -27,6 +27,7 @@ from ..capture.state import complete
 from ..model.config import text_config
 from ..model.identity import identify
 from ..text.chat import Chat
+from ..text.literal import literal
 from ..text.tokens import Message, require_length, require_vocabulary, tokenize, too_long
 from .answers import Answer, Keep, Prompt, Sampling
 from .generation import generate, left_out
@@ -170,7 +171,7 @@ class Session:
     def read(self, source: str | Sequence[Message], store: Store, keep: Keep) -> Answer:
         """Keep a text, or messages, as a card; nothing is generated. Raises as `answer`."""
         if isinstance(source, str):
-            ids = self.chat.text(source)
+            ids = literal(self.tokenizer).text(source)
         else:
             ids = tokenize(self.tokenizer, source)
         require_length(self.model, len(ids) + 1)

@@ -55,10 +55,6 @@ class Chat:
     def _closing(self) -> str:
         return self._render(_BEFORE, asks=False).partition(_LAST)[2]
 
-    def text(self, text: str) -> TokenIds:
-        """Ids of a text, with the tokens that begin a prompt. Raises `PromptError`."""
-        return literal(self.tokenizer).text(text)
-
     def _render(self, messages: Sequence[Message], asks: bool) -> str:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise PromptError(
