@@ -140,11 +140,9 @@ class _Stop(Exception):
 def _first_layer_keys(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
     """Keys of layer 0, ``[kv_heads, tokens, head_dim]``: the forward ends where it stores them."""
     cache = empty_cache(model)
-    caught: list[Tensor] = []
 
     def update(keys: Tensor, *_: Any, **__: Any) -> Any:
-        caught.append(keys)
-        raise _Stop
+        raise _Stop(keys)
 
     cache.layers[0].update = update  # type: ignore[method-assign, union-attr]
     try:
@@ -156,6 +154,6 @@ def _first_layer_keys(model: PreTrainedModel, ids: Tensor, positions: Tensor) ->
                 use_cache=True,
                 logits_to_keep=1,
             )
-    except _Stop:
-        return caught[0][0]
+    except _Stop as stop:
+        return cast(Tensor, stop.args[0][0])
     raise CaptureError("the model did not use the cache it was given; use_cache must be supported.")

@@ -78,6 +78,7 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
             f"the weights of {type(model).__name__} have no bytes to take a digest of ({error}). "
             "Load the model fully: neither offloaded nor with packed weights."
         ) from error
+    template = getattr(tokenizer, "chat_template", None) or ""
     return Identity(
         weights=weights,
         config=_config_digest(model, found),
@@ -85,23 +86,27 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
         rope=msgspec.json.encode(rope_parameters(model), order="sorted").decode(),
         dtype=dtype,
         tokenizer=None if tokenizer is None else tokenizer_digest(tokenizer),
-        chat_template=None if tokenizer is None else _template_digest(tokenizer),
+        chat_template=None if tokenizer is None else digest_json(template),
     )
 
 
 def _weight_digests(model: PreTrainedModel, found: Survey) -> tuple[str, Adapter | None]:
-    seen = _seen(model, found)
+    adapters, tensors = dict[str, _Adapter](), found.tensors
+    if not found.complete:
+        adapters = _active_adapters(model)
+        tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())]
+    # What changes when the weights, or the adapters in force, do.
+    seen = found.complete, adapters, fingerprint(tensors + found.unsaved)
     known = _weights.get(model)
     if known is None or known[0] != seen:
-        adapters = list(_active_adapters(model).values())
-        active = set[str]().union(*(adapter.tensors for adapter in adapters))
+        active = set[str]().union(*(adapter.tensors for adapter in adapters.values()))
         base, extra = {}, {}
         for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
             if name in active:
                 extra[name] = _tensor_digest(name, tensor)
             elif not _is_adapter_tensor(name, model):
                 base[plain_name(name)] = _tensor_digest(name, tensor)
-        known = _weights[model] = (seen, digest_json(base), _together(adapters, extra))
+        known = _weights[model] = (seen, digest_json(base), _together([*adapters.values()], extra))
     return known[1], known[2]
 
 
@@ -171,14 +176,6 @@ def _is_adapter_tensor(name: str, model: nn.Module) -> bool:
     return False
 
 
-def _seen(model: PreTrainedModel, found: Survey) -> tuple[object, ...]:
-    """What changes when the weights, or the adapters in force, do."""
-    if found.complete:
-        return None, fingerprint(found.tensors + found.unsaved)
-    tensors = [at for _, at in sorted(model.state_dict(keep_vars=True).items())]
-    return _active_adapters(model), fingerprint(tensors + found.unsaved)
-
-
 def _tensor_digest(name: str, tensor: Tensor) -> list[object]:
     if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
         where = tensor.device if isinstance(tensor, Tensor) else "packed"
@@ -223,7 +220,3 @@ def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, backend: Any) -> 
     some = [backend.id_to_token(at) for at in range(0, size, size // 8 + 1)]
     states = [None if step is None else step.__getstate__() for step in steps]
     return size, type(inner), options, some, states
-
-
-def _template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    return digest_json(getattr(tokenizer, "chat_template", None) or "")
