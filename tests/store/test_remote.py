@@ -265,7 +265,7 @@ class TestHeader:
         return store.folder.segment_path(name)
 
     def open(self, file: Path) -> RangedTensors:
-        return RangedTensors(Objects(f"file://{file.parent}", {}), file.name)
+        return Objects(f"file://{file.parent}", {}).tensors(file.name)
 
     @pytest.mark.parametrize(
         "lie",

@@ -17,16 +17,7 @@ from ..card.errors import QKVShareError
 from ..hf.session.answers import Answer, Prompt
 from . import errors
 from .metrics import log
-from .schema import (
-    AnswerMessage,
-    CachedTokens,
-    ChatRequest,
-    Completion,
-    CompletionChoice,
-    ErrorBody,
-    KeptCard,
-    Usage,
-)
+from .schema import ChatRequest, Completion, ErrorBody
 from .service import GoneError, Service
 
 # Clients that drop fields which OpenAI does not have can read the kept card's digest here.
@@ -63,10 +54,10 @@ def router(service: Service) -> APIRouter:
         task.add_done_callback(reply.end)
         try:
             if not ask.stream:
-                whole = reply.whole(*await task)
-                if whole.kv_transfer_params is not None:
-                    response.headers[CARD_HEADER] = whole.kv_transfer_params.card
-                return whole
+                _, answer = await task
+                if answer.card is not None:
+                    response.headers[CARD_HEADER] = answer.card
+                return reply.whole(answer)
             # An error before the first word still has a status.
             first = await reply.pieces.get()
             if first is None:
@@ -103,20 +94,17 @@ class _Reply:
         if not task.cancelled():
             task.exception()  # asyncio warns of an error that nobody fetches
 
-    def whole(self, prompt: Prompt, answer: Answer) -> Completion:
-        """The body, all at once."""
-        assert answer.finish != "cancelled"
-        choice = CompletionChoice(
-            message=AnswerMessage(content=answer.text), finish_reason=answer.finish
-        )
-        return Completion(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            choices=[choice],
-            usage=_usage(answer),
-            kv_transfer_params=None if answer.card is None else KeptCard(card=answer.card),
-        )
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """The body, all at once: a `Completion`."""
+        choice = {"message": {"content": answer.text}, "finish_reason": answer.finish}
+        return {
+            "id": self._id,
+            "created": self._created,
+            "model": self._model,
+            "choices": [choice],
+            "usage": _usage(answer),
+            "kv_transfer_params": None if answer.card is None else {"card": answer.card},
+        }
 
     async def events(
         self, task: asyncio.Task[tuple[Prompt, Answer]], first: str | None, request: Request
@@ -141,7 +129,7 @@ class _Reply:
         kept = {} if answer.card is None else {"kv_transfer_params": {"card": answer.card}}
         yield self._chunk({}, answer.finish, **kept)
         if self._usage:
-            yield self._event_of([], usage=_usage(answer).model_dump())
+            yield self._event_of([], usage=_usage(answer))
         yield "data: [DONE]\n\n"
 
     def _chunk(self, delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
@@ -162,10 +150,10 @@ def _error(request: Request, content: dict[str, Any]) -> str:
     return _event(content)
 
 
-def _usage(answer: Answer) -> Usage:
-    return Usage(
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.new_tokens,
-        total_tokens=answer.prompt_tokens + answer.new_tokens,
-        prompt_tokens_details=CachedTokens(cached_tokens=answer.cached_tokens),
-    )
+def _usage(answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.new_tokens,
+        "total_tokens": answer.prompt_tokens + answer.new_tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+    }

@@ -26,14 +26,8 @@ def work_of(
 ) -> Work:
     """What the model's thread does for ``ask``, after the checks that need no model.
 
-    Args:
-        ask: the request.
-        session: the model.
-        limits: what the request may use.
-        store: the tenant's.
-        streaming: gets the text piece by piece, on the event loop that calls this.
-
-    Raises `PromptError`.
+    ``streaming`` gets the text piece by piece, on the event loop that calls this. Raises
+    `PromptError`.
     """
     loop, sampling = asyncio.get_running_loop(), _sampling(ask, session, limits)
     transfer = ask.kv_transfer_params or Transfer()

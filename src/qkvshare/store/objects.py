@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..card.container import write_bytes
 from ..card.errors import CardNotFoundError, QKVShareError, StoreError
+from .ranged import RangedTensors
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -73,6 +75,10 @@ class Objects:
                 raise CardNotFoundError(
                     f"{self.path(name)} was removed while it was being read. Get the card again."
                 ) from error
+
+    def tensors(self, name: str) -> RangedTensors:
+        """The tensors of an object. Raises as `RangedTensors` does."""
+        return RangedTensors(self.path(name), self.size(name), partial(self.read, name))
 
     def write(self, name: str, data: bytes) -> None:
         """Make or replace an object, whole or not at all, where the service can do that.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +18,6 @@ FIRST_READ_BYTES = 64 << 10
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I32": np.dtype("<i4")}
 
 
-class Ranges(Protocol):
-    """Where bytes are read from: the objects of a remote store, or a file that arrives."""
-
-    def path(self, name: str) -> Path:
-        """Where an object is, for messages."""
-
-    def size(self, name: str) -> int | None:
-        """Bytes of an object, None where there is none."""
-
-    def read(self, name: str, start: int, end: int) -> bytes:
-        """Bytes ``[start, end)``, fewer where the object ends before."""
-
-
 class RangedTensors(StoredTensors):
     """Tensors of an object; each is one ranged read, when it is asked for.
 
@@ -37,13 +25,15 @@ class RangedTensors(StoredTensors):
     believed before it fits the object's size; bytes are for the card to verify.
     """
 
-    def __init__(self, objects: Ranges, name: str) -> None:
+    def __init__(self, path: Path, size: int | None, read: Callable[[int, int], bytes]) -> None:
         """Read and check the header. Raises `CardNotFoundError`, `CardFormatError`, `StoreError`.
 
-        ``name``: of the object.
+        Args:
+            path: where the object is, for messages.
+            size: bytes of the object, None where there is none.
+            read: gives bytes ``[start, end)``, fewer where the object ends before.
         """
-        self.path, self._objects, self._name = objects.path(name), objects, name
-        size = objects.size(name)
+        self.path, self._read_from = path, read
         if size is None:
             raise CardNotFoundError(
                 f"there is no object {self.path}. It was never put, or removed."
@@ -73,7 +63,7 @@ class RangedTensors(StoredTensors):
     def _read(self, start: int, end: int) -> bytes:
         if start == end:
             return b""  # no service can be asked for nothing
-        data = self._objects.read(self._name, start, end)
+        data = self._read_from(start, end)
         if len(data) != end - start:
             raise CardFormatError(
                 f"{self.path}: of bytes {start} to {end} came {len(data)}, "

@@ -175,7 +175,7 @@ class RemoteStore:
         """A card without its segments, ids verified. Raises the `CardError` family."""
         if not is_digest(digest):
             raise CardNotFoundError(f"{digest[:80]!r} is no digest; expected 64 hex digits.")
-        card = CacheCard.opened(RangedTensors(self.objects, card_at(digest)))
+        card = CacheCard.opened(self.objects.tensors(card_at(digest)))
         if card.digest != digest:
             raise CardFormatError(
                 f"{card_at(digest)} holds the card {card.digest[:12]}…; expected the one that it "
@@ -184,7 +184,7 @@ class RemoteStore:
         return card
 
     def _open_segment(self, name: str, segment: Segment) -> RangedTensors:
-        tensors = RangedTensors(self.objects, segment_at(name))
+        tensors = self.objects.tensors(segment_at(name))
         require_segment(tensors, name, segment)
         return tensors
 

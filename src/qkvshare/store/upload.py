@@ -75,17 +75,9 @@ class Upload:
         with self._lock:
             self._put(bytes(self._rest))
             self._rest.clear()
-        return CacheCard.opened(RangedTensors(self, ""))
+        return CacheCard.opened(RangedTensors(Path("the card"), sum(self._written), self.read))
 
-    def path(self, name: str) -> Path:
-        """What messages call the file."""
-        return Path("the card")
-
-    def size(self, name: str) -> int:
-        """Bytes that have arrived."""
-        return sum(self._written)
-
-    def read(self, name: str, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int) -> bytes:
         """Bytes ``[start, end)``, fewer where the file ends before. Raises `CardFormatError`."""
         pieces = range(start // PIECE_BYTES, min(-(-end // PIECE_BYTES), len(self._written)))
         data = b"".join(map(self._get, pieces))
