@@ -30,17 +30,11 @@ DEFAULT_BITS = 4.0
 def encode(
     new: NewCard, codec: Codec, salience: Sequence[Tensor] | None, bits: float | None
 ) -> CacheCard:
-    """The finished card.
+    """The card ``new`` with its last segment, at ``bits`` per value of the whole file.
 
-    Args:
-        new: the card but for its last segment.
-        codec: what encodes that.
-        salience: of each new token, ``[kv_heads, tokens]`` a layer; None where nobody asks for it.
-        bits: bits per value of the whole file; None to encode as finely as what came before.
-
-    Raises:
-        BudgetError: the codec has no setting for ``bits``.
-        CodecError: it cannot encode these numbers.
+    Without ``bits`` the segment is encoded as finely as those before. ``salience`` of new tokens is
+    ``[kv_heads, tokens]`` a layer, or None where nobody asks for it. Raises `BudgetError` where the
+    codec has no setting for ``bits``, `CodecError` where it cannot encode these numbers.
     """
     if isinstance(codec, Tiered):
         return _encode_tiers(new, codec, salience, bits)

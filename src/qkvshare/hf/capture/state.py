@@ -135,17 +135,9 @@ def complete(
 ) -> None:
     """Let ``model`` read those of ``ids`` that ``cache`` lacks, so that it has all of them.
 
-    After ``generate`` that is the last sampled token: it was returned, and never read.
-
-    Args:
-        model: the model that made the cache.
-        cache: of the first of ``ids``, one sequence; it grows.
-        ids: all token ids from the start of the context, ``[tokens]`` or ``[1, tokens]``.
-        cancelled: asked before each 512 tokens, and at the end.
-
-    Raises:
-        PromptError: ``ids`` are not one sequence.
-        CancelledError: ``cancelled`` said so.
+    After ``generate`` that is the last sampled token: it was returned, and never read. ``ids`` are
+    of the whole context, ``[tokens]`` or ``[1, tokens]``. ``cancelled`` is asked before each 512
+    tokens, and at the end. Raises `PromptError` for more than one sequence, and `CancelledError`.
     """
     rest = torch.from_numpy(as_ids(ids)[cache.get_seq_length() :]).long()[None]
     for piece in rest.to(model.device).split(_PIECE, dim=1):  # type: ignore[no-untyped-call]

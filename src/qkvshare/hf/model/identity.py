@@ -42,15 +42,10 @@ _tokenizers: WeakKeyDictionary[Any, tuple[object, str]] = WeakKeyDictionary()
 
 
 class _Adapter(NamedTuple):
-    """One adapter in force.
+    """One adapter in force."""
 
-    Attributes:
-        tensors: names in the state dict, each with the name that it has without the adapter's.
-        scales: by module.
-    """
-
-    tensors: dict[str, str]
-    scales: dict[str, float]
+    tensors: dict[str, str]  # names in the state dict, and what they are without the adapter's
+    scales: dict[str, float]  # by module
 
 
 def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> Identity:

@@ -146,15 +146,11 @@ class Rope:
 
 
 class _Angles(NamedTuple):
-    """Cosines and sines of positions, ``[1, tokens, rotary]``.
-
-    Attributes:
-        halves: both ``[tokens, rotary / 2]``, where the two halves of each are the same.
-    """
+    """Cosines and sines of positions, ``[1, tokens, rotary]``."""
 
     cos: Tensor
     sin: Tensor
-    halves: tuple[Tensor, Tensor] | None
+    halves: tuple[Tensor, Tensor] | None  # ``[tokens, rotary / 2]``, where both halves are the same
 
     @classmethod
     def of(cls, cos: Tensor, sin: Tensor) -> _Angles:
