@@ -60,7 +60,6 @@ def demo() -> None:
 
 
 def _in_process(function: Any, *arguments: Any) -> Any:
-    """Run in a fresh process."""
     # Ctrl-C reaches both: the child ends at once, and this process reports it.
     ending: dict[str, Any] = {"initializer": signal, "initargs": (SIGINT, SIG_DFL)}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **ending) as pool:

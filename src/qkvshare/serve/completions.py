@@ -80,8 +80,6 @@ def _require_model(service: Service, name: str) -> None:
 
 
 class _Reply:
-    """One answer in the forms of the protocol."""
-
     def __init__(self, service: Service, ask: ChatRequest) -> None:
         self._model, self._id = service.name, f"chatcmpl-{uuid.uuid4().hex}"
         self._usage = bool(ask.stream_options and ask.stream_options.include_usage)

@@ -39,12 +39,6 @@ def stored_bytes(index: Index) -> int:
     return int(row["bytes"]) if row else 0
 
 
-def own_bytes(index: Index, digest: str) -> float:
-    """Bytes that a card takes; what it shares is counted in parts."""
-    row = index.row(f"SELECT {OWN_BYTES} AS own FROM card c WHERE digest = ?", digest)
-    return float(row["own"]) if row else 0.0
-
-
 def touch(index: Index, digest: str) -> None:
     """Give a card that was just put or used its new priority. Within `Index.writing`."""
     index.run(

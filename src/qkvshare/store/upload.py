@@ -110,7 +110,6 @@ class Upload:
             raise StoreError("the upload is closed; send the card again.")
 
     def _get(self, number: int) -> bytes:
-        """One piece."""
         extra = 0 if self._cipher is None else _TAG_BYTES
         with self._lock:
             self._require_open()

@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from ..card.errors import StoreError
-from . import eviction
+from .catalog import OWN_BYTES
 from .index import Index
 from .ttl import State, Ttl, Wait
 
@@ -38,9 +38,9 @@ def hold(index: Index, digest: str, tool: str, state: State, limit: int | None) 
 
     Within `Index.writing`.
     """
-    row = index.row("SELECT saved_ms FROM card WHERE digest = ?", digest)
+    row = index.row(f"SELECT saved_ms, {OWN_BYTES} AS own FROM card c WHERE digest = ?", digest)
     assert row is not None
-    now, nbytes = time.time(), math.ceil(eviction.own_bytes(index, digest))
+    now, nbytes = time.time(), math.ceil(row["own"])
     seconds = learnt(index, limit).ttl(tool, row["saved_ms"], nbytes, state)
     waiting = digest, tool, now, row["saved_ms"], nbytes
     index.run("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?)", *waiting)

@@ -167,7 +167,6 @@ async def _take(
 
 
 async def _send(agent: AgentCard, message: Message, client: httpx.AsyncClient) -> Task:
-    """Send the message and wait for the finished task."""
     context = ClientCallContext(
         service_parameters=ServiceParametersFactory.create_from(
             {VERSION_HEADER: PROTOCOL_VERSION_CURRENT},
