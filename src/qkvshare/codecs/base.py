@@ -107,9 +107,9 @@ class Codec(ABC):
         for _ in self.decode(blobs, empty(shapes, dtype)):
             pass
 
-    @abstractmethod
     def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
         """Split a layer's ``nbytes`` bytes by kind: ``codes``, ``scales``, ``maps``, or others."""
+        return {"codes": nbytes}
 
     def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """How many bits of ``blob`` each token's keys, and values, take: two arrays ``[tokens]``.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..card.digest import Bytes
 from .base import Codec, leave, require_bytes
 from .finite import require_finite
-from .layers import Into, LayerKV, Shape
+from .layers import Into, LayerKV
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,6 @@ class Raw(Codec):
                 part.copy_(numbers.view(part.shape))
             then(layer)
             yield layer
-
-    def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
-        """Everything is codes."""
-        return {"codes": nbytes}
 
 
 def _bytes(tensor: Tensor) -> Bytes:

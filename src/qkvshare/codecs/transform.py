@@ -210,10 +210,6 @@ class Transform(Stepped, Trimmable):
         """The blob with its first ``keep`` refinements."""
         return streams.drop(blob, shape.tokens, 1 + self.refinements, keep)
 
-    def parts(self, shape: Shape, nbytes: int) -> dict[str, int]:
-        """Everything is codes."""
-        return {"codes": nbytes}
-
     def token_bits(self, blob: Bytes, shape: Shape) -> tuple[BitCounts, BitCounts]:
         """A chunk's bytes are known; `streams.token_bits` estimates how tokens share them."""
         if not 0 <= self.refinements <= MOST:
