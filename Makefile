@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Small models are fastest on one thread each; two workers use two cores.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: venv demo quick test test-all coverage lint types docs clean
 

@@ -30,6 +30,7 @@ def test_the_example_of_the_readme(
     assert Path("answered.card").stat().st_size > Path("manual.card").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_quickstart(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "quickstart.md").read_text()
     commands = re.findall(r"^qkvshare .*$", page, re.M)

@@ -34,6 +34,7 @@ PROMPTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_same_64_tokens_from_a_card(smollm2: Any, number: int, tmp_path: Path) -> None:
     model, tokenizer = smollm2
@@ -57,6 +58,7 @@ _SAID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(_SAID))
 def test_examples_run(name: str) -> None:
     script = Path(__file__).parents[1] / "examples" / f"{name}.py"
@@ -65,6 +67,7 @@ def test_examples_run(name: str) -> None:
     assert _SAID[name] in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [Packed(), Uniform(4)], ids=lambda at: at.name)
 def test_the_tenth_hop_costs_what_the_first_does(smollm2: Any, codec: Any) -> None:
     """64 new tokens each time; what was before is not encoded again. Fastest of four."""
@@ -105,6 +108,7 @@ def test_no_network_is_touched(smollm2: Any, monkeypatch: pytest.MonkeyPatch) ->
     greedy(model, 2, **card.inputs(model, tokenizer))
 
 
+@pytest.mark.slow
 def test_uniform_on_gsm8k(smollm2: Any) -> None:
     """The figures of DESIGN.md section 6: 1024 tokens of context, 64 teacher-forced."""
     if not GSM8K.exists():

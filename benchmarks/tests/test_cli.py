@@ -196,6 +196,7 @@ def test_ttft_over_a_link(timed: Any) -> None:
         assert row["ttft_ms"]["median"] > crossing
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's counters")
 def test_ttft_memory(timed: Any) -> None:
     code, rows, err = timed(

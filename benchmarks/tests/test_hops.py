@@ -267,6 +267,7 @@ def test_journal(tmp_path: Path) -> None:
         Journal(tmp_path / "no" / "folder", measured, False)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_table(tmp_path: Path, long_llama: Any) -> None:
     long_llama.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")

@@ -16,6 +16,7 @@ from qkvshare.kernels.cuda import has_triton
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed")
 def test_the_script_for_gpus_runs_on_a_processor(tmp_path: Path) -> None:
     target = tmp_path / "tiny.json"

@@ -376,6 +376,7 @@ def test_forged_chain(path: Path) -> None:
         open_fully(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(data=st.data())
 def test_random_damage(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

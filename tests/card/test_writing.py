@@ -131,6 +131,7 @@ def test_read_only_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_killed_writer_leaves_a_whole_card(tmp_path: Path) -> None:
     """A writer is killed at random moments; what stands under the name is always one whole card."""
     path = tmp_path / "card"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from qkvshare.cli import demo
+from qkvshare.cli import demo, options
 from qkvshare.cli.app import app
 from qkvshare.cli.tables import print_table
 
@@ -28,6 +28,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return printed
 
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(options.out, "_width", None)  # not what the variable said at import
     return lines
 
 

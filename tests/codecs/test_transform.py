@@ -196,6 +196,7 @@ print(digest_bytes(b"".join(b.tobytes() for b in blobs)), digest_bytes(b"".join(
 """
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_every_process_and_with_any_threads() -> None:
     root = Path(__file__).parents[2]
     said = {

@@ -274,6 +274,7 @@ def lora(model: Any) -> Any:
     return get_peft_model(model, config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lora, torch.compile], ids=["peft", "compiled"])
 def test_models_in_wrappers(wrap: Callable[[Any], Any]) -> None:
     torch.manual_seed(1)

@@ -53,6 +53,7 @@ def test_same_text_from_card(family: str, length: int, new: int, tmp_path: Path)
     assert greedy(model, **card.inputs(model, new=more)) == greedy_from_text(model, context + more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_text_in_second_process(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)

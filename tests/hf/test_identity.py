@@ -36,6 +36,7 @@ def test_same_weights_have_one_identity(llama: Any, llama_folder: Path) -> None:
     assert identify(llama) == identify(loaded) == identify(copy.deepcopy(llama))
 
 
+@pytest.mark.slow
 def test_identity_is_the_same_in_every_process(llama: Any, llama_folder: Path) -> None:
     script = (
         "import sys; from qkvshare.hf.model.load import load_model; from qkvshare import identify;"

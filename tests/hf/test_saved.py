@@ -46,6 +46,7 @@ def test_a_cache_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_another_process_goes_on(llama: Any, llama_folder: Path, tmp_path: Path) -> None:
     inputs = torch.tensor([CONTEXT])
     out = llama.generate(inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)

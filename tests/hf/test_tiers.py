@@ -128,6 +128,7 @@ def store_bytes(session: Session, folder: Path) -> int:
     return store.stats()["bytes"]
 
 
+@pytest.mark.slow
 def test_an_agent_goes_on_after_its_process_was_killed(
     tmp_path: Path, llama: Any, llama_folder: Path
 ) -> None:

@@ -20,6 +20,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "qkvshare", "serve", *arguments]
 
 
+@pytest.mark.slow
 def test_it_serves_until_it_is_told_to_stop(llama_folder: Path, tmp_path: Path) -> None:
     where = ["-m", str(llama_folder), "--store", str(tmp_path / "cards"), "--port", "0"]
     process = subprocess.Popen(command(*where), stderr=subprocess.PIPE, text=True)

@@ -30,6 +30,7 @@ def address(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

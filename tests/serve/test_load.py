@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from .load import Load, run, server
 from .server import talker
 
 
+@pytest.mark.slow
 def test_no_answer_is_wrong_among_rude_clients(tmp_path: Path) -> None:
     session = talker()
     with server(tmp_path, session, "2MB") as (address, pid):

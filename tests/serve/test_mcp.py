@@ -124,6 +124,7 @@ def expected(session: Session, store: Store, digest: str, tokens: int = 8) -> st
     return session.answer(prompt, Sampling(tokens)).text
 
 
+@pytest.mark.slow
 def test_what_one_agents_server_captures_anothers_resumes(
     llama_folder: Path, folder: Path, session: Session, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_what_one_agents_server_captures_anothers_resumes(
     run(pair())
 
 
+@pytest.mark.slow
 def test_over_http_two_agents_share_a_server_and_big_cards_go_by_link(
     llama_folder: Path, folder: Path, session: Session, tmp_path: Path
 ) -> None:
@@ -257,6 +259,7 @@ def test_links_are_to_where_a_card_can_be_got(folder: Path, session: Session) ->
     run(ask())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_says_why(llama_folder: Path, folder: Path) -> None:
     """All on one server, which goes on serving."""
     store = Store(folder)
@@ -326,6 +329,7 @@ def test_errors_that_nobody_expects_tell_nothing(
     run(ask())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["stdio", "http"])
 def test_text_comes_while_it_is_said_until_the_request_is_cancelled(
     folder: Path, tmp_path: Path, over: str
@@ -370,6 +374,7 @@ def test_text_comes_while_it_is_said_until_the_request_is_cancelled(
     run(ask_over())
 
 
+@pytest.mark.slow
 def test_stdout_has_the_protocol_and_nothing_else(llama_folder: Path, folder: Path) -> None:
     about = {
         "protocolVersion": "2025-06-18",

@@ -21,6 +21,7 @@ TOKEN = "red-token-0123456789"
 schemathesis.serializer.alias(MEDIA_TYPE, "application/octet-stream")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guarded", [False, True])
 def test_no_request_is_a_server_error(tmp_path: Path, guarded: bool) -> None:
     session = talker(256)

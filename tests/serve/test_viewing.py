@@ -89,6 +89,7 @@ def test_a_thin_card_is_shown_as_far_as_it_is_there(tokenizer: Any) -> None:
     assert [number > 0 for number in view["bits"]["all"]] == [False] * 6 + [True] * 3
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60), st.lists(st.integers(0, 255), max_size=12))
 def test_texts_of_tokens_make_up_the_text(smollm2: Any, text: str, parts: list[int]) -> None:
     """Also where tokens end within characters, and of bytes that are none."""

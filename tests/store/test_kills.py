@@ -12,6 +12,7 @@ from tests.store.soak import soak
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 
+@pytest.mark.slow
 def test_some_kills(tmp_path: Path) -> None:
     report = soak(tmp_path, kills=30)
     assert report.ok, f"{report} {report.missing[:3]} {report.failures[:3]}"

@@ -180,6 +180,7 @@ class TestMatch:
         other = type(IDENTITY)(**{**{f: getattr(IDENTITY, f) for f in FIELDS}, "weights": "9" * 64})
         assert store.match(card.token_ids, other) is None
 
+    @pytest.mark.slow
     @given(
         lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4),
         cut=st.integers(0, 200),

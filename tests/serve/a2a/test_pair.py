@@ -30,6 +30,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cards")
 
 
+@pytest.mark.slow
 def test_an_agent_goes_on_from_anothers_answer_as_if_it_had_read_all(
     reader: str, store: Store
 ) -> None:
