@@ -13,18 +13,18 @@ demo: $(VENV)/demo
 
 # No model, no browser, no servers: under 2 minutes.
 quick: venv
-	$(PARALLEL) -m "not model and not server and not browser and not slow"
+	$(PARALLEL) tests -m "not model and not server and not browser and not slow and not nightly"
 
 # What a newcomer runs: under 6 minutes on two cores.
 test: venv
-	$(PARALLEL) -m "not browser and not slow"
+	$(PARALLEL) -m "not browser and not slow and not nightly"
 
 # Everything, as CI runs it.
 test-all: venv
 	$(PARALLEL) -m "not nightly"
 
 coverage: venv
-	$(PARALLEL) -m "not browser and not slow" --cov=qkvshare --cov-report=term-missing:skip-covered
+	$(PARALLEL) -m "not browser and not slow and not nightly" --cov=qkvshare --cov-report=term-missing:skip-covered
 
 lint: venv
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by the test of the
 compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize(
     "chosen", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)]
