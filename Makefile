@@ -11,11 +11,11 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 demo: $(VENV)/demo
 	$(BIN)/qkvshare demo
 
-# No model, no browser, no servers: under 2 minutes.
+# No model, no browser, no servers: two to three minutes on two cores.
 quick: venv
 	$(PARALLEL) tests -m "not model and not server and not browser and not slow and not nightly"
 
-# What a newcomer runs: under 6 minutes on two cores.
+# What a newcomer runs: all but browser and slow tests.
 test: venv
 	$(PARALLEL) -m "not browser and not slow and not nightly"
 

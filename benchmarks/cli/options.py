@@ -1,4 +1,4 @@
-"""``qkvshare eval …``: the verbs, and what they share."""
+"""Options that several benchmarks share."""
 
 from __future__ import annotations
 
