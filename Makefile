@@ -11,7 +11,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 demo: $(VENV)/demo
 	$(BIN)/qkvshare demo
 
-# No model, no browser, no servers: two to three minutes on two cores.
+# No model, no browser, no servers: under two minutes on two cores.
 quick: venv
 	$(PARALLEL) tests -m "not model and not server and not browser and not slow and not nightly"
 

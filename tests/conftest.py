@@ -31,9 +31,17 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 _ROOT = Path(__file__).parents[1]
+_MODELS = (
+    "tests/test_readme.py",
+    "tests/test_smollm2.py",
+    "tests/hf/test_chains.py",
+    "tests/hf/test_generate.py",
+    "tests/hf/test_generation_options.py",
+)
 _SERVERS = (
     "tests/serve/",
     "tests/cli/test_ends.py",
+    "tests/codecs/test_memory.py",
     "benchmarks/tests/test_hops.py",
     "benchmarks/tests/test_results.py",
 )
@@ -44,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         path = item.path.relative_to(_ROOT).as_posix()
-        if "smollm2" in fixtures or path in ("tests/test_readme.py", "tests/test_smollm2.py"):
+        if "smollm2" in fixtures or path in _MODELS:
             item.add_marker(pytest.mark.model)
         if path.startswith(_SERVERS):
             item.add_marker(pytest.mark.server)
