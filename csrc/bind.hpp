@@ -16,10 +16,17 @@
 
 namespace nb = nanobind;
 
-// From Python's (address, bytes).
+// From Python's (address, bytes), or from what has contiguous memory, as NumPy's arrays do.
 template <> struct nb::detail::type_caster<Span> {
-    NB_TYPE_CASTER(Span, const_name("tuple[int, int]"))
+    NB_TYPE_CASTER(Span, const_name("tuple[int, int] | Buffer"))
     bool from_python(handle source, uint8_t flags, cleanup_list *cleanup) noexcept {
+        Py_buffer buffer;
+        if (PyObject_CheckBuffer(source.ptr())) {
+            if (PyObject_GetBuffer(source.ptr(), &buffer, PyBUF_SIMPLE)) return PyErr_Clear(), false;
+            value = {uintptr_t(buffer.buf), size_t(buffer.len)};
+            PyBuffer_Release(&buffer);
+            return true;
+        }
         make_caster<std::pair<uintptr_t, size_t>> pair;
         if (!pair.from_python(source, flags, cleanup)) return false;
         const auto [at, size] = pair.operator std::pair<uintptr_t, size_t>();

@@ -21,6 +21,18 @@ Isa chosen = best();
 
 constexpr const char *NAMES[] = {"base", "v3", "v4"};
 
+// 8 values of 8 bytes from all over each array; all of one that has at most 512 bytes.
+nb::bytes sample(const std::vector<Span> &arrays) {
+    std::string out;
+    for (const Span &one : arrays) {
+        require(one.at || !one.size, "an array has no memory");
+        const bool whole = one.size <= 512;
+        for (int n = 0; n < (whole ? 1 : 8); n++)
+            out.append(one.as<const char>() + n * (one.size / 8), whole ? one.size : 8);
+    }
+    return nb::bytes(out.data(), out.size());
+}
+
 }  // namespace
 
 Isa isa() { return chosen; }
@@ -43,6 +55,7 @@ NB_MODULE(_native, m) {
 #else
     m.attr("multiplies_bfloat16") = false;
 #endif
+    m.def("sample", &sample);
     bind_decode(m);
     bind_attention(m);
     bind_encode(m);

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .native import native, span
+from .native import native
 from .parts import Part
 
 DIMS = (64, 128, 256)  # of heads whose codes are read
@@ -41,7 +41,7 @@ class Piece:
         heads, tokens, dim = parts[0].numbers.shape
         if native is None or dim not in DIMS or parts[1].numbers.shape != parts[0].numbers.shape:
             return None
-        rows = [_spans(one) for one in parts]
+        rows = [one.spans() for one in parts]
         return cls(tokens, native.Piece(heads, tokens, dim, *rows), tuple(parts))
 
     def __deepcopy__(self, _: object) -> Self:
@@ -142,8 +142,3 @@ def _numbers(of: Tensor) -> tuple[int, ...]:
     """Where they are, how many the memory has from there on, and steps but for the last."""
     there = of.untyped_storage().nbytes() // of.element_size() - of.storage_offset()
     return of.data_ptr(), int(there), *map(int, of.stride()[:3])
-
-
-def _spans(part: Part) -> list[tuple[int, int]]:
-    angles = part.angles or (None, None)
-    return [span(of) for of in (part.codes, part.info, part.scales, part.mean, *angles)]

@@ -15,7 +15,8 @@ from torch import Tensor
 from .rotation import dct, power_of_two
 
 Array = Tensor | npt.NDArray[Any]
-Span = tuple[int, int]  # an address, and how many bytes are there
+# What kernels take for memory: an address and its bytes, or an array.
+Span = tuple[int, int] | npt.NDArray[Any]
 LARGEST = 256  # numbers of a Hadamard transform; no model has larger heads
 
 native: Any = None
@@ -38,14 +39,13 @@ def span(of: Array | None) -> Span:
     """Where the memory of a contiguous array is, and its bytes; zeros of None."""
     if of is None:
         return 0, 0
-    if isinstance(of, Tensor):
-        assert of.is_contiguous()
-        return of.data_ptr(), of.nbytes
-    assert of.flags.c_contiguous
-    return of.__array_interface__["data"][0], of.nbytes
+    if not isinstance(of, Tensor):
+        return of
+    assert of.is_contiguous()
+    return of.data_ptr(), of.nbytes
 
 
-def rows_span(of: Tensor) -> Span:
+def rows_span(of: Tensor) -> tuple[int, int]:
     """The same of ``[heads, tokens, dim]`` whose heads lie apart."""
     heads, tokens, dim = of.shape
     assert of.stride()[1:] == (dim, 1)

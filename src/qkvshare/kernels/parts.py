@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .native import Array, Span, span
+from .native import Array, Span, rows_span, span
 from .reference import eights
 
 
@@ -31,13 +31,10 @@ class Part:
     mean: Array | None = None
     angles: tuple[Tensor, Tensor] | None = None
 
-    def spans(self) -> tuple[Span, Span, Span, Span, Span, Span]:
+    def spans(self) -> list[Span]:
         """Of codes, bytes, scales, mean, cosines and sines."""
-        cos, sin = self.angles or (None, None)
-        return (
-            *(span(self.codes), span(self.info), span(self.scales)),
-            *(span(self.mean), span(cos), span(sin)),
-        )
+        arrays = self.codes, self.info, self.scales, self.mean, *(self.angles or (None, None))
+        return [span(of) for of in arrays]
 
     def row(self) -> list[int]:
         """Of the table that kernels on a GPU read: addresses, then sizes.
@@ -46,10 +43,9 @@ class Part:
         tokens``, numbers from the beginning of a head to that of the next, codes of a row.
         """
         heads, tokens, dim = self.numbers.shape
-        assert self.numbers.stride()[1:] == (dim, 1)
-        codes, info, scales, mean, cos, sin = (address for address, _ in self.spans())
+        codes, info, scales, mean, cos, sin = (int(address) for address, _ in self.spans())
         return [
-            *(info, codes, scales, mean, self.numbers.data_ptr(), cos, sin),
+            *(info, codes, scales, mean, rows_span(self.numbers)[0], cos, sin),
             *(heads * tokens, tokens, self.numbers.stride(0), eights(dim)),
         ]
 

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...kernels.native import Span, native
 from .departures import scalar_names
 
 _SAMPLE, _WHOLE = 8, 128  # values of a tensor; all of one that has no more than the second
 # What these compute is the same in training mode; a new one is in it.
 _INERT = {nn.Linear, nn.Embedding, nn.Identity}
+_PLAIN = {Tensor, nn.Parameter, nn.Buffer}  # their memory is their values
 
 
 class Survey(NamedTuple):
@@ -69,15 +71,21 @@ def survey(model: nn.Module, mark: str) -> Survey:
 
 def fingerprint(tensors: list[Tensor]) -> tuple[object, ...]:
     """Addresses, version counters and formats of ``tensors``, and a sample of their values."""
-    samples, places = dict[tuple[torch.device, torch.dtype], list[Tensor]](), list[object]()
+    places, near = list[object](), list[Span]()
+    far = dict[tuple[torch.device, torch.dtype], list[Tensor]]()
     with torch.no_grad():
         for at in tensors:
             version = -1 if at.is_inference() else at._version
-            kind = at.device, at.dtype
-            places.append((at.data_ptr(), version, type(at), kind, at.shape))
-            if (size := at.numel()) and at.is_contiguous():
+            kind, address = (at.device, at.dtype), at.data_ptr()
+            places.append((address, version, type(at), kind, at.shape))
+            if not at.is_contiguous():
+                continue
+            if native is not None and at.is_cpu and type(at) in _PLAIN:
+                near.append((address, at.nbytes))
+            elif size := at.numel():
                 count = size if size <= _WHOLE else _SAMPLE
-                samples.setdefault(kind, []).append(at.as_strided((count,), (size // count,)))
+                far.setdefault(kind, []).append(at.as_strided((count,), (size // count,)))
         # Together, since a GPU is waited for each time.
-        found = [torch.cat(alike).cpu() for alike in samples.values()]
-    return places, [alike.view(torch.uint8).numpy().tobytes() for alike in found]
+        found = [torch.cat(alike).cpu() for alike in far.values()]
+    samples = [alike.view(torch.uint8).numpy().tobytes() for alike in found]
+    return places, samples, native.sample(near) if near else b""
