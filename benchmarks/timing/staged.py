@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from qkvshare.card import CacheCard
@@ -25,6 +27,11 @@ from qkvshare.kernels.parts import Part
 from .cards import Card
 
 
+def _pinned(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """``data`` where a GPU can fetch it by itself; as it is where there is none."""
+    return torch.from_numpy(data).pin_memory().numpy() if torch.cuda.is_available() else data
+
+
 class CardPinned(Card):
     """A card in memory that the GPU fetches by itself; checked, decoded, injected."""
 
@@ -32,14 +39,11 @@ class CardPinned(Card):
 
     def ready(self, state: State | None) -> None:
         """Read it, and put it there."""
-        from qkvshare.kernels.cuda_copy import pinned
-
         super().ready(state)
         assert self.card is not None
         ids = {ids_name(number) for number in range(len(self.card.manifest.segments))}
         tensors = {
-            name: data if name in ids else pinned(data).numpy()
-            for name, data in self.card.tensors.items()
+            name: data if name in ids else _pinned(data) for name, data in self.card.tensors.items()
         }
         self.card = CacheCard(self.card.manifest, tensors)
 
@@ -58,7 +62,7 @@ class CardStaged(Card):
         """Read it, check it, put it there. Raises `CodecError` for other cards."""
         from qkvshare.codecs.packed_cuda import send
         from qkvshare.codecs.packed_layout import PackedLayout
-        from qkvshare.kernels.cuda_copy import Copies
+        from qkvshare.kernels.cuda import Copies
 
         super().ready(state)
         assert self.card is not None

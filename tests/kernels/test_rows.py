@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qkvshare.codecs.packed_torch import encode_part
 from qkvshare.kernels import reference
 from qkvshare.kernels.ahead import ahead, at_once
-from qkvshare.kernels.decode import decode_parts, decode_rows, line_of, widths
-from qkvshare.kernels.encode import Source, encode, encode_rows, measure
-from qkvshare.kernels.levels import DISTORTION, TIERS, levels, thresholds
+from qkvshare.kernels.decode import decode_parts, line_of, widths
+from qkvshare.kernels.encode import Source, encode, measure
+from qkvshare.kernels.levels import DISTORTION, TIERS, UNIT, levels, thresholds
 from qkvshare.kernels.native import dct_span, native, span
 from qkvshare.kernels.parts import Part
 from qkvshare.kernels.rotation import mix, power_of_two, rotate, turned
@@ -74,24 +75,41 @@ def compare(
     heads: int,
     tokens: int,
     dtypes: Sequence[torch.dtype],
-    encode: Callable[..., Tensor] = encode_rows,
-    decode: Callable[..., None] = decode_rows,
+    decode: Callable[[Sequence[Part]], None] = decode_parts,
     rounded: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to,
 ) -> None:
-    """An implementation against the reference: codes and numbers to the last bit, and no more."""
+    """A decoder against the reference: numbers to the last bit, and no more."""
     rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, dim, tier)
-    expected = reference.encode_rows(rows, info, inverse)
-    codes = encode(rows, info, inverse, size_of(info, dim))
-    assert torch.equal(codes, expected)
+    codes = reference.encode_rows(rows, info, inverse)
+    assert len(codes) == size_of(info, dim)
     back = reference.decode_rows(codes, info, scales, mean, dim)
     for dtype in dtypes:
         for before, behind in ((0, 0), (2, 5)):
             room = torch.full((heads, before + tokens + behind, dim), 7.0, dtype=dtype)
             out = room[:, before : before + tokens]
-            decode(codes, info, scales, mean, out)
+            decode([Part(codes, info, scales, out, mean)])
             assert torch.equal(out.flatten(0, 1), rounded(back, dtype))
             assert (room[:, :before] == 7).all()
             assert (room[:, before + tokens :] == 7).all()
+
+
+def encoded(rows: Tensor, widths: Tensor) -> tuple[bytes, bytes]:
+    """What C++ and torch make of ``rows [heads, tokens, dim]``."""
+    size = int(widths.sum()) * reference.eights(rows.shape[2]) // 8
+    out = np.full(2 + widths.numel() + size, 7, np.uint8)
+    encode([Source(rows, None, None, out, widths)])
+    return out.tobytes(), torch.cat(encode_part(rows, widths)).numpy().tobytes()
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("tier", [None, *range(8)])
+@pytest.mark.parametrize(("heads", "tokens"), [(1, 1), (3, 32), (2, 45)])
+def test_codes_equal_those_of_torch(dim: int, tier: int | None, heads: int, tokens: int) -> None:
+    rows, info, *_ = random_rows(heads, tokens, dim, dim, tier)
+    widths = torch.tensor(TIERS, dtype=torch.uint8)[info.int() & 7].view(heads, tokens)
+    found, expected = encoded(rows.view(heads, tokens, dim), widths)
+    assert found == expected
 
 
 @pytest.mark.usefixtures("isa")
@@ -121,19 +139,25 @@ def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("bits", TIERS[1:])
-def test_numbers_on_thresholds_get_the_codes_of_the_reference(bits: int) -> None:
+def test_numbers_on_thresholds_get_the_codes_of_torch(bits: int) -> None:
     """On a threshold exactly, just beside it, and far outside."""
     at = thresholds(bits)
     beside = [np.nextafter(at, np.float32(side), dtype=np.float32) for side in (-1e9, 1e9)]
-    groups = [at, *beside, np.float32([0, -0.0, 1e30, -1e30])]
-    wanted = np.concatenate([np.resize(of, (-(-len(of) // 8), 8)) for of in groups])
+    wanted = torch.from_numpy(np.concatenate([at, *beside]))
+    # The other 15 numbers make the row's scale that of its levels, to a part of its step.
+    other = ((16 * UNIT**2 - wanted.double().square()) / 15).sqrt().floor().float()
+    rotated = torch.cat([wanted[:, None], other[:, None].expand(-1, 15)], 1)
     # Thresholds are halves of whole numbers: there and back again they stay what they are.
-    rows = reference.hadamard(torch.from_numpy(wanted)) / 8
-    count = -(-len(at) // 8)
-    assert torch.equal(rotate(rows)[:count], torch.from_numpy(wanted)[:count])
-    info = torch.full((len(rows),), TIERS.index(bits) | 31 << 3, dtype=torch.uint8)
-    expected = reference.encode_rows(rows, info, torch.ones(32))
-    assert torch.equal(encode_rows(rows, info, torch.ones(32), len(expected)), expected)
+    rows = reference.hadamard(rotated) / 16
+    assert torch.equal(rotate(rows)[: len(at)], rotated[: len(at)])
+    rows = torch.cat([rows / 64, torch.full((1, 16), 1e30), torch.full((1, 16), -0.0)])[None]
+    for some in (rows[:, :-2], rows):
+        found, expected = encoded(some, torch.full(some.shape[:2], bits, dtype=torch.uint8))
+        assert found == expected
+        if some is not rows:
+            info = np.frombuffer(found[2 : 2 + some.shape[1]], np.uint8)
+            assert found[:2] == b"\0\0"
+            assert (info == (TIERS.index(bits) | 31 << 3)).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -146,10 +170,9 @@ def test_numbers_on_thresholds_get_the_codes_of_the_reference(bits: int) -> None
 def test_any_bit_map_comes_back(heads: int, tokens: int, seed: int, dim: int) -> None:
     """As far from the rows as its width allows, whatever lies beside it."""
     rows, info, inverse, scales, mean = random_rows(heads, tokens, dim, seed)
-    codes = encode_rows(rows, info, inverse, size_of(info, dim))
+    codes = reference.encode_rows(rows, info, inverse)
     back, with_mean = torch.empty(2, heads, tokens, dim)
-    decode_rows(codes, info, scales, torch.zeros_like(mean), back)
-    decode_rows(codes, info, scales, mean, with_mean)
+    decode_parts([Part(codes, info, scales, back), Part(codes, info, scales, with_mean, mean)])
     back, with_mean = back.flatten(0, 1), with_mean.flatten(0, 1)
     shifted = back.view(heads, tokens, dim) + mean[:, None]
     assert torch.equal(with_mean, shifted.view(-1, dim))
@@ -285,16 +308,20 @@ def test_bytes_that_change_meanwhile_reach_no_memory_beside_them() -> None:
 
 
 def test_encoders_refuse_what_does_not_fit() -> None:
-    rows, info, inverse, _, _ = random_rows(1, 5, 64, 0, 4)
-    out = torch.full((5 * 32,), 7, dtype=torch.uint8)
-    good = span(rows), span(info), span(inverse), 64, dct_span(64), span(out)
-    native.encode_rows(*good)
+    out = np.full(2 + 5 + 5 * 32, 7, np.uint8)
+    turn = torch.ones(5, 32), torch.zeros(5, 32)
+    widths = torch.full((1, 5), 4, dtype=torch.uint8)
+    source = Source(torch.randn(1, 5, 64), turn, np.zeros(68, np.uint8), out, widths)
+    good = source.row()
+    native.encode([good])
     assert not (out == 7).all()
-    for at, bad in ((0, span(rows[1:])), (1, span(info[1:])), (2, span(inverse[1:])), (3, 512),
-                    (3, 80), (4, dct_span(80)), (5, span(out[1:]))):  # fmt: skip
-        out.fill_(7)
+    short = torch.ones(4, 32)
+    for at, bad in ((0, good[0] + 1), (2, -1), (2, 2), (3, 4), (3, 1 << 41), (5, 512), (5, 80),
+                    (6, (0, 0)), (6, span(short)), (7, span(short)), (8, np.zeros(67, np.uint8)),
+                    (9, span(widths[:, 1:])), (10, dct_span(80)), (11, out[1:])):  # fmt: skip
+        out.fill(7)
         with pytest.raises(ValueError, match="."):
-            native.encode_rows(*good[:at], bad, *good[at + 1 :])
+            native.encode([(*good[:at], bad, *good[at + 1 :])])
         assert (out == 7).all()
     numbers, wide = torch.randn(1, 5, 64), torch.full((1, 5), 7, dtype=torch.uint8)
     bytes_ = np.full(2 + 5 + 5 * 56, 7, np.uint8)

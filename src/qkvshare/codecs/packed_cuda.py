@@ -1,5 +1,5 @@
-"""``packed`` decoded on a GPU: bytes are copied while layers before are decoded, keys are turned on
-the way, and as many layers are decoded together as make it worth the commands.
+"""``packed`` decoded on a GPU: bytes are copied while layers before are decoded, keys are rotated
+on the way, and as many layers are decoded together as make it worth the commands.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..kernels.cuda_copy import Copies
+from ..kernels.cuda import Copies
 from ..kernels.cuda_decode import decode_parts
 from ..kernels.levels import LOWEST
 from ..kernels.parts import Part
@@ -39,7 +39,7 @@ def _scales_on(device: torch.device, dim: int) -> Tensor:
 
 
 def send(job: Sequence[Ready], way: Copies) -> list[Part]:
-    """Keys and values of layers that are all where ``way`` leads to, keys turned by their
+    """Keys and values of layers that are all where ``way`` leads to, keys rotated by their
     `LayerKV.angles`; to be decoded once they have arrived."""
     none = np.empty(0, np.float32)
     means = [none if layout.mean is None else layout.mean.ravel() for layout, _, _ in job]

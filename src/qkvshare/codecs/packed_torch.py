@@ -10,9 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.encode import encode_rows
 from ..kernels.levels import LOWEST, OCTAVE, TIERS, UNIT, levels
-from ..kernels.reference import eights
+from ..kernels.reference import encode_rows
 from ..kernels.rotation import power_of_two, rotate
 from .layers import LayerKV, before_rope
 from .packed_layout import MEAN_TOKENS, units
@@ -22,7 +21,7 @@ from .tiered import Energy, LayerBits
 def encode(layer: LayerKV, widths: LayerBits) -> list[Tensor]:
     """A layer's bytes, in parts."""
     parts = _encode_keys(before_rope(layer).keys, widths.keys)
-    return [*parts, *_encode_rows(layer.values.float(), widths.values)]
+    return [*parts, *encode_part(layer.values.float(), widths.values)]
 
 
 def energy(layer: LayerKV) -> Energy:
@@ -51,14 +50,14 @@ def _encode_keys(keys: Tensor, bits: Tensor) -> list[Tensor]:
     """Mean and rows; of a few tokens no mean."""
     rows = keys.float()
     if rows.shape[1] < MEAN_TOKENS:
-        return _encode_rows(rows, bits)
+        return encode_part(rows, bits)
     mean, blob = mean_of(rows)
     # A copy made on the way can be used up; the caller's numbers cannot.
     rows = rows - mean if rows is keys else rows.sub_(mean)
-    return [blob, *_encode_rows(rows, bits)]
+    return [blob, *encode_part(rows, bits)]
 
 
-def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
+def encode_part(part: Tensor, bits: Tensor) -> list[Tensor]:
     """Encode ``[kv_heads, tokens, dim]``: exponent, one byte a row, codes tier after tier."""
     rows = part.flatten(0, 1)
     widths = bits.flatten().to(rows.device)
@@ -76,9 +75,8 @@ def _encode_rows(part: Tensor, bits: Tensor) -> list[Tensor]:
     tier = torch.bucketize(widths, torch.tensor(TIERS, device=rows.device))
     info = (tier | scale << 3).to(torch.uint8)
     head = torch.tensor([top], dtype=torch.int16).view(torch.uint8)
-    nbytes = int(widths.sum()) * eights(rows.shape[1]) // 8
     inverse = torch.from_numpy(_inverse(top, rows.shape[1])).to(rows.device)
-    return [head.to(rows.device), info, encode_rows(rows, info, inverse, nbytes)]
+    return [head.to(rows.device), info, encode_rows(rows, info, inverse)]
 
 
 @lru_cache(maxsize=4096)

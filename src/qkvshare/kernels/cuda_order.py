@@ -26,7 +26,7 @@ INFO = tl.constexpr(0)
 CODES = tl.constexpr(1)
 SCALES = tl.constexpr(2)
 MEAN = tl.constexpr(3)
-OUT = tl.constexpr(4)  # or what is encoded
+OUT = tl.constexpr(4)
 COS = tl.constexpr(5)
 SIN = tl.constexpr(6)
 ROWS = tl.constexpr(7)
@@ -93,12 +93,6 @@ def address(table, part, column, kind: tl.constexpr, aligned: tl.constexpr = 1):
 
 
 @triton.jit
-def size(table, part, column):
-    """A size of ``part``, in 32 bits."""
-    return tl.load(table + part * COLUMNS + column).to(tl.int32)
-
-
-@triton.jit
 def width(tier):
     """Bits of a code: `levels.TIERS`."""
     return tier + (tier == 7).to(tl.int32)
@@ -108,7 +102,7 @@ def width(tier):
 def _tiers(table, part, chunk, CHUNK: tl.constexpr):
     """Rows of a chunk, their scales, and their tiers, 8 behind the end."""
     at = chunk * CHUNK + tl.arange(0, CHUNK)
-    here = at < size(table, part, ROWS)
+    here = at < tl.load(table + part * COLUMNS + ROWS)
     byte = tl.load(address(table, part, INFO, tl.uint8) + at, here, 0).to(tl.int32)
     return at, byte >> 3, tl.where(here, byte & 7, 8)
 
@@ -139,7 +133,7 @@ def _order(
         total += tl.sum(count, 0)
         before += tl.sum(tl.where((at < chunk)[:, None], count, 0), 0)
     several = (total + BLOCK - 1) // BLOCK
-    row_bytes = width(every) * size(table, part, WIDE) // 8
+    row_bytes = width(every) * tl.load(table + part * COLUMNS + WIDE).to(tl.int32) // 8
     some = total.to(tl.int64) * row_bytes
     first_block, first_byte = tl.cumsum(several, 0) - several, tl.cumsum(some, 0) - some
     rows += part.to(tl.int64) * most * 2 * BLOCK
@@ -152,7 +146,7 @@ def _order(
         tl.store(rows + to, to * 0, missing)
         tl.store(rows + most * BLOCK + to, to * 0, missing)
     at, scales, tiers = _tiers(table, part, chunk, CHUNK)
-    tokens = size(table, part, TOKENS)
+    tokens = tl.load(table + part * COLUMNS + TOKENS).to(tl.int32)
     # How many rows of its tier come before each: four counts of 16 bits are summed at once.
     turn = (tiers & 3).to(tl.int64) * 16
     one = tl.full((CHUNK,), 1, tl.int64) << turn
@@ -176,24 +170,3 @@ def _order(
     tl.store(to, tiers.to(tl.int64), opens)
     tl.store(to + 1, tl.minimum(left - place, BLOCK).to(tl.int64), opens)
     tl.store(to + 2, byte + place.to(tl.int64) * row, opens)
-
-
-@triton.jit
-def block_at(rows, blocks, most, number, BLOCK: tl.constexpr):
-    """What `order` has written down of a block: tier, rows, place of its first byte; of each row
-    its token, and ``head << 5 | scale``: ``[BLOCK]``, 0 for rows that are not there."""
-    block, row = blocks + number * BLOCK_AT, rows + number * BLOCK + tl.arange(0, BLOCK)
-    tier, count = tl.load(block).to(tl.int32), tl.load(block + 1).to(tl.int32)
-    return tier, count, tl.load(block + 2), tl.load(row), tl.load(row + most * BLOCK)
-
-
-@triton.jit
-def codes_at(table, part, first):
-    """Where the codes of a block lie whose first byte is ``first``."""
-    return address(table, part, CODES, tl.uint8) + first
-
-
-@triton.jit
-def scale_of(table, part, owner):
-    """Of each row."""
-    return tl.load(address(table, part, SCALES, tl.float32) + (owner & 31))

@@ -23,21 +23,6 @@ from .rotation import turned
 FORMATS = (torch.float32, torch.bfloat16)
 
 
-def decode_rows(codes: Tensor, info: Tensor, scales: Tensor, mean: Tensor, out: Tensor) -> None:
-    """`reference.decode_rows` into ``out [heads, rows of a head, dim]``, in its number format, on
-    any device.
-
-    A head's rows lie one behind the other; heads may be any number of rows apart.
-    """
-    if out.device.type == "cuda":
-        from .cuda import decode
-
-        decode(codes, info, scales, mean, out)
-        return
-    codes, info, scales, mean = (at.contiguous() for at in (codes, info, scales, mean))
-    decode_parts([Part(codes, info, scales, out, mean)])
-
-
 def decode_parts(parts: Sequence[Part]) -> None:
     """`reference.decode_rows` of each part into its ``numbers``, keys rotated.
 

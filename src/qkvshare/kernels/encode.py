@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import reference
 from .ahead import beside
-from .native import dct_span, fits, native, rows_span, span
+from .native import dct_span, native, rows_span, span
 
 
 @dataclass(frozen=True)
@@ -62,23 +61,6 @@ def measure(sources: Sequence[Source], threads: int = 1) -> None:
 def encode(sources: Sequence[Source], threads: int = 1) -> None:
     """Everything that ``packed`` writes of the rows; on one thread or two."""
     _halves(native.encode, sources, threads)
-
-
-def encode_rows(rows: Tensor, info: Tensor, scales: Tensor, nbytes: int) -> Tensor:
-    """`reference.encode_rows` on any device; ``nbytes`` is the size of what comes out."""
-    if rows.device.type == "cuda":
-        from .cuda import encode as encode_on_cuda
-
-        return encode_on_cuda(rows, info, scales, nbytes)
-    dim = rows.shape[1]
-    if rows.device.type != "cpu" or not fits(dim):
-        out = reference.encode_rows(rows, info, scales)
-        assert len(out) == nbytes
-        return out
-    rows, info, scales = (at.detach().contiguous() for at in (rows, info, scales))
-    out = torch.empty(nbytes, dtype=torch.uint8)
-    native.encode_rows(span(rows), span(info), span(scales), dim, dct_span(dim), span(out))
-    return out
 
 
 def _halves(work: Callable[[Any], None], all_: Sequence[Source], threads: int) -> None:
