@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # Small models are fastest on one thread each; two workers use two cores.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: venv demo quick test test-all coverage lint types docs clean
+.PHONY: venv demo quick test test-all coverage lint types docs wheel clean
 
 demo: $(VENV)/demo
 	$(BIN)/qkvshare demo
@@ -35,6 +35,10 @@ types: venv
 
 docs: $(VENV)/docs
 	$(BIN)/mkdocs build --strict
+
+# For this machine, into dist/. CI builds those of the others, see docs/releasing.md.
+wheel:
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
 
 venv: $(VENV)/dev
 
