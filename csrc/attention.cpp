@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int64_t MOST = 1 << 28;  // of any size
+constexpr int64_t MOST_NUMBERS = int64_t(1) << 40;
 
 struct alignas(64) Line {
     char bytes[64];
@@ -24,13 +25,18 @@ std::unique_ptr<Line[]> lines(size_t bytes) {
 // Where numbers are, how many there are from there on, and the steps of a View.
 using Given = std::array<int64_t, 5>;
 
-View view(const Given &given, int64_t batch, int64_t heads, int64_t tokens, int64_t dim) {
-    const auto [address, there, by_batch, by_head, by_token] = given;
+View view(const Given &given, int64_t batch, int64_t heads, int64_t tokens, int64_t dim, int each = 4) {
+    auto [address, there, by_batch, by_head, by_token] = given;
+    require(0 <= there && there < MOST_NUMBERS && (address || !there), "no such numbers");
+    require(address % each == 0, "numbers are not aligned");
     int64_t last = dim;
-    for (auto [size, step] : {std::pair(batch, by_batch), {heads, by_head}, {tokens, by_token}}) {
+    const std::pair<int64_t, int64_t *> steps[] = {
+        {batch, &by_batch}, {heads, &by_head}, {tokens, &by_token}};
+    for (const auto &[size, step] : steps) {
+        if (size <= 1) *step = 0;
         if (size <= 1) continue;
-        require(0 <= step && step <= there / (size - 1), "a step leaves the numbers");
-        last += (size - 1) * step;
+        require(0 <= *step && *step <= there / (size - 1), "a step leaves the numbers");
+        last += (size - 1) * *step;
     }
     require(!batch || !heads || !tokens || last <= there, "fewer numbers than the shape says");
     return {reinterpret_cast<const void *>(address), by_batch, by_head, by_token};
@@ -44,6 +50,7 @@ public:
     Codes(int64_t heads, int64_t tokens, int dim, const Spans &keys, const Spans &values)
         : dim(dim) {
         require(dim == 64 || dim == 128 || dim == 256, "no kernel reads codes of this dim");
+        require(heads < MOST, "a size out of range");
         for (int n : {0, 1}) {
             const auto &[codes, info, scales, mean, cos, sin] = n ? values : keys;
             parts[n] = checked_part(dim, codes, info, scales, mean, cos, sin, heads, tokens);
@@ -94,11 +101,12 @@ void attend(const std::array<int64_t, 6> &shape, const Given &query, const Given
     require(order.first + tokens < MOST, "too many tokens");
     order.pieces = pieces.data(), order.piece_count = int64_t(pieces.size());
     order.query = view(query, batch, heads, fresh, dim);
-    order.key = view(key, batch, kv_heads, tokens, dim);
-    order.value = view(value, batch, kv_heads, tokens, dim);
+    order.key = view(key, batch, kv_heads, tokens, dim, half ? 2 : 4);
+    order.value = view(value, batch, kv_heads, tokens, dim, half ? 2 : 4);
     if (mask[0]) order.mask = view(mask, batch, 1, fresh, order.first + tokens);
     const Given dense = {out[0], out[1], fresh * heads * dim, dim, heads * dim};
     order.out = static_cast<float *>(const_cast<void *>(view(dense, batch, heads, fresh, dim).at));
+    if (!batch || !heads || !fresh) return;
     nb::gil_scoped_release release;
     const int64_t whole = batch * kv_heads, units = whole * order.parts;
     const auto kept = lines(units * kept_of(order) * sizeof(float));

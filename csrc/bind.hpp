@@ -16,7 +16,8 @@
 
 namespace nb = nanobind;
 
-// From Python's (address, bytes), or from what has contiguous memory, as NumPy's arrays do.
+// From Python's (address, bytes), or from what has contiguous memory, as NumPy's arrays do. Address 0
+// has no bytes.
 template <> struct nb::detail::type_caster<Span> {
     NB_TYPE_CASTER(Span, const_name("tuple[int, int] | Buffer"))
     bool from_python(handle source, uint8_t flags, cleanup_list *cleanup) noexcept {
@@ -31,7 +32,7 @@ template <> struct nb::detail::type_caster<Span> {
         if (!pair.from_python(source, flags, cleanup)) return false;
         const auto [at, size] = pair.operator std::pair<uintptr_t, size_t>();
         value = {at, size};
-        return true;
+        return at || !size;
     }
     static handle from_cpp(Span, rv_policy, cleanup_list *) noexcept { return {}; }
 };
@@ -39,4 +40,11 @@ template <> struct nb::detail::type_caster<Span> {
 // Raise ValueError, before anything is written.
 inline void require(bool holds, const char *what) {
     if (!holds) throw nb::value_error(what);
+}
+
+// So many float32. Raises ValueError.
+inline float *floats(Span span, int64_t count, const char *what) {
+    require(span.size == size_t(count) * 4, what);
+    require(span.at % 4 == 0, "floats are not aligned");
+    return span.as<float>();
 }

@@ -28,9 +28,9 @@ template <int BITS_> Bytes codes_at(const uint8_t *packed, size_t run, int turn,
         if (!(BITS_ & width)) continue;
         const int parts = width / narrowest(BITS_);  // runs of this plane
         const Bytes found = load(packed + turn % parts * run + at);
-        const Bytes mask = Bytes{} + uint8_t((1 << width) - 1);
+        const uint8_t mask = uint8_t((1 << width) - 1);
         // Bytes are moved two at a time.
-        const Bytes part = (Bytes)((V<uint16_t>)found >> turn / parts * width) & mask;
+        const Bytes part = (Bytes)((V<uint16_t>)found >> turn / parts * width) & (Bytes{} + mask);
         codes |= (Bytes)((V<uint16_t>)part << low);
         low += width;
         packed += parts * run;
@@ -78,8 +78,7 @@ void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels) 
 
 template <int TIER>
 void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels, int h) {
-    if (h >= 64) open<TIER, 64>(packed, codes, count, levels);
-    else if (h == 32) open<TIER, 32>(packed, codes, count, levels);
+    if (h >= RUN) open<TIER, RUN>(packed, codes, count, levels);
     else if (h == 16) open<TIER, 16>(packed, codes, count, levels);
     else if (h == 8) open<TIER, 8>(packed, codes, count, levels);
     else open<TIER, 1>(packed, codes, count, levels);
@@ -131,13 +130,24 @@ struct Rows {
     }
 };
 
+// As many numbers of 16 bits as there are lanes of 32.
+template <class T> struct Half {
+    typedef T type __attribute__((vector_size(BYTES / 2), aligned(alignof(T)), may_alias));
+};
+
 inline void write(float *to, float number) { *to = number; }
+inline void write(float *to, V<float> numbers) { store(to, numbers); }
 
 // As bfloat16: to nearest, ties to even, as torch rounds.
+template <class T> T rounded(T bits) { return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16; }
 inline void write(uint16_t *to, float number) {
     uint32_t bits;
     memcpy(&bits, &number, 4);
-    *to = uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    *to = uint16_t(rounded(bits));
+}
+inline void write(uint16_t *to, V<float> numbers) {
+    using Shorts = typename Half<uint16_t>::type;
+    *reinterpret_cast<Shorts *>(to) = __builtin_convertvector(rounded((V<uint32_t>)numbers), Shorts);
 }
 
 // One row of DIM = 64, 128 or 256: the rest of the transform, scale, mean, the turn of numbers i and
@@ -145,27 +155,26 @@ inline void write(uint16_t *to, float number) {
 template <int DIM, bool TURNED, class Out>
 inline void write_row(const int16_t *__restrict levels, float scale, const float *__restrict mean,
                       const float *__restrict cos, const float *__restrict sin, Out *__restrict out) {
-    constexpr int STEP = DIM / 2 < CHUNK ? DIM / 2 : CHUNK, N = DIM / STEP;
-    for (int i = 0; i < STEP; i++) {
-        int32_t sum[N];
-        float number[N];
-        for (int n = 0; n < N; n++) sum[n] = levels[n * STEP + i];
-        for (int apart = CHUNK / STEP; apart < N; apart *= 2)
+    constexpr int N = DIM / RUN;
+    for (int i = 0; i < RUN; i += LANES<float>) {
+        V<int32_t> sum[N];
+        V<float> number[N];
+        for (int n = 0; n < N; n++)
+            sum[n] = __builtin_convertvector(
+                *reinterpret_cast<const Half<int16_t>::type *>(levels + n * RUN + i), V<int32_t>);
+        for (int apart = 1; apart < N; apart *= 2)
             for (int n = 0; n < N; n++)
-                if (!(n & apart)) {
-                    const int32_t a = sum[n], b = sum[n | apart];
-                    sum[n] = a + b;
-                    sum[n | apart] = a - b;
-                }
-        for (int n = 0; n < N; n++) number[n] = float(sum[n]) * scale + mean[n * STEP + i];
+                if (!(n & apart)) butterfly<int32_t>(sum[n], sum[n | apart]);
+        for (int n = 0; n < N; n++)
+            number[n] = __builtin_convertvector(sum[n], V<float>) * scale + load(mean + n * RUN + i);
         if (TURNED)
             for (int n = 0; n < N / 2; n++) {
-                const float a = number[n], b = number[n + N / 2];
-                const float c = cos[n * STEP + i], s = sin[n * STEP + i];
+                const V<float> a = number[n], b = number[n + N / 2];
+                const V<float> c = load(cos + n * RUN + i), s = load(sin + n * RUN + i);
                 number[n] = a * c - b * s;
                 number[n + N / 2] = b * c + a * s;
             }
-        for (int n = 0; n < N; n++) write(out + n * STEP + i, number[n]);
+        for (int n = 0; n < N; n++) write(out + n * RUN + i, number[n]);
     }
 }
 

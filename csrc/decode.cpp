@@ -10,12 +10,7 @@
 namespace {
 
 constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part, so that no product overflows
-
-const float *floats(Span span, int64_t count, const char *what) {
-    require(span.size == size_t(count) * 4, what);
-    require(span.at % 4 == 0, "floats are not aligned");
-    return span.as<const float>();
-}
+constexpr size_t MOST_PARTS = 1 << 20;
 
 }  // namespace
 
@@ -48,8 +43,9 @@ public:
     Line(int dim, bool bfloat16, Span dct, size_t capacity) {
         require(dim > 0 && dim <= 1 << 16 && (dim & -dim) <= 256, "no kernel has rows of this dim");
         const size_t m = size_t(dim / (dim & -dim));
-        require(dct.size == 4 * m * m, "the DCT is not that of the dim's odd factor");
-        dct_.assign(dct.as<const float>(), dct.as<const float>() + m * m);
+        require(capacity <= MOST_PARTS, "a line has no room for so many parts");
+        const float *from = floats(dct, m * m, "the DCT is not that of the dim's odd factor");
+        dct_.assign(from, from + m * m);
         shape_ = {dim, bfloat16, dct_.data()};
         done_.reset(new std::atomic<bool>[capacity]{});
         parts_.reserve(capacity);

@@ -15,7 +15,7 @@ void write_any(const int16_t *levels, float scale, const float *mean, const floa
     for (int run = 0; run < dim; run += h) {
         int32_t sum[256];
         for (int i = 0; i < h; i++) sum[i] = levels[run + i];
-        for (int apart = h < 8 ? 1 : CHUNK; apart < h; apart *= 2)
+        for (int apart = h < 8 ? 1 : RUN; apart < h; apart *= 2)
             for (int i = 0; i < h; i++)
                 if (!(i & apart)) {
                     const int32_t a = sum[i], b = sum[i | apart];
@@ -75,6 +75,7 @@ template <int DIM> bool write_rows(Rows &rows, const Part &part, const Shape &sh
 
 bool decode(const Part &part, const Shape &shape, char *space) {
     const int dim = shape.dim;
+    if (!part.tokens) return true;
     const int64_t wide = eights(dim), each = BLOCK * wide + CHUNK;
     Rows rows{dim, dim & -dim, reinterpret_cast<uint8_t *>(space + 12 * wide), {}};
     int64_t count[8] = {}, at = 0;

@@ -13,12 +13,12 @@ constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part, so that no pro
 constexpr int MOST_DIM = 4096;
 
 // numbers, whether bfloat16, heads, tokens, apart, dim, cos, sin, mean, widths, dct, out
-using Given = std::tuple<uintptr_t, bool, int64_t, int64_t, int64_t, int, Span, Span, Span, Span, Span, Span>;
+using Given = std::tuple<Span, bool, int64_t, int64_t, int64_t, int, Span, Span, Span, Span, Span, Span>;
 
 void require_dim(int dim, Span dct) {
     require(dim > 0 && dim <= MOST_DIM && (dim & -dim) <= 256, "no kernel has rows of this dim");
-    const size_t m = size_t(dim / (dim & -dim));
-    require(dct.size == 4 * m * m, "the DCT is not that of the dim's odd factor");
+    const int64_t m = dim / (dim & -dim);
+    floats(dct, m * m, "the DCT is not that of the dim's odd factor");
 }
 
 Source checked(const Given &given, bool coded) {
@@ -27,10 +27,13 @@ Source checked(const Given &given, bool coded) {
     require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
                 && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
     require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
-    const size_t rows = size_t(heads * tokens), turns = size_t(tokens * (dim / 2)) * 4;
+    const size_t rows = size_t(heads * tokens);
+    const int64_t reach = rows ? (heads - 1) * apart + tokens * dim : 0;
+    require(numbers.size >= size_t(reach) * (half ? 2 : 4), "there are fewer numbers");
     require(!cos.at == !sin.at, "cosines and sines come together");
-    require(!cos.at || (dim % 2 == 0 && cos.size == turns && sin.size == turns),
-            "a token has dim / 2 cosines and sines");
+    require(!cos.at || dim % 2 == 0, "an odd dim has no pairs to turn");
+    for (Span one : {cos, sin})
+        if (one.at) floats(one, tokens * (dim / 2), "a token has dim / 2 cosines and sines");
     require(!mean.at || (tokens && mean.size == size_t(heads * (4 + dim))), "the mean has no room");
     if (coded) {
         require(widths.size == rows, "a row has one width");
@@ -42,10 +45,10 @@ Source checked(const Given &given, bool coded) {
         }
         require(out.size == 2 + rows + size_t(bits * (eights(dim) / 8)), "codes have another size");
     } else {
-        require(out.size == 4 * rows && out.at % 4 == 0, "a row has one mean square");
+        floats(out, int64_t(rows), "a row has one mean square");
     }
-    require(numbers % (half ? 2 : 4) == 0, "numbers are not aligned");
-    return {reinterpret_cast<const void *>(numbers), half, heads, tokens, apart, dim,
+    require(numbers.at % (half ? 2 : 4) == 0, "numbers are not aligned");
+    return {numbers.as<void>(), half, tokens ? heads : 0, tokens, apart, dim,
             cos.as<const float>(), sin.as<const float>(), mean.as<uint8_t>(),
             widths.as<const uint8_t>(), dct.as<const float>(), out.as<void>()};
 }
@@ -77,7 +80,7 @@ void encode_rows(Span rows, Span info, Span scales, int dim, Span dct, Span out)
     require_dim(dim, dct);
     const int64_t count = int64_t(info.size);
     require(rows.size == 4 * info.size * size_t(dim), "a row has one byte");
-    require(scales.size == 32 * 4, "scales are 32");
+    floats(scales, 32, "scales are 32");
     require(out.size == size_t(widths(info) * (eights(dim) / 8)), "codes have another size");
     nb::gil_scoped_release release;
     const auto x = room<float>(count * dim);
@@ -93,7 +96,9 @@ void rotate(Span rows, int64_t heads, int64_t tokens, int64_t apart, int dim, Sp
     require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
     const int64_t reach = heads ? (heads - 1) * apart + tokens * dim : 0;
     require(rows.size >= size_t(reach) * 4, "there are fewer rows");
-    require(cos.size == size_t(tokens * dim) * 4 && sin.size == cos.size, "a token has dim cosines and sines");
+    require(rows.at % 4 == 0, "rows are not aligned");
+    for (Span one : {cos, sin}) floats(one, tokens * dim, "a token has dim cosines and sines");
+    if (!tokens) return;
     nb::gil_scoped_release release;
     PICK(rotate)(rows.as<float>(), heads, tokens, apart, dim, cos.as<const float>(), sin.as<const float>());
 }

@@ -39,7 +39,7 @@ void find_mean(const float *x, const Source &source, double *total, float *mean)
         memcpy(source.mean + 4 * head, &step, 4);
         for (int i = 0; i < dim; i++) {
             const float code = __builtin_rintf(mean[i] / step);
-            codes[i] = int8_t(int32_t(code));
+            codes[i] = code >= -127 && code <= 127 ? int8_t(code) : 0;  // 0 of what is no number
             mean[i] = float(codes[i]) * step;
         }
     }
@@ -113,7 +113,8 @@ int exponents(const Source &source, const float *x, const float *squares, int64_
             square = square > most * most ? square : most * most;
         }
         const double exact = __builtin_log2(square > least ? square : least) * (OCTAVE / 2.0);
-        order[row] = int64_t(wide ? __builtin_ceil(exact) : __builtin_rint(exact));
+        // Below all where the square is infinite.
+        order[row] = exact < INT16_MAX ? int64_t(wide ? __builtin_ceil(exact) : __builtin_rint(exact)) : INT32_MIN;
         top = top > order[row] ? top : order[row];
     }
     for (int64_t row = 0; row < rows; row++) {

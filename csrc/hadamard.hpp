@@ -11,7 +11,8 @@
 namespace ISA {
 namespace {
 
-constexpr int CHUNK = 64;  // numbers; so many levels of any valid row sum up to no more than 16 bits
+constexpr int CHUNK = 64;  // numbers
+constexpr int RUN = 32;    // numbers: so many levels, whatever they are, sum up to 16 bits
 
 template <class T> void butterfly(V<T> &a, V<T> &b) {
     const V<T> sum = a + b;

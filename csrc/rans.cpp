@@ -39,6 +39,7 @@ struct Classes {
         };
         require(inside(rows.data(), rows.size(), table.shape(0)), "rows name no row of the table");
         require(inside(table.data(), table.size(), classes), "the table names no distribution");
+        require(dim <= 1 << 20, "a row has too many columns");  // their magnitudes are summed up
     }
 
     const int32_t *operator[](size_t token) const { return table + rows[token] * dim; }
@@ -60,7 +61,7 @@ void quantize(Matrix<float> z, Flat<int32_t> rows, Matrix<int32_t> table, Flat<f
         const float unit = units.data()[t], inverse = 1 / unit, *from = z.data() + t * dim;
         int32_t total = 0, *to = values.data() + t * dim;
         for (size_t c = 0; c < dim; c++) {
-            const float size = std::abs(from[c]) * inverse + bias;
+            const float size = std::abs(std::abs(from[c]) * inverse + bias);
             // Rounded towards 0.
             const int32_t value = int32_t(std::copysign(size < limit ? size : limit, from[c]));
             const int32_t magnitude = std::abs(value);

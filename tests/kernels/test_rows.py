@@ -160,6 +160,33 @@ def test_numbers_on_thresholds_get_the_codes_of_torch(bits: int) -> None:
             assert (info == (TIERS.index(bits) | 31 << 3)).all()
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dim", [32, 64, 128, 192, 256])
+@pytest.mark.parametrize("tier", range(1, 8))
+def test_codes_that_no_encoder_writes(dim: int, tier: int) -> None:
+    """A forger's rows may have the largest level everywhere: a sum of 64 does not fit 16 bits."""
+    info, size = torch.full((3,), tier | 9 << 3, dtype=torch.uint8), dim * TIERS[tier] // 8
+    scales, mean = torch.rand(32), torch.randn(1, dim)
+    for byte in (0, 255):
+        codes = torch.full((3 * size,), byte, dtype=torch.uint8)
+        out = torch.empty(1, 3, dim)
+        decode_parts([Part(codes, info, scales, out, mean)])
+        assert torch.equal(out[0], reference.decode_rows(codes, info, scales, mean, dim))
+
+
+@pytest.mark.usefixtures("isa")
+def test_numbers_that_are_none_are_encoded_all_the_same() -> None:
+    """Callers refuse them afterwards: their mean squares say so."""
+    numbers = torch.randn(2, 5, 64)
+    numbers[0, 1, 3], numbers[1, 2, 4] = torch.inf, torch.nan
+    wide = torch.full((2, 5), 8, dtype=torch.uint8)
+    mean, out = np.zeros(2 * 68, np.uint8), np.zeros(2 + 10 + 10 * 64, np.uint8)
+    encode([Source(numbers, None, mean, out, wide)])
+    squares = np.zeros(10, np.float32)
+    measure([Source(numbers, None, mean, squares)])
+    assert not np.isfinite(squares).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     heads=st.integers(1, 4),
@@ -315,8 +342,9 @@ def test_encoders_refuse_what_does_not_fit() -> None:
     good = source.row()
     native.encode([good])
     assert not (out == 7).all()
-    short = torch.ones(4, 32)
-    for at, bad in ((0, good[0] + 1), (2, -1), (2, 2), (3, 4), (3, 1 << 41), (5, 512), (5, 80),
+    short, (where, size) = torch.ones(4, 32), good[0]
+    for at, bad in ((0, (where + 1, size)), (0, (where, size - 1)), (2, -1), (2, 2),
+                    (3, 4), (3, 1 << 41), (5, 512), (5, 80),
                     (6, (0, 0)), (6, span(short)), (7, span(short)), (8, np.zeros(67, np.uint8)),
                     (9, span(widths[:, 1:])), (10, dct_span(80)), (11, out[1:])):  # fmt: skip
         out.fill(7)

@@ -45,10 +45,10 @@ class Source:
     def row(self) -> tuple[Any, ...]:
         """What kernels are told."""
         heads, tokens, dim = self.numbers.shape
-        address, _ = rows_span(self.numbers)
-        half, (cos, sin) = self.numbers.dtype == torch.bfloat16, self.angles or (None, None)
+        numbers, half = rows_span(self.numbers), self.numbers.dtype == torch.bfloat16
+        cos, sin = self.angles or (None, None)
         return (
-            *(address, half, heads, tokens, self.numbers.stride(0), dim, span(cos), span(sin)),
+            *(numbers, half, heads, tokens, self.numbers.stride(0), dim, span(cos), span(sin)),
             *(span(self.mean), span(self.widths), dct_span(dim), span(self.out)),
         )
 
