@@ -25,7 +25,8 @@ try:
 except ImportError as error:
     warnings.warn(
         f"QKVShare has no compiled kernels here ({error}). Plain torch does their work: the same "
-        "numbers, many times slower. Install a C++20 compiler (GCC or Clang), then QKVShare again.",
+        "numbers, many times slower. Install a C++20 compiler (GCC or Clang), then QKVShare again "
+        "with `pip install --force-reinstall --no-deps --no-cache-dir`.",
         stacklevel=2,
     )
 
