@@ -11,15 +11,14 @@
 
 namespace {
 
-constexpr int64_t MOST = 1 << 28;  // of any size
-constexpr int64_t MOST_NUMBERS = int64_t(1) << 40;
+constexpr int64_t MOST_SIZE = 1 << 28;  // of any size
 
-struct alignas(64) Line {
+struct alignas(64) CacheLine {
     char bytes[64];
 };
 
-std::unique_ptr<Line[]> lines(size_t bytes) {
-    return std::make_unique_for_overwrite<Line[]>(bytes / sizeof(Line) + 1);
+std::unique_ptr<CacheLine[]> lines(size_t bytes) {
+    return std::make_unique_for_overwrite<CacheLine[]>(bytes / sizeof(CacheLine) + 1);
 }
 
 // Where numbers are, how many there are from there on, and the steps of a View.
@@ -27,7 +26,7 @@ using Given = std::array<int64_t, 5>;
 
 View view(const Given &given, int64_t batch, int64_t heads, int64_t tokens, int64_t dim, int each = 4) {
     auto [address, there, by_batch, by_head, by_token] = given;
-    require(0 <= there && there < MOST_NUMBERS && (address || !there), "no such numbers");
+    require(0 <= there && there < MOST && (address || !there), "no such numbers");
     require(address % each == 0, "numbers are not aligned");
     int64_t last = dim;
     const std::pair<int64_t, int64_t *> steps[] = {
@@ -50,7 +49,7 @@ public:
     Codes(int64_t heads, int64_t tokens, int dim, const Spans &keys, const Spans &values)
         : dim(dim) {
         require(dim == 64 || dim == 128 || dim == 256, "no kernel reads codes of this dim");
-        require(heads < MOST, "a size out of range");
+        require(heads < MOST_SIZE, "a size out of range");
         for (int n : {0, 1}) {
             const auto &[codes, info, scales, mean, cos, sin] = n ? values : keys;
             parts[n] = checked_part(dim, codes, info, scales, mean, cos, sin, heads, tokens);
@@ -80,10 +79,10 @@ void attend(const std::array<int64_t, 6> &shape, const Given &query, const Given
             const Given &value, const Given &mask, const Given &out, float scale, bool half,
             const std::vector<std::pair<const Codes *, int64_t>> &codes, int threads) {
     const auto [batch, kv_heads, group, fresh, tokens, dim] = shape;
-    for (int64_t size : shape) require(0 <= size && size < MOST, "a size out of range");
+    for (int64_t size : shape) require(0 <= size && size < MOST_SIZE, "a size out of range");
     require(dim && dim % TILE == 0, "no kernel for heads of this dim");
     const int64_t heads = kv_heads * group;
-    require(heads < MOST && fresh * heads < MOST, "too many queries");
+    require(heads < MOST_SIZE && fresh * heads < MOST_SIZE, "too many queries");
     Attention order{};
     order.batch = batch, order.kv_heads = kv_heads, order.group = group, order.fresh = fresh;
     order.tokens = tokens, order.dim = dim, order.rows = group * fresh;
@@ -98,7 +97,7 @@ void attend(const std::array<int64_t, 6> &shape, const Given &query, const Given
         order.first += used;
         order.parts += parts_of(used);
     }
-    require(order.first + tokens < MOST, "too many tokens");
+    require(order.first + tokens < MOST_SIZE, "too many tokens");
     order.pieces = pieces.data(), order.piece_count = int64_t(pieces.size());
     order.query = view(query, batch, heads, fresh, dim);
     order.key = view(key, batch, kv_heads, tokens, dim, half ? 2 : 4);

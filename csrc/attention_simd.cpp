@@ -1,5 +1,7 @@
 // Attention of few queries to one part of a head's tokens (FlashDecoding), whose scores are never
-// all there (FlashAttention, arXiv:2205.14135): softmax(scale * query * key + mask) * value.
+// all there (FlashAttention, arXiv:2205.14135): softmax(scale * query * key + mask) * value. Tokens
+// that are codes (docs/cachecard.md, "packed") become numbers a tile at a time.
+#include "attention_products.hpp"
 #include "attention_softmax.hpp"
 #include "blocks.hpp"
 
@@ -7,10 +9,6 @@ namespace ISA {
 namespace {
 
 constexpr int64_t MANY = 3 * ROWS;  // rows that are work enough for memory to come meanwhile
-// Memory that is on its way. For many rows it comes little by little in all that is done with a
-// block: a product that asks for more than can be under way at once has to wait.
-constexpr int64_t KEYS_AHEAD = 32;  // tokens
-constexpr int64_t SOON = 32;   // bytes
 
 // What a thread has for itself.
 struct Space {
@@ -41,102 +39,6 @@ size_t divide(const Attention &order, char *memory, Space &of) {
     for (int n = 0; n < 2; n++)
         take(of.decoded[n], TILE * dim), take(of.levels[n], 8 * BLOCK * dim);
     return at;
-}
-
-void fetch(const void *at, int64_t bytes = 0) {
-    __builtin_prefetch(static_cast<const char *>(at) + bytes);
-}
-
-// TILE keys to [dim, TILE], so that scores of neighbouring tokens lie side by side.
-template <class T>
-void transpose_keys(const T *keys, int64_t apart, int64_t dim, bool ahead, float *to) {
-    for (int64_t token = 0; token < TILE; token += WIDE) {
-        for (int64_t at = 0; at < dim; at += WIDE) {
-            Floats vectors[WIDE];
-            for (int n = 0; n < WIDE; n++) {
-                const T *key = keys + (token + n) * apart + at;
-                if (ahead) fetch(key + KEYS_AHEAD * apart);
-                vectors[n] = load(key);
-            }
-            transpose(vectors);
-            for (int n = 0; n < WIDE; n++) store(to + (at + n) * TILE + token, vectors[n]);
-        }
-    }
-}
-
-// Scores of N queries and a block of transposed keys; memory from `soon` on comes meanwhile.
-template <int N>
-void score(const float *queries, int64_t dim, const float *keys, float *to, const void *soon) {
-    for (int64_t start = 0; start < TILE; start += WIDE * AT_ONCE) {
-        Floats sums[N][AT_ONCE] = {};
-        for (int64_t at = 0; at < dim; at++) {
-            if (start == 0) fetch(soon, at * SOON);
-            Floats key[AT_ONCE];
-            for (int n = 0; n < AT_ONCE; n++) key[n] = load(keys + at * TILE + start + n * WIDE);
-            for (int r = 0; r < N; r++) {
-                const Floats query = all(queries[r * dim + at]);
-                for (int n = 0; n < AT_ONCE; n++) sums[r][n] = fused(query, key[n], sums[r][n]);
-            }
-        }
-        for (int r = 0; r < N; r++)
-            for (int n = 0; n < AT_ONCE; n++) store(to + r * TILE + start + n * WIDE, sums[r][n]);
-    }
-}
-
-// The same of keys as they are: for so few rows to sum across vectors costs less than to transpose.
-template <int N, class T>
-void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float *to) {
-    for (int64_t token = 0; token < TILE; token += WIDE) {
-        Floats parts[N][WIDE];
-        for (int n = 0; n < WIDE; n++) {
-            const T *key = keys + (token + n) * apart;
-            Floats own[N] = {};
-            for (int64_t at = 0; at < dim; at += WIDE) {
-                fetch(key + KEYS_AHEAD * apart + at);
-                const Floats found = load(key + at);
-                for (int r = 0; r < N; r++)
-                    own[r] = fused(load(queries + r * dim + at), found, own[r]);
-            }
-            for (int r = 0; r < N; r++) parts[r][n] = own[r];
-        }
-        for (int r = 0; r < N; r++) store(to + r * TILE + token, sums(parts[r]));
-    }
-}
-
-// Of N rows: `to` times what it shrinks by, and `count` values times their weights. Later values
-// come meanwhile, or for many rows memory from `soon` on.
-template <int N, class T>
-void gather(const float *weights, const T *values, int64_t apart, int64_t count,
-            const float *shrinks, float *to, int64_t dim, const void *soon) {
-    for (int64_t start = 0; start < dim; start += WIDE * AT_ONCE) {
-        Floats sums[N][AT_ONCE];
-        for (int r = 0; r < N; r++)
-            for (int n = 0; n < AT_ONCE; n++)
-                sums[r][n] = load(to + r * dim + start + n * WIDE) * all(shrinks[r]);
-        for (int64_t token = 0; token < count; token++) {
-            const T *value = values + token * apart + start;
-            Floats found[AT_ONCE];
-            if (soon) fetch(soon, token * SOON);
-            for (int n = 0; n < AT_ONCE; n++) {
-                if (!soon) fetch(value + KEYS_AHEAD * apart + n * WIDE);
-                found[n] = load(value + n * WIDE);
-            }
-            for (int r = 0; r < N; r++) {
-                const Floats weight = all(weights[r * TILE + token]);
-                for (int n = 0; n < AT_ONCE; n++) sums[r][n] = fused(weight, found[n], sums[r][n]);
-            }
-        }
-        for (int r = 0; r < N; r++)
-            for (int n = 0; n < AT_ONCE; n++) store(to + r * dim + start + n * WIDE, sums[r][n]);
-    }
-}
-
-// Call `f` with `rows`, 1 to ROWS, as a constant.
-template <class F> void of_rows(int64_t rows, F f) {
-    if (rows == 1) f.template operator()<1>();
-    else if (rows == 2) f.template operator()<2>();
-    else if (rows == 3) f.template operator()<3>();
-    else f.template operator()<4>();
 }
 
 // `count` keys and values from token `first` of all on, of which there is a tile of keys.

@@ -13,8 +13,6 @@ namespace {
 
 constexpr int WIDE = LANES<float>;
 constexpr int ROWS = 4, AT_ONCE = WIDE == 4 ? 2 : WIDE / 4;  // sums that fit the registers
-using Floats = V<float>;
-using Ints = V<int32_t>;
 
 // Bfloat16 are the upper halves of float32.
 inline Floats load(const uint16_t *from) {

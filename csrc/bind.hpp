@@ -1,4 +1,5 @@
-// What every file needs that Python calls.
+// What every file needs that Python calls: how memory gets here, and checks that it is what it has
+// to be (docs/cachecard.md, "packed", says what that is).
 #pragma once
 
 #include "span.hpp"
@@ -42,9 +43,39 @@ inline void require(bool holds, const char *what) {
     if (!holds) throw nb::value_error(what);
 }
 
-// So many float32. Raises ValueError.
+// So many float32.
 inline float *floats(Span span, int64_t count, const char *what) {
     require(span.size == size_t(count) * 4, what);
     require(span.at % 4 == 0, "floats are not aligned");
     return span.as<float>();
+}
+
+constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part, so that no product overflows
+
+// Rows of `dim` = m h numbers, m odd, of which `dct` is the DCT over m.
+inline void require_dim(int dim, int most, Span dct) {
+    require(dim > 0 && dim <= most && (dim & -dim) <= 256, "no kernel has rows of this dim");
+    const int64_t m = dim / (dim & -dim);
+    floats(dct, m * m, "the DCT is not that of the dim's odd factor");
+}
+
+inline void require_size(int64_t heads, int64_t tokens, int64_t dim) {
+    require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
+                && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
+}
+
+// Numbers from the first to the last of [heads, tokens, dim] whose heads are `apart` numbers apart.
+inline int64_t reach(int64_t heads, int64_t tokens, int64_t dim, int64_t apart) {
+    require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
+    return heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
+}
+
+// Cosines and sines [tokens, pairs] of rows of `dim` numbers; null where nothing is rotated.
+inline std::pair<const float *, const float *> angles(Span cos, Span sin, int64_t tokens, int64_t pairs,
+                                                      int dim) {
+    require(!cos.at == !sin.at, "cosines and sines come together");
+    if (!cos.at) return {};
+    require(dim % 2 == 0, "an odd dim has no pairs to rotate");
+    return {floats(cos, tokens * pairs, "a token has dim / 2 cosines"),
+            floats(sin, tokens * pairs, "a token has dim / 2 sines")};
 }

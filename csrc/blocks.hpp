@@ -5,8 +5,8 @@
 // opened when those rows have gone.
 #pragma once
 
-#include "hadamard.hpp"
 #include "lookup.hpp"
+#include "rotation.hpp"
 
 #include <cstring>
 
@@ -102,16 +102,8 @@ struct Rows {
         const int64_t rows = tier.left < BLOCK ? tier.left : BLOCK, wide = eights(dim);
         if (!rows) return false;
         const size_t count = size_t(rows * wide);
-        switch (number) {
-            case 0: memset(tier.levels, 0, 2 * count); break;
-            case 1: open<1>(tier.packed, codes, count, tier.levels, h); break;
-            case 2: open<2>(tier.packed, codes, count, tier.levels, h); break;
-            case 3: open<3>(tier.packed, codes, count, tier.levels, h); break;
-            case 4: open<4>(tier.packed, codes, count, tier.levels, h); break;
-            case 5: open<5>(tier.packed, codes, count, tier.levels, h); break;
-            case 6: open<6>(tier.packed, codes, count, tier.levels, h); break;
-            case 7: open<7>(tier.packed, codes, count, tier.levels, h); break;
-        }
+        if (!number) memset(tier.levels, 0, 2 * count);
+        of_tier(number, [&]<int TIER> { open<TIER>(tier.packed, codes, count, tier.levels, h); });
         tier.packed += count * BITS[number] / 8;
         tier.left -= rows;
         tier.open = rows;
@@ -150,9 +142,9 @@ inline void write(uint16_t *to, V<float> numbers) {
     *reinterpret_cast<Shorts *>(to) = __builtin_convertvector(rounded((V<uint32_t>)numbers), Shorts);
 }
 
-// One row of DIM = 64, 128 or 256: the rest of the transform, scale, mean, the turn of numbers i and
+// One row of DIM = 64, 128 or 256: the rest of the transform, scale, mean, the rotation of numbers i and
 // i + DIM / 2 to their position, and the number format.
-template <int DIM, bool TURNED, class Out>
+template <int DIM, bool ROTATED, class Out>
 inline void write_row(const int16_t *__restrict levels, float scale, const float *__restrict mean,
                       const float *__restrict cos, const float *__restrict sin, Out *__restrict out) {
     constexpr int N = DIM / RUN;
@@ -167,7 +159,7 @@ inline void write_row(const int16_t *__restrict levels, float scale, const float
                 if (!(n & apart)) butterfly<int32_t>(sum[n], sum[n | apart]);
         for (int n = 0; n < N; n++)
             number[n] = __builtin_convertvector(sum[n], V<float>) * scale + load(mean + n * RUN + i);
-        if (TURNED)
+        if (ROTATED)
             for (int n = 0; n < N / 2; n++) {
                 const V<float> a = number[n], b = number[n + N / 2];
                 const V<float> c = load(cos + n * RUN + i), s = load(sin + n * RUN + i);
@@ -179,7 +171,7 @@ inline void write_row(const int16_t *__restrict levels, float scale, const float
 }
 
 // Rows one behind the other, each with its cosines and sines, of one head. False if there are fewer.
-template <int DIM, bool TURNED, class Out>
+template <int DIM, bool ROTATED, class Out>
 bool write_run(Rows &rows, const uint8_t *info, int64_t count, const float *scales, const float *mean,
                const float *cos, const float *sin, Out *out) {
     for (int64_t n = 0; n < count; n++, out += DIM) {
@@ -187,8 +179,8 @@ bool write_run(Rows &rows, const uint8_t *info, int64_t count, const float *scal
         if (!levels) return false;
         for (int at = 0; at < DIM * int(sizeof(Out)); at += 64)
             __builtin_prefetch(reinterpret_cast<char *>(out + AHEAD * DIM) + at, 1);
-        write_row<DIM, TURNED>(levels, scales[info[n] >> 3], mean, cos, sin, out);
-        if (TURNED) cos += DIM / 2, sin += DIM / 2;
+        write_row<DIM, ROTATED>(levels, scales[info[n] >> 3], mean, cos, sin, out);
+        if (ROTATED) cos += DIM / 2, sin += DIM / 2;
     }
     return true;
 }

@@ -8,11 +8,6 @@
 namespace ISA {
 namespace {
 
-using Floats = V<float>;
-using Ints = V<int32_t>;
-using Shorts = V<int16_t>;
-using Bytes = V<uint8_t>;
-
 // Midpoints are halves of whole numbers, so a number is above one if twice the number, rounded up, is
 // above twice the midpoint: 16 bits are compared. The one in the middle is 0. Of the others as many
 // are below it as above: so magnitudes are compared, with half as many.

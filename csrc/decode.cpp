@@ -1,18 +1,11 @@
-// A line of parts to be decoded, which threads share: who adds a part says so, who takes one takes
-// the next. See decode_simd.cpp for what is done with a part.
+// A line of parts to be decoded (docs/cachecard.md, "packed"), which threads share. Each part is
+// checked when it is added; a thread takes the next one and gives it to `decode` of decode_simd.cpp.
 #include "decode.hpp"
 #include "bind.hpp"
 
 #include <atomic>
 #include <memory>
 #include <thread>
-
-namespace {
-
-constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part, so that no product overflows
-constexpr size_t MOST_PARTS = 1 << 20;
-
-}  // namespace
 
 int64_t widths(Span info) {
     int64_t bits = 0;
@@ -22,18 +15,13 @@ int64_t widths(Span info) {
 
 Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
                   int64_t heads, int64_t tokens) {
-    require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
-                && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
+    require_size(heads, tokens, dim);
     require(info.size == size_t(heads * tokens), "a row has one byte");
     require(codes.size >= size_t(widths(info) * (eights(dim) / 8)), "rows have more codes than there are");
-    require(!cos.at == !sin.at, "cosines and sines come together");
-    require(!cos.at || dim % 2 == 0, "an odd dim has no pairs to turn");
-    return {
-        codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
-        mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr,
-        cos.at ? floats(cos, tokens * (dim / 2), "a token has dim / 2 cosines") : nullptr,
-        sin.at ? floats(sin, tokens * (dim / 2), "a token has dim / 2 sines") : nullptr,
-        nullptr, heads, tokens, 0, int64_t(codes.size)};
+    const auto [cosines, sines] = angles(cos, sin, tokens, dim / 2, dim);
+    return {codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
+            mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr, cosines, sines,
+            nullptr, heads, tokens, 0, int64_t(codes.size)};
 }
 
 namespace {
@@ -41,11 +29,9 @@ namespace {
 class Line {
 public:
     Line(int dim, bool bfloat16, Span dct, size_t capacity) {
-        require(dim > 0 && dim <= 1 << 16 && (dim & -dim) <= 256, "no kernel has rows of this dim");
-        const size_t m = size_t(dim / (dim & -dim));
-        require(capacity <= MOST_PARTS, "a line has no room for so many parts");
-        const float *from = floats(dct, m * m, "the DCT is not that of the dim's odd factor");
-        dct_.assign(from, from + m * m);
+        require_dim(dim, 1 << 16, dct);
+        require(capacity <= 1 << 20, "a line is not for so many parts");
+        dct_.assign(dct.as<const float>(), dct.as<const float>() + dct.size / 4);
         shape_ = {dim, bfloat16, dct_.data()};
         done_.reset(new std::atomic<bool>[capacity]{});
         parts_.reserve(capacity);
@@ -57,11 +43,10 @@ public:
     void add(Span codes, Span info, Span scales, Span mean, Span cos, Span sin, Span numbers,
              int64_t heads, int64_t tokens, int64_t apart) {
         const int64_t dim = shape_.dim, each = shape_.bfloat16 ? 2 : 4;
-        require(parts_.size() < parts_.capacity(), "the line has no room for more parts");
+        require(parts_.size() < parts_.capacity(), "the line is full");
         Part part = checked_part(int(dim), codes, info, scales, mean, cos, sin, heads, tokens);
-        require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
-        const int64_t reach = heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
-        require(numbers.size >= size_t(reach * each), "numbers have no room");
+        const int64_t needed = reach(heads, tokens, dim, apart) * each;
+        require(numbers.size >= size_t(needed), "numbers have too little memory");
         require(numbers.at % each == 0, "numbers are not aligned");
         part.numbers = numbers.as<void>();
         part.apart = apart;

@@ -7,10 +7,10 @@ namespace {
 
 // One row of any other dim = m h: small transforms that are still to do, the inverse DCT over m, and
 // then the same.
-template <bool TURNED, class Out>
+template <bool ROTATED, class Out>
 void write_any(const int16_t *levels, float scale, const float *mean, const float *cos,
                const float *sin, Out *out, int dim, int h, const float *dct, float *space) {
-    const int m = dim / h, half = dim / 2;
+    const int m = dim / h;
     float *scaled = space, *number = space + dim;
     for (int run = 0; run < dim; run += h) {
         int32_t sum[256];
@@ -24,24 +24,16 @@ void write_any(const int16_t *levels, float scale, const float *mean, const floa
                 }
         for (int i = 0; i < h; i++) scaled[run + i] = float(sum[i]) * scale;
     }
-    for (int j = 0; j < m; j++)
-        for (int i = 0; i < h; i++) {
-            float total = m > 1 ? scaled[i] * dct[j] : scaled[i];
-            for (int other = 1; other < m; other++) total += dct[other * m + j] * scaled[other * h + i];
-            number[j * h + i] = total + mean[j * h + i];
-        }
-    if (TURNED)
-        for (int i = 0; i < half; i++) {
-            const float a = number[i], b = number[half + i];
-            number[i] = a * cos[i] - b * sin[i];
-            number[half + i] = b * cos[i] + a * sin[i];
-        }
+    if (m > 1) mix(scaled, number, m, h, dct, true);
+    else memcpy(number, scaled, sizeof(float) * dim);
+    for (int i = 0; i < dim; i++) number[i] += mean[i];
+    if (ROTATED) rotate_pairs(number, dim / 2, cos, sin);
     for (int i = 0; i < dim; i++) write(out + i, number[i]);
 }
 
-template <int DIM, bool TURNED, class Out>
+template <int DIM, bool ROTATED, class Out>
 bool write_rows(Rows &rows, const Part &part, const Shape &shape, float *space) {
-    const int dim = DIM ? DIM : shape.dim, half = TURNED ? dim / 2 : 0;
+    const int dim = DIM ? DIM : shape.dim, half = ROTATED ? dim / 2 : 0;
     float *zeros = space + 2 * dim;
     memset(zeros, 0, sizeof(float) * dim);
     const uint8_t *info = part.info;
@@ -49,14 +41,14 @@ bool write_rows(Rows &rows, const Part &part, const Shape &shape, float *space) 
         const float *mean = part.mean ? part.mean + head * dim : zeros;
         Out *out = static_cast<Out *>(part.numbers) + head * part.apart;
         if constexpr (DIM != 0) {
-            if (!write_run<DIM, TURNED>(rows, info, part.tokens, part.scales, mean, part.cos, part.sin, out))
+            if (!write_run<DIM, ROTATED>(rows, info, part.tokens, part.scales, mean, part.cos, part.sin, out))
                 return false;
             continue;
         }
         for (int64_t token = 0; token < part.tokens; token++) {
             const int16_t *levels = rows.next(info[token] & 7);
             if (!levels) return false;
-            write_any<TURNED>(levels, part.scales[info[token] >> 3], mean, part.cos + token * half,
+            write_any<ROTATED>(levels, part.scales[info[token] >> 3], mean, part.cos + token * half,
                               part.sin + token * half, out + token * dim, dim, rows.h, shape.dct, space);
         }
     }

@@ -4,6 +4,8 @@
 #include "isa.hpp"
 #include "levels.hpp"
 
+constexpr int MOST_DIM = 4096;
+
 struct Source {
     const void *numbers;      // [heads, tokens, dim]; heads are `apart` numbers apart
     bool bfloat16;            // else float32
@@ -22,10 +24,8 @@ struct Source {
     void measure(const Source &source, float *x, float *mean); \
     /* An exponent of two bytes, a byte a row, and codes. Of each row it needs 8 bytes in `order`. */ \
     void encode(const Source &source, float *x, float *mean, float *squares, int64_t *order); \
-    /* Codes only, of rows whose bytes are known; `x` are the rows, and is used up. */ \
-    void encode_rows(float *x, const uint8_t *info, const float *scales, int64_t rows, int dim, \
-                     const float *dct, uint8_t *out, int64_t *order); \
-    /* Number i of rows with number i + dim / 2, in place; cosines and sines are [tokens, dim]. */ \
+    /* Number i of rows with number i + dim / 2, in place; cosines and sines are [tokens, dim], and \
+       those of both halves are the same. */ \
     void rotate(float *rows, int64_t heads, int64_t tokens, int64_t apart, int dim, \
                 const float *cos, const float *sin); \
     }

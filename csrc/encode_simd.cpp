@@ -1,7 +1,7 @@
 // Rows from where a cache has them to their codes: docs/cachecard.md, "packed".
 #include "counts.hpp"
 #include "encode.hpp"
-#include "hadamard.hpp"
+#include "rotation.hpp"
 
 #include <cstring>
 
@@ -45,7 +45,7 @@ void find_mean(const float *x, const Source &source, double *total, float *mean)
     }
 }
 
-// Rows to `x` in float32, turned back.
+// Rows to `x` in float32, rotated back.
 template <class Number> void spread(const Source &source, float *x) {
     const int dim = source.dim, half = dim / 2;
     float *to = x;
@@ -55,11 +55,7 @@ template <class Number> void spread(const Source &source, float *x) {
         for (int64_t token = 0; token < source.tokens; token++, from += dim, to += dim) {
             for (int i = 0; i < dim; i++) to[i] = widened(from[i]);
             if (!cos) continue;
-            for (int i = 0; i < half; i++) {
-                const float a = to[i], b = to[half + i];
-                to[i] = a * cos[i] - b * sin[i];
-                to[half + i] = b * cos[i] + a * sin[i];
-            }
+            rotate_pairs(to, half, cos, sin);
             cos += half, sin += half;
         }
     }
@@ -125,17 +121,12 @@ int exponents(const Source &source, const float *x, const float *squares, int64_
 }
 
 // Rows one behind the other, in place: the DCT over the odd part m of dim = m h, then Hadamard.
-void rotate(float *x, int64_t rows, int dim, const float *dct, float *room) {
+void rotate(float *x, int64_t rows, int dim, const float *dct, float *space) {
     const int h = dim & -dim, m = dim / h;
     for (int64_t row = 0; m > 1 && row < rows; row++) {
         float *own = x + row * dim;
-        for (int j = 0; j < m; j++)
-            for (int i = 0; i < h; i++) {
-                float total = dct[j * m] * own[i];
-                for (int other = 1; other < m; other++) total += dct[j * m + other] * own[other * h + i];
-                room[j * h + i] = total;
-            }
-        memcpy(own, room, sizeof(float) * dim);
+        mix(own, space, m, h, dct, false);
+        memcpy(own, space, sizeof(float) * dim);
     }
     const size_t count = size_t(rows) * dim;
     switch (h) {
@@ -190,55 +181,34 @@ void measure(const Source &source, float *x, float *mean) {
     mean_squares(source, x, mean, static_cast<float *>(source.out));
 }
 
-void encode_rows(float *x, const uint8_t *info, const float *scales, int64_t rows, int dim,
-                 const float *dct, uint8_t *out, int64_t *order) {
-    float room[4096];
-    uint8_t codes[BLOCK * 4096];
-    memset(codes, 0, BLOCK * size_t(eights(dim)));
-    if (dct) rotate(x, rows, dim, dct, room);
+void encode(const Source &source, float *x, float *mean, float *squares, int64_t *order) {
+    const int dim = source.dim, h = dim & -dim;
+    const int64_t rows = source.heads * source.tokens;
+    float space[MOST_DIM], scales[32];
+    uint8_t codes[BLOCK * MOST_DIM], *out = static_cast<uint8_t *>(source.out), *info = out + 2;
+    memset(codes, 0, BLOCK * size_t(eights(dim)));  // those behind a row's end stay zero
+    mean_squares(source, x, mean, squares);
+    rotate(x, rows, dim, source.dct, space);
+    const int top = exponents(source, x, squares, order, info);
+    out[0] = uint8_t(top), out[1] = uint8_t(top >> 8);
+    for (int s = 0; s < 32; s++)
+        scales[s] = float(UNIT / __builtin_sqrt(h) / __builtin_pow(2, double(top - 31 + s) / OCTAVE));
+    out = info + rows;
     for (int tier = 1; tier < 8; tier++) {
         int64_t count = 0;
         for (int64_t row = 0; row < rows; row++)
             if ((info[row] & 7) == tier) order[count++] = row;
-        switch (tier) {
-            case 1: out = code_rows<1>(x, info, scales, dim, order, count, codes, out); break;
-            case 2: out = code_rows<2>(x, info, scales, dim, order, count, codes, out); break;
-            case 3: out = code_rows<3>(x, info, scales, dim, order, count, codes, out); break;
-            case 4: out = code_rows<4>(x, info, scales, dim, order, count, codes, out); break;
-            case 5: out = code_rows<5>(x, info, scales, dim, order, count, codes, out); break;
-            case 6: out = code_rows<6>(x, info, scales, dim, order, count, codes, out); break;
-            case 7: out = code_rows<7>(x, info, scales, dim, order, count, codes, out); break;
-        }
+        of_tier(tier, [&]<int TIER> {
+            out = code_rows<TIER>(x, info, scales, dim, order, count, codes, out);
+        });
     }
-}
-
-void encode(const Source &source, float *x, float *mean, float *squares, int64_t *order) {
-    const int dim = source.dim, h = dim & -dim;
-    const int64_t rows = source.heads * source.tokens;
-    float room[4096], scales[32];
-    uint8_t *out = static_cast<uint8_t *>(source.out);
-    mean_squares(source, x, mean, squares);
-    rotate(x, rows, dim, source.dct, room);
-    const int top = exponents(source, x, squares, order, out + 2);
-    out[0] = uint8_t(top), out[1] = uint8_t(top >> 8);
-    for (int s = 0; s < 32; s++)
-        scales[s] = float(UNIT / __builtin_sqrt(h) / __builtin_pow(2, double(top - 31 + s) / OCTAVE));
-    encode_rows(x, out + 2, scales, rows, dim, nullptr, out + 2 + rows, order);
 }
 
 void rotate(float *rows, int64_t heads, int64_t tokens, int64_t apart, int dim, const float *cos,
             const float *sin) {
-    const int half = dim / 2;
     for (int64_t head = 0; head < heads; head++)
-        for (int64_t token = 0; token < tokens; token++) {
-            float *__restrict row = rows + head * apart + token * dim;
-            const float *c = cos + token * dim, *s = sin + token * dim;
-            for (int i = 0; i < half; i++) {
-                const float a = row[i], b = row[half + i];
-                row[i] = a * c[i] - b * s[i];
-                row[half + i] = b * c[half + i] + a * s[half + i];
-            }
-        }
+        for (int64_t token = 0; token < tokens; token++)
+            rotate_pairs(rows + head * apart + token * dim, dim / 2, cos + token * dim, sin + token * dim);
 }
 
 }  // namespace ISA

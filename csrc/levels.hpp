@@ -1,4 +1,4 @@
-// Reconstruction levels: docs/cachecard.md, and kernels/levels.py, which says where they are from.
+// Reconstruction levels: docs/cachecard.md, "packed"; kernels/levels.py says where they are from.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,19 @@ template <int TIER> constexpr int16_t level(int16_t code) {
     const int16_t u = int16_t(2 * code - ((1 << BITS[TIER]) - 1));
     const int16_t slope = int16_t(c.a + (int16_t(u * u * c.b) >> c.k));
     return int16_t(int16_t(u * slope + ((1 << c.s) >> 1)) >> c.s);
+}
+
+// Call `f` with `tier`, 1 to 7, as a constant; tier 0 has no codes.
+template <class F> void of_tier(int tier, F f) {
+    switch (tier) {
+        case 1: return f.template operator()<1>();
+        case 2: return f.template operator()<2>();
+        case 3: return f.template operator()<3>();
+        case 4: return f.template operator()<4>();
+        case 5: return f.template operator()<5>();
+        case 6: return f.template operator()<6>();
+        case 7: return f.template operator()<7>();
+    }
 }
 
 // Codes of a row: `dim` rounded up to a multiple of 8.

@@ -1,4 +1,5 @@
-// Levels of codes, in vectors: looked up where the processor has an instruction for it.
+// Levels of codes (docs/cachecard.md, "packed"), in vectors: looked up where the processor has an
+// instruction for it.
 #pragma once
 
 #include "levels.hpp"
@@ -13,9 +14,6 @@
 
 namespace ISA {
 namespace {
-
-using Bytes = V<uint8_t>;
-using Shorts = V<int16_t>;
 
 // All levels of a tier, again and again: bits above a code's do not count.
 template <class T, int TIER, int COUNT, int SHIFT> struct Table {

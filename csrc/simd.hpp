@@ -22,6 +22,10 @@ template <class T> struct Vector {
 };
 template <class T> using V = typename Vector<T>::type;
 template <class T> constexpr int LANES = BYTES / int(sizeof(T));
+using Bytes = V<uint8_t>;
+using Shorts = V<int16_t>;
+using Ints = V<int32_t>;
+using Floats = V<float>;
 
 template <class T> V<T> load(const T *from) { return *reinterpret_cast<const V<T> *>(from); }
 template <class T> void store(T *to, V<T> vector) { *reinterpret_cast<V<T> *>(to) = vector; }

@@ -1,5 +1,6 @@
-// Walsh-Hadamard transforms in vector registers (docs/cachecard.md, "packed"): sums and differences
-// of each two numbers whose indices differ in one bit, for bit after bit.
+// Rotations of rows (docs/cachecard.md, "packed"): RoPE, the DCT over the odd part of dim, and
+// Walsh-Hadamard transforms in vector registers: sums and differences of each two numbers whose
+// indices differ in one bit, for bit after bit.
 //
 // An index bit says in which vector of a pair a number lies, or in which quarter of a vector, or at
 // which place of that. A stage is one sum and one difference of vectors once its bit tells the pair
@@ -79,6 +80,28 @@ template <int H> void hadamard(float *numbers, size_t count) {
                 numbers[n] = a + b;
                 numbers[n | apart] = a - b;
             }
+}
+
+// The DCT over m rows of h numbers, or its transpose. The order of each sum is the reference's.
+inline void mix(const float *__restrict from, float *__restrict to, int m, int h, const float *dct,
+                bool inverse) {
+    const int row = inverse ? 1 : m, step = inverse ? m : 1;
+    for (int j = 0; j < m; j++)
+        for (int i = 0; i < h; i++) {
+            float total = dct[j * row] * from[i];
+            for (int other = 1; other < m; other++)
+                total += dct[j * row + other * step] * from[other * h + i];
+            to[j * h + i] = total;
+        }
+}
+
+// Numbers i and half + i of a row by one angle, as RoPE rotates them.
+inline void rotate_pairs(float *__restrict row, int half, const float *cos, const float *sin) {
+    for (int i = 0; i < half; i++) {
+        const float a = row[i], b = row[half + i];
+        row[i] = a * cos[i] - b * sin[i];
+        row[half + i] = b * cos[i] + a * sin[i];
+    }
 }
 
 }  // namespace
