@@ -182,9 +182,9 @@ def floors() -> None:
     """What the parts of a first token cannot be below here, for the embedded model."""
     import torch
 
+    from qkvshare.hf.cache.pages import pages
     from qkvshare.hf.model.load import load_model
     from qkvshare.hf.session.costs import operations
-    from qkvshare.kernels.pages import pages
 
     model, _ = load_model("smollm2-135m")
     weights = sum(part.nbytes for part in model.parameters())

@@ -41,8 +41,8 @@ def peak_extra_bytes(model: str, route: Route, profile: Path | None) -> int | No
 def _measure(
     name: str, profile: str | None, kind: str, folder: str, ids: list[int], new: list[int]
 ) -> int:
+    from qkvshare.hf.cache import pages
     from qkvshare.hf.model.load import load_model
-    from qkvshare.kernels import pages
     from qkvshare.profile import Profile
 
     if profile is not None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...codecs import Codec, LayerKV, Shape, empty
-from ...kernels.pages import LARGE, pages
 from ..model.rope import Rotation
+from .pages import LARGE, pages
 
 
 class Buffer(NamedTuple):

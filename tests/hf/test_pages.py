@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qkvshare.codecs import Shape
+from qkvshare.hf.cache import pages as module
 from qkvshare.hf.cache.buffers import Buffer, allocate
-from qkvshare.kernels import pages as module
-from qkvshare.kernels.pages import LARGE, pages
+from qkvshare.hf.cache.pages import LARGE, pages
 
 
 @pytest.fixture(autouse=True)
