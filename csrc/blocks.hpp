@@ -72,6 +72,7 @@ void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels) 
     }
     for (int turn = 0; turn < turns; turn++)
         for (size_t at = 0; at < run; at++) codes[turn * run + at] = code_at<bits>(packed, run, turn, at);
+    memset(codes + count, 0, CHUNK);  // the last chunk's rest
     for (size_t at = 0; at < count; at += CHUNK)
         open_chunk([&](int n) { return load(codes + at + n); });
 }

@@ -26,6 +26,11 @@ using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 template <class T> using Flat = Array<const T, 1>;
 template <class T> using Matrix = Array<const T, 2>;
 
+// Raise ValueError of an array whose numbers do not lie at multiples of their size.
+template <class... Arrays> void require_aligned(const Arrays &...arrays) {
+    require(((uintptr_t(arrays.data()) % sizeof(*arrays.data()) == 0) && ...), "numbers are not aligned");
+}
+
 // Which distribution each number has: table[rows[t], c], all of them below `classes`.
 struct Classes {
     std::span<const int32_t> rows;
@@ -34,6 +39,7 @@ struct Classes {
 
     Classes(const Flat<int32_t> &rows, const Matrix<int32_t> &table, size_t classes)
         : rows(rows.data(), rows.size()), table(table.data()), dim(table.shape(1)) {
+        require_aligned(rows, table);
         auto inside = [](const int32_t *at, size_t size, size_t most) {
             return std::all_of(at, at + size, [most](int32_t n) { return size_t(n) < most; });
         };
@@ -52,6 +58,7 @@ void quantize(Matrix<float> z, Flat<int32_t> rows, Matrix<int32_t> table, Flat<f
               Array<int32_t, 1> activity) {
     const Classes classes(rows, table, points.shape(0));
     const size_t n = rows.size(), dim = classes.dim;
+    require_aligned(z, units, points, values, out, activity);
     require(points.shape(1) == size_t(SYMBOLS), "points are not those of all symbols");
     require(units.size() == n && activity.size() == n && z.size() == n * dim
                 && values.size() == n * dim && out.size() == n * dim, "sizes differ");
@@ -82,6 +89,7 @@ std::tuple<size_t, size_t, std::array<uint32_t, 4>> encode(
     Matrix<int32_t> start, Array<uint16_t, 1> words, Array<uint8_t, 1> escapes) {
     const Classes classes(rows, table, freq.shape(0));
     const size_t dim = classes.dim;
+    require_aligned(values, freq, start, words);
     require(freq.shape(1) == size_t(SYMBOLS) && start.size() == freq.size(), "tables differ");
     require(values.size() == rows.size() * dim, "sizes differ");
     require(words.size() >= values.size() && escapes.size() >= 5 * values.size(), "no room");
@@ -201,12 +209,15 @@ bool decode(std::vector<Chunk> chunks, Flat<int32_t> rows, Matrix<int32_t> table
             Array<int32_t, 1> activity, int threads) {
     const Classes classes(rows, table, points.shape(0));
     const size_t n = rows.size();
+    require_aligned(lookup, points, units, out, activity);
     require(points.shape(1) == size_t(SYMBOLS), "points are not those of all symbols");
     require(lookup.size() == points.shape(0) * TOTAL, "slots are not those of all tables");
     require(units.size() == n && activity.size() == n && out.size() == n * classes.dim,
             "sizes differ");
-    for (auto &[words, states, escapes, start, stop] : chunks)
+    for (auto &[words, states, escapes, start, stop] : chunks) {
+        require_aligned(words, states);
         require(states.size() == 4 && start <= stop && stop <= n, "a chunk of no tokens");
+    }
     nb::gil_scoped_release release;
     std::vector<char> even(chunks.size());
     std::atomic<size_t> next = 0;
