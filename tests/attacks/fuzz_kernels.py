@@ -156,14 +156,16 @@ def decode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
     arguments = [dim, half, factor(dim), parts], given
     head, given = spoiled = spoil(arguments)
     line = native.Line(*head)
-    if draw.chance(0.05):
-        line.start()
-    for one in given:
-        line.add(*one)
-        if draw.chance(0.02) and isinstance(one[1], np.ndarray):
-            one[1][:] = 7  # more codes than there are
-    line.decode()
-    line.close()
+    try:
+        if draw.chance(0.05):
+            line.start()
+        for one in given:
+            line.add(*one)
+            if draw.chance(0.02) and isinstance(one[1], np.ndarray):
+                one[1][:] = 7  # more codes than there are
+        line.decode()
+    finally:
+        line.close()  # a thread uses these arrays until then
     for numbers, heads, tokens, apart in held if spoiled is arguments else ():
         for head in range(heads - 1):  # nothing is written between heads
             assert (numbers[head * apart + tokens * dim : (head + 1) * apart] == 0x5555).all()
