@@ -208,6 +208,7 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype, new: int, tokens: i
     [
         ((0, 3), 17), ((0, 4), 91), ((0, 5), 60), ((0, 0), 1 << 60), ((0, 1), -1),
         ((1, 1), 127), ((2, 4), 65), ((2, 3), -1), ((3, 3), 1 << 62), ((5, 1), 127),
+        ((1, 0), 0), ((2, 0), 1), ((3, 1), 1 << 62), ((5, 0), 2),
     ],
 )  # fmt: skip
 def test_sizes_are_asked_by_the_kernel_too(at: tuple[int, int], change: int) -> None:
@@ -221,3 +222,15 @@ def test_sizes_are_asked_by_the_kernel_too(at: tuple[int, int], change: int) -> 
     given[at[0]][at[1]] = change
     with pytest.raises(ValueError, match="."):
         native.attend(*given)
+
+
+def test_steps_that_nobody_takes_may_be_anything() -> None:
+    """A size of one has no next: its step was multiplied all the same, beyond 64 bits."""
+    held, most = torch.ones(64), (1 << 63) - 1
+    one = [held.data_ptr(), 64, most, most, most]
+    out = torch.empty(64)
+    to = [out.data_ptr(), 64, 0, 0, 0]
+    native.attend([1, 1, 1, 1, 1, 64], one, one, one, [0] * 5, to, 0.3, False, [], 1)
+    assert torch.equal(out, held)
+    huge = 1 << 27  # sequences without queries have no numbers, and nothing is done for each
+    native.attend([huge, huge, 0, 1, 1, 64], to, to, to, [0] * 5, to, 0.3, False, [], 1)

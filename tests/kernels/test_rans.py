@@ -182,7 +182,7 @@ def test_the_same_as_plain_python(seed: int, scale: float, columns: int, damage:
 
 @pytest.mark.skipif(native is None, reason="there are no native kernels here")
 @pytest.mark.parametrize(
-    "change", ["rows", "table", "units", "lookup", "points", "chunk", "states"]
+    "change", ["rows", "table", "units", "lookup", "points", "chunk", "states", "aligned"]
 )
 def test_sizes_are_asked(change: str) -> None:
     """What would be read or written outside of an array is refused before anything is."""
@@ -202,6 +202,8 @@ def test_sizes_are_asked(change: str) -> None:
         at = slice(2, 5)
     elif change == "states":
         states = states[:3]
+    elif change == "aligned":
+        words = np.zeros(19, np.uint8)[1:].view(np.uint16)
     else:
         given_[change] = given_[change][:-1]
     with pytest.raises(ValueError, match="."):
