@@ -1,5 +1,5 @@
 // Attention of few queries to many tokens, on all threads: the parts of a head are taken by
-// whichever thread is free, then put together. The arithmetic is in attention_simd.cpp.
+// whichever thread is free, then put together. The formula is in attention_simd.cpp.
 #include "attention.hpp"
 
 #include "bind.hpp"

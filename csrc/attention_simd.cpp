@@ -1,6 +1,6 @@
 // Attention of few queries to one part of a head's tokens (FlashDecoding), whose scores are never
 // all there (FlashAttention, arXiv:2205.14135): softmax(scale * query * key + mask) * value. Tokens
-// that are codes (docs/cachecard.md, "packed") become numbers a tile at a time.
+// that are codes (docs/cachecard.md 4, `packed`) become numbers a tile at a time.
 #include "attention_products.hpp"
 #include "attention_softmax.hpp"
 #include "blocks.hpp"

@@ -1,4 +1,4 @@
-// What attention does with vectors of float32, besides simd.hpp.
+// What attention does with vectors of float32, besides simd.hpp: bfloat16 to float32, a * b + c, sums.
 #pragma once
 #include "simd.hpp"
 

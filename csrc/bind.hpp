@@ -1,5 +1,5 @@
 // What every file needs that Python calls: how memory gets here, and checks that it is what it has
-// to be (docs/cachecard.md, "packed", says what that is).
+// to be (docs/cachecard.md 4, `packed`, says what that is).
 #pragma once
 
 #include "span.hpp"

@@ -1,4 +1,4 @@
-// Rows of dim = m h numbers, one after the other, from their codes: docs/cachecard.md, "packed".
+// Rows of dim = m h numbers, one after the other, from their codes: docs/cachecard.md 4, `packed`.
 //
 // Memory is written fastest in the order of rows, and codes lie by tiers, in blocks of 32 rows. So
 // each tier has an open block: its levels, transformed as far as 16 bits reach. The next one is
@@ -13,46 +13,35 @@
 namespace ISA {
 namespace {
 
-constexpr int AHEAD = 16;                   // rows: memory is asked for before it is written
+constexpr int AHEAD = 16;                 // rows: memory is asked for before it is written
 constexpr int PER_CHUNK = CHUNK / BYTES;  // vectors of bytes
 
 // Planes of a code: 4, 2, 1 bits as there are in BITS, the widest first with the lowest bits.
 // Byte i of one, which has `size` bytes, holds codes i, i + size, i + 2 size, ... from its lowest bits up.
 constexpr int narrowest(int bits) { return bits & -bits; }
 
-// A vector of codes: those `turn` times the bytes of the narrowest plane and `at` behind the first.
-template <int BITS_> Bytes codes_at(const uint8_t *packed, size_t run, int turn, size_t at) {
-    Bytes codes{};
+// A code (T is a byte), or a vector of them: `turn` times the bytes of the narrowest plane and `at`
+// behind the first.
+template <int BITS_, class T> T codes_at(const uint8_t *packed, size_t run, int turn, size_t at) {
+    T codes{};
     int low = 0;
     for (int width : {8, 4, 2, 1}) {
         if (!(BITS_ & width)) continue;
-        const int parts = width / narrowest(BITS_);  // runs of this plane
-        const Bytes found = load(packed + turn % parts * run + at);
-        const uint8_t mask = uint8_t((1 << width) - 1);
-        // Bytes are moved two at a time.
-        const Bytes part = (Bytes)((V<uint16_t>)found >> turn / parts * width) & (Bytes{} + mask);
-        codes |= (Bytes)((V<uint16_t>)part << low);
+        const int parts = width / narrowest(BITS_), shift = turn / parts * width;  // runs of this plane
+        const uint8_t *found = packed + turn % parts * run + at, mask = uint8_t((1 << width) - 1);
+        if constexpr (sizeof(T) == 1) {
+            codes |= (*found >> shift & mask) << low;
+        } else {  // bytes are moved two at a time
+            const T part = (T)((V<uint16_t>)load(found) >> shift) & (T{} + mask);
+            codes |= (T)((V<uint16_t>)part << low);
+        }
         low += width;
         packed += parts * run;
     }
     return codes;
 }
 
-// The same of one code.
-template <int BITS_> uint8_t code_at(const uint8_t *packed, size_t run, size_t turn, size_t at) {
-    int code = 0, low = 0;
-    for (int width : {8, 4, 2, 1}) {
-        if (!(BITS_ & width)) continue;
-        const size_t parts = width / narrowest(BITS_);
-        const int found = packed[turn % parts * run + at] >> turn / parts * width;
-        code |= (found & ((1 << width) - 1)) << low;
-        low += width;
-        packed += parts * run;
-    }
-    return uint8_t(code);
-}
-
-// The levels of a block's codes, runs of H transformed; `codes` is room for them.
+// The levels of a block's codes, runs of H transformed; `codes` is memory for them.
 template <int TIER, int H>
 void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels) {
     constexpr int bits = BITS[TIER], turns = 8 / narrowest(bits);
@@ -67,11 +56,12 @@ void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels) 
     if (run % CHUNK == 0) {
         for (int turn = 0; turn < turns; turn++)
             for (size_t at = 0; at < run; at += CHUNK)
-                open_chunk([&](int n) { return codes_at<bits>(packed, run, turn, at + n); });
+                open_chunk([&](int n) { return codes_at<bits, Bytes>(packed, run, turn, at + n); });
         return;
     }
     for (int turn = 0; turn < turns; turn++)
-        for (size_t at = 0; at < run; at++) codes[turn * run + at] = code_at<bits>(packed, run, turn, at);
+        for (size_t at = 0; at < run; at++)
+            codes[turn * run + at] = codes_at<bits, uint8_t>(packed, run, turn, at);
     memset(codes + count, 0, CHUNK);  // the last chunk's rest
     for (size_t at = 0; at < count; at += CHUNK)
         open_chunk([&](int n) { return load(codes + at + n); });
@@ -94,7 +84,7 @@ struct Tier {
 
 struct Rows {
     int dim, h;
-    uint8_t *codes;  // room for those of a block
+    uint8_t *codes;  // memory for those of a block
     Tier tiers[8];
 
     // False if no block is left.

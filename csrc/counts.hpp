@@ -1,4 +1,4 @@
-// The nearest level of each number of a row (docs/cachecard.md, "packed"): how many of the midpoints
+// The nearest level of each number of a row (docs/cachecard.md 4, `packed`): how many of the midpoints
 // between levels it is above.
 #pragma once
 

@@ -1,5 +1,8 @@
-// A line of parts to be decoded (docs/cachecard.md, "packed"), which threads share. Each part is
+// A line of parts to be decoded (docs/cachecard.md 4, `packed`), which threads share. Each part is
 // checked when it is added; a thread takes the next one and gives it to `decode` of decode_simd.cpp.
+//
+// From here on read: decode.hpp (what a part is), decode_simd.cpp (its rows, in their order), blocks.hpp
+// (blocks of codes to levels, and a row to numbers), lookup.hpp (levels), rotation.hpp (transforms).
 #include "decode.hpp"
 #include "bind.hpp"
 

@@ -1,4 +1,5 @@
-// What kernels are told of rows to be decoded: the checked form of kernels/parts.py.
+// What kernels are told of rows to be decoded (docs/cachecard.md 4, `packed`): the checked form of
+// kernels/parts.py.
 #pragma once
 
 #include "isa.hpp"

@@ -1,4 +1,5 @@
-// Rows from their codes into their place in a cache: docs/cachecard.md, "packed".
+// Rows from their codes into their place in a cache (docs/cachecard.md 4, `packed`):
+// number = inverse DCT of (Hadamard(level) * scale) + mean, and keys rotated by RoPE.
 #include "blocks.hpp"
 #include "decode.hpp"
 

@@ -1,4 +1,4 @@
-// Checks of what encode_simd.cpp is given: docs/cachecard.md, "packed".
+// Checks of what encode_simd.cpp is given: docs/cachecard.md 4, `packed`.
 #include "encode.hpp"
 #include "bind.hpp"
 

@@ -1,4 +1,5 @@
-// What kernels are told of rows to be measured or encoded: the checked form of kernels/encode.py.
+// What kernels are told of rows to be measured or encoded (docs/cachecard.md 4, `packed`): the
+// checked form of kernels/encode.py.
 #pragma once
 
 #include "isa.hpp"

@@ -1,4 +1,5 @@
-// Rows from where a cache has them to their codes: docs/cachecard.md, "packed".
+// Rows from where a cache has them to their codes (docs/cachecard.md 4, `packed`): rotated back, less
+// their mean, code = nearest level of Hadamard(DCT(number)) * scale, and codes to planes.
 #include "counts.hpp"
 #include "encode.hpp"
 #include "rotation.hpp"

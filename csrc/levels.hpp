@@ -1,4 +1,4 @@
-// Reconstruction levels: docs/cachecard.md, "packed"; kernels/levels.py says where they are from.
+// Reconstruction levels: docs/cachecard.md 4, `packed`; kernels/levels.py says where they are from.
 #pragma once
 
 #include <cstdint>

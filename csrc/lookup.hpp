@@ -1,4 +1,4 @@
-// Levels of codes (docs/cachecard.md, "packed"), in vectors: looked up where the processor has an
+// Levels of codes (docs/cachecard.md 4, `packed`), in vectors: looked up where the processor has an
 // instruction for it.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Rotations of rows (docs/cachecard.md, "packed"): RoPE, the DCT over the odd part of dim, and
+// Rotations of rows (docs/cachecard.md 4, `packed`): RoPE, the DCT over the odd part of dim, and
 // Walsh-Hadamard transforms in vector registers: sums and differences of each two numbers whose
 // indices differ in one bit, for bit after bit.
 //

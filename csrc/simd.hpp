@@ -1,4 +1,5 @@
-// Vectors as GCC and Clang have them, as wide as the processor's. Included by files *_simd.cpp only.
+// Vectors as GCC and Clang have them, as wide as the processor's, and shuffles of their lanes.
+// Included by files *_simd.cpp only.
 #pragma once
 
 #include <cstddef>

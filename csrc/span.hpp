@@ -1,3 +1,4 @@
+// Memory as every entry is given it.
 #pragma once
 
 #include <cstddef>

@@ -80,14 +80,15 @@ def test_any_shape_and_any_scores(data: st.DataObject) -> None:
         for name, most in (("kv_heads", 4), ("group", 5), ("new", 9), ("tokens", 1200))
     )
     query, key, value = tensors(1, kv_heads, group, new, tokens, 64, data.draw(st.integers(0, 99)))
-    query = query * data.draw(st.sampled_from([0.0, 1.0, 30.0, 1e4]), label="scale")
-    mask = torch.zeros(1, 1, new, tokens)
+    scale = data.draw(st.sampled_from([0.0, 1.0, 30.0, 1e4]), label="scale")
+    query, mask = query * scale, torch.zeros(1, 1, new, tokens)
     start = data.draw(st.integers(0, tokens), label="start")
     mask[..., start : data.draw(st.integers(start, tokens), label="stop")] = LOWEST
     found = attend(query, key, value, mask, 0.3)
     if (mask == 0).any():
         expected = exact(query, key, value, mask)
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-2)
+        # Scores of 1e5 are rounded to 1e-2, and so much differ weights of nearly equal ones.
+        torch.testing.assert_close(found, expected, atol=1e-4 if scale < 1e4 else 2e-2, rtol=1e-2)
     assert found.isfinite().all()
 
 

@@ -24,7 +24,7 @@ from qkvshare.kernels.encode import Source, encode, measure
 from qkvshare.kernels.levels import DISTORTION, TIERS, UNIT, levels, thresholds
 from qkvshare.kernels.native import dct_span, native, span
 from qkvshare.kernels.parts import Part
-from qkvshare.kernels.rotation import mix, power_of_two, rotate, turned
+from qkvshare.kernels.rotation import mix, power_of_two, rotate, rotate_pairs
 
 DIMS = [8, 16, 20, 64, 80, 96, 128, 256]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -127,7 +127,7 @@ def test_parts_of_several_layers_at_once(dim: int, dtype: torch.dtype) -> None:
         room = torch.full((2, tokens + 3, dim), 7.0, dtype=dtype)
         own = mean if keys else torch.zeros_like(mean)
         back = reference.decode_rows(codes, info, scales, own, dim).view(2, tokens, dim)
-        expected.append(back if turn is None else turned(back, *turn))
+        expected.append(back if turn is None else rotate_pairs(back, *turn))
         added = own if keys else None
         parts.append(Part(codes, info, scales, room[:, 1 : 1 + tokens], added, turn))
     decode_parts(parts)

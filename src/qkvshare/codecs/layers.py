@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..card import Layer
 from ..card.errors import CardFormatError
-from ..kernels.rotation import turned
+from ..kernels.rotation import rotate_pairs
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def before_rope(layer: LayerKV) -> LayerKV:
     """The layer with its keys before RoPE: a float32 copy, if they have to be rotated back."""
     if layer.angles is None:
         return layer
-    return LayerKV(turned(layer.keys.float(), *layer.angles), layer.values)
+    return LayerKV(rotate_pairs(layer.keys.float(), *layer.angles), layer.values)
 
 
 def empty(shapes: Iterable[Shape], dtype: torch.dtype) -> Iterator[LayerKV]:

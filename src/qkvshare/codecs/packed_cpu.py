@@ -1,4 +1,4 @@
-"""``packed`` on a processor: several small layers in one call, keys turned on the way."""
+"""``packed`` on a processor: several small layers in one call, keys rotated on the way."""
 
 from __future__ import annotations
 

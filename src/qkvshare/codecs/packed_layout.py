@@ -70,7 +70,7 @@ class PackedLayout:
     def tame(self, shape: Shape, dtype: torch.dtype) -> bool:
         """Whether ``dtype`` has all the numbers, whatever the codes are; the exponents mostly tell.
 
-        Keys may be turned on the way, which makes them larger.
+        Keys may be rotated on the way, which makes them larger.
         """
         keys = 4 * (_largest(self.keys.top, shape.head_dim) + self.largest)
         return max(keys, _largest(self.values.top, shape.v_head_dim)) <= most(dtype)

@@ -18,7 +18,7 @@ from . import reference
 from .levels import TIERS
 from .native import Array, dct_span, fits, native, rows_span, span
 from .parts import Part
-from .rotation import turned
+from .rotation import rotate_pairs
 
 FORMATS = (torch.float32, torch.bfloat16)
 
@@ -78,4 +78,4 @@ def _decoded(part: Part) -> Tensor:
     mean = torch.zeros(heads, dim) if part.mean is None else torch.as_tensor(part.mean)
     codes, info, scales = map(torch.as_tensor, (part.codes, part.info, part.scales))
     rows = reference.decode_rows(codes, info, scales, mean, dim).view(part.numbers.shape)
-    return rows if part.angles is None else turned(rows, *part.angles)
+    return rows if part.angles is None else rotate_pairs(rows, *part.angles)

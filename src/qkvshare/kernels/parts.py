@@ -20,8 +20,8 @@ class Part:
         scales: float32 ``[32]``.
         numbers: ``[heads, tokens, dim]``: where to, for decoding, or float32 to be encoded.
         mean: float32 ``[heads, dim]``; None where nothing is added.
-        angles: cosines and sines that turn pairs ``(i, i + dim / 2)``, float32
-            ``[tokens, dim / 2]``; None where nothing is turned.
+        angles: cosines and sines that rotate pairs ``(i, i + dim / 2)``, float32
+            ``[tokens, dim / 2]``; None where nothing is rotated.
     """
 
     codes: Array

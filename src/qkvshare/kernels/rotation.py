@@ -63,7 +63,7 @@ def dct(n: int) -> npt.NDArray[np.float32]:
     return matrix.astype(np.float32)
 
 
-def turned(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``rows [heads, tokens, dim]`` by RoPE's angles ``[tokens, dim / 2]``: number ``i`` with
     number ``i + dim / 2``."""
     one, two = rows.chunk(2, -1)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ...card.errors import UnsupportedModelError
 from ...kernels.native import native, rows_span, span
-from ...kernels.rotation import turned
+from ...kernels.rotation import rotate_pairs
 from .config import text_config
 
 Positions = range | Tensor  # int64 ``[tokens]``
@@ -214,18 +214,18 @@ class Rotation:
             cos, sin = (part[0].contiguous() for part in (self.of.cos, self.of.sin))
             native.rotate(rows_span(x), *x.shape[:2], x.stride(0), x.shape[2], span(cos), span(sin))
         else:
-            x = turned(x, *self.angles)
+            x = rotate_pairs(x, *self.angles)
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x)
 
 
 @lru_cache(maxsize=64)
 def _rotates_halves(function: Callable[..., Any], dim: int) -> bool:
-    """Whether ``function`` does to rows of ``dim`` what `turned` does."""
+    """Whether ``function`` does to rows of ``dim`` what `rotate_pairs` does."""
     if dim % 2:
         return False
     generator = torch.Generator().manual_seed(0)
     x, cos, sin = torch.randn(3, 1, 1, 4, dim, generator=generator)
     cos, sin = (torch.cat([part[..., : dim // 2]] * 2, -1) for part in (cos, sin))
     expected = function(x[:, :0], x, cos[0], sin[0])[1]
-    found = turned(x[0], cos[0, 0, :, : dim // 2], sin[0, 0, :, : dim // 2])
+    found = rotate_pairs(x[0], cos[0, 0, :, : dim // 2], sin[0, 0, :, : dim // 2])
     return torch.allclose(expected[0], found, atol=1e-5)
