@@ -5,8 +5,14 @@ PYTHON ?= python3
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Small models are fastest on one thread each; two workers use two cores.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+# Python with a copy of the package whose kernels stop at a memory error or undefined behaviour.
+SANITIZED := build/sanitized
+SANITIZERS = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	PYTHONPATH=$(CURDIR)/$(SANITIZED)/src OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
+FUZZ_RUNS := 100000
 
-.PHONY: venv demo quick test test-all coverage lint types docs wheel clean
+.PHONY: venv demo quick test test-all sanitize coverage lint types docs wheel clean
 
 demo: $(VENV)/demo
 	$(BIN)/qkvshare demo
@@ -22,6 +28,20 @@ test: venv
 # Everything, as CI runs it.
 test-all: venv
 	$(PARALLEL) -m "not nightly"
+
+# With GCC on Linux, see docs/fuzzing.md; more with FUZZ_RUNS=1000000.
+sanitize: venv
+	rm -rf $(SANITIZED)/src
+	mkdir -p $(SANITIZED)
+	cp -r src $(SANITIZED)/src
+	rm -f $(SANITIZED)/src/qkvshare/kernels/_native*
+	$(BIN)/cmake -S csrc -B $(SANITIZED)/build -DQKVSHARE_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(SANITIZED)/src/qkvshare/kernels
+	$(BIN)/cmake --build $(SANITIZED)/build --parallel 2
+	$(SANITIZERS) $(BIN)/python -m tests.attacks.fuzz_kernels --runs $(FUZZ_RUNS)
+	$(SANITIZERS) $(BIN)/pytest --capture=sys tests/attacks tests/kernels \
+		-m "not model and not server and not browser and not nightly"
 
 coverage: venv
 	$(PARALLEL) -m "not browser and not slow and not nightly" --cov=qkvshare --cov-report=term-missing:skip-covered

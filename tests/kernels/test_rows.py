@@ -362,6 +362,19 @@ def test_encoders_refuse_what_does_not_fit() -> None:
     assert (bytes_ == 7).all()
 
 
+def test_many_heads_without_tokens_take_no_time() -> None:
+    none, heads = (0, 0), 1 << 39
+    line = line_of(64, torch.float32, 1)
+    line.add(none, none, span(torch.ones(32)), none, none, none, none, heads, 0, 0)
+    line.decode()
+    line.close()
+    native.rotate(none, heads, 0, 0, 64, none, none)
+    out = np.zeros(2, np.uint8)
+    row = none, False, heads, 0, 0, 64, none, none, none, none, dct_span(64), out
+    native.encode([row])
+    assert out.any()  # the least exponent
+
+
 def test_widths_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     info = torch.randint(0, 256, (1000,), dtype=torch.uint8).numpy()
     found = widths(info)
