@@ -188,7 +188,7 @@ class FullPrecisionFile(Route):
         """Put in place."""
         tensors, self._tensors = self._tensors, {}
         cache = empty_cache(self.model)
-        for number, place in enumerate(attention_layers(self.model, cache)):
+        for number, place in enumerate(attention_layers(cache)):
             keys, values = tensors[f"{number}.keys"], tensors[f"{number}.values"]
             place_layer(place, keys, values, len(self.ids))
         return self._with(cache, self.new)

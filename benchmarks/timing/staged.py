@@ -86,7 +86,7 @@ class CardStaged(Card):
         cache = CardCache(self.card, tokens, empty_cache(self.model))
         device = self.model.device
         buffers = allocate([Buffer(Shape.of(at, tokens + STEP), dtype, device) for at in known])
-        rope, positions, parts, targets = Rope(self.model), range(tokens), [], []
+        rope, positions, parts, targets = Rope(self.model, range(len(known))), range(tokens), [], []
         for number, buffer in enumerate(buffers):
             here = LayerKV(buffer.keys[:, :tokens], buffer.values[:, :tokens])
             rotation = rope.rotation(number, positions, buffer.keys.shape[2], device)

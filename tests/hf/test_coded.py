@@ -44,7 +44,7 @@ def test_same_numbers(family: str, codec: Any) -> None:
         card.inputs(model, new=NEW, kv_format="codes", new_only=True),
     )
     for one, two in zip(
-        *(attention_layers(model, at["past_key_values"]) for at in (numbers, codes)), strict=True
+        *(attention_layers(at["past_key_values"]) for at in (numbers, codes)), strict=True
     ):
         assert torch.equal(one.keys, two.keys)
         assert torch.equal(one.values, two.values)
@@ -131,7 +131,7 @@ def test_a_reset_cache_is_an_empty_one(llama: Any) -> None:
     ids = torch.tensor([CONTEXT])
     found = logits(llama, {"input_ids": ids, "past_key_values": cache})
     assert torch.equal(found, logits(llama, {"input_ids": ids}))
-    assert attention_layers(llama, cache)[0].keys.shape[2] == len(CONTEXT)
+    assert attention_layers(cache)[0].keys.shape[2] == len(CONTEXT)
 
 
 @pytest.mark.skipif(native is None, reason="there are no native kernels here")

@@ -145,7 +145,7 @@ def test_a_cache_under_any_treatment_is_transformers_own(
         if isinstance(one, torch.Tensor):
             torch.testing.assert_close(one, two)
         assert plain.get_seq_length() == ours.get_seq_length()
-        for theirs, own in zip(plain.layers, attention_layers(model, ours), strict=True):
+        for theirs, own in zip(plain.layers, attention_layers(ours), strict=True):
             torch.testing.assert_close(theirs.keys, own.keys)
             torch.testing.assert_close(theirs.values, own.values)
             assert theirs.get_mask_sizes(2) == own.get_mask_sizes(2)

@@ -53,7 +53,7 @@ def test_the_numbers_of_the_card_rounded(family: str, codec: Any) -> None:
         card.inputs(model, new=NEW, kv_format=at, new_only=True)["past_key_values"]
         for at in ("model", "bfloat16")
     ]
-    for one, two in zip(*(attention_layers(model, cache) for cache in caches), strict=True):
+    for one, two in zip(*(attention_layers(cache) for cache in caches), strict=True):
         if isinstance(two, HalfLayer):
             assert two.keys.dtype == two.values.dtype == torch.bfloat16
             # Keys that are turned after they were rounded are rounded twice.

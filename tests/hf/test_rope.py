@@ -94,7 +94,7 @@ def test_unrotated_keys_are_what_was_rotated(make: Any) -> None:
     for number, layer in enumerate(cache.layers):
         held = layer.keys.shape[2]
         positions = range(len(CONTEXT) - held, len(CONTEXT))
-        rope = Rope(model)
+        rope = Rope(model, range(9))
         before = rope.unrotate(number, layer.keys[0], positions)
         torch.testing.assert_close(rope.rotate(number, before, positions), layer.keys[0])
         # lengths: rotation keeps them, up to the attention scaling of YaRN
@@ -106,7 +106,7 @@ def test_unrotated_keys_do_not_depend_on_the_position(name: str) -> None:
     # in layer 0 the keys of one token, before RoPE, are the same wherever it stands
     model = tiny_model(rope_parameters=ROPES[name])
     cache = live_cache(model, [5] * 50)
-    before = Rope(model).unrotate(0, cache.layers[0].keys[0], range(50))
+    before = Rope(model, range(9)).unrotate(0, cache.layers[0].keys[0], range(50))
     torch.testing.assert_close(before, before[:, :1].expand_as(before), atol=1e-4, rtol=1e-4)
 
 
@@ -135,19 +135,19 @@ def calls_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_angles_are_kept_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model, keys = tiny_model(), torch.randn(1, 3000, 8)
     asked = calls_of(model, monkeypatch)
-    whole = Rope(model).rotate(0, keys, range(3000))
+    whole = Rope(model, range(9)).rotate(0, keys, range(3000))
     assert sum(asked) == 3072
     for start, stop in ((0, 3000), (0, 0), (7, 7), (1000, 1100), (2999, 3000)):
-        part = Rope(model).rotate(0, keys[:, start:stop], range(start, stop))
+        part = Rope(model, range(9)).rotate(0, keys[:, start:stop], range(start, stop))
         assert torch.equal(part, whole[:, start:stop])
     assert sum(asked) == 3072
-    Rope(model).rotate(0, keys, range(200, 3200))  # the next page only
+    Rope(model, range(9)).rotate(0, keys, range(200, 3200))  # the next page only
     assert sum(asked) == 4096
 
 
 def test_angles_of_other_frequencies_are_not_those_that_were_kept() -> None:
     model, keys = tiny_model(), torch.randn(1, 40, 8)
-    before, at = Rope(model).rotate(0, keys, range(40)), torch.arange(40)
+    before, at = Rope(model, range(9)).rotate(0, keys, range(40)), torch.arange(40)
     embedding = model.get_decoder().rotary_emb
 
     def replace() -> None:
@@ -159,9 +159,9 @@ def test_angles_of_other_frequencies_are_not_those_that_were_kept() -> None:
 
     for change in (replace, lambda: embedding.inv_freq.mul_(0.5)):
         change()
-        after = Rope(model).rotate(0, keys, range(40))
+        after = Rope(model, range(9)).rotate(0, keys, range(40))
         assert not torch.allclose(after, before, atol=1e-3)
-        torch.testing.assert_close(after, Rope(model).rotate(0, keys, at))
+        torch.testing.assert_close(after, Rope(model, range(9)).rotate(0, keys, at))
         before = after
 
 
@@ -170,6 +170,8 @@ def test_far_positions_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model, keys = tiny_model(), torch.randn(1, 20, 8)
     asked = calls_of(model, monkeypatch)
     for _ in range(2):
-        found = Rope(model).rotate(0, keys, range(90, 110))
-        torch.testing.assert_close(found, Rope(model).rotate(0, keys, torch.arange(90, 110)))
+        found = Rope(model, range(9)).rotate(0, keys, range(90, 110))
+        torch.testing.assert_close(
+            found, Rope(model, range(9)).rotate(0, keys, torch.arange(90, 110))
+        )
     assert asked == [20] * 4

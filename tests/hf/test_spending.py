@@ -185,8 +185,12 @@ def test_budgets_that_are_none(codec: Any, budget: float) -> None:
 def test_model_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     monkeypatch.setattr(model, "set_attn_implementation", lambda _: None)
+    with pytest.warns(UserWarning, match="all tokens count alike.*lets 0 of its 3 attention"):
+        card = capture(model, None, CONTEXT)
+    allocation = card.manifest.segments[0].allocation
+    assert (allocation.scorer, allocation.allocator) == (None, "lagrangian:share=0")
     with pytest.raises(UnsupportedModelError, match="lets 0 of its 3 attention layers"):
-        capture(model, None, CONTEXT, codec=Packed())
+        capture(model, None, CONTEXT, codec=Packed(scorer=AttentionScorer()))
     capture(model, None, CONTEXT, codec=Packed(allocator=UniformAllocator()))
 
 

@@ -32,13 +32,18 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class Layer(Strict, frozen=True):
-    """Geometry of one attention layer; ``window`` in tokens, for sliding layers only."""
+    """Geometry of one attention layer.
+
+    ``window``, in tokens, is of sliding layers only. The keys of a layer that is ``placed`` are
+    stored as the model caches them by every codec: their positions cannot be taken out.
+    """
 
     kind: Literal["full", "sliding"]
     kv_heads: Size
     head_dim: Size
     v_head_dim: Size
     window: Annotated[int, Meta(ge=2, le=2**31 - 1)] | None = None
+    placed: bool = False
 
 
 class CodecRecord(Strict, frozen=True):

@@ -29,7 +29,7 @@ def verify(
     if model is None:
         return
     with progress.status("loading the model …"):
-        from ..hf.cache.layers import require_geometry
+        from ..hf.cache.observe import require_geometry
         from ..hf.model.identity import identify
         from ..hf.model.load import load_model
         from ..hf.text.tokens import require_length, require_vocabulary

@@ -30,7 +30,7 @@ def extend(
             "out was not generated from this card. Pass card.inputs(...) of the same card on to "
             "model.generate."
         )
-    rows = max(len(ids), *(len(layer.keys) for layer in cache.layers))
+    rows = max(len(ids), *(len(layer.keys) for layer in cache.of_card))
     if rows > 1:
         raise CaptureError(
             f"out has {rows} sequences or beams, and a card is of one. Generate without num_beams= "

@@ -13,17 +13,20 @@ Assisted generation also reads the whole ids twice (``_assisted_decoding`` of tr
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, cast
+from functools import cached_property, wraps
+from typing import Any
 from weakref import ref
 
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from ...card import CacheCard
 from ...card.errors import PromptError
 from .growing import growing
+from .layers import attention_numbers
 
 
 @dataclass
@@ -92,6 +95,11 @@ class GuardedCache(DynamicCache):
 
     use: Use | None = None
 
+    @cached_property
+    def _first(self) -> int:
+        """The first layer that gets keys and values."""
+        return next(n for n, at in enumerate(self.layers) if isinstance(at, CacheLayerMixin))
+
     @property
     def _is_user_defined(self) -> bool:
         return self.use is not None
@@ -106,7 +114,7 @@ class GuardedCache(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """As ``DynamicCache.update``. Raises `PromptError`."""
-        if self.use is not None and layer_idx == 0:
+        if self.use is not None and layer_idx == self._first:
             self.use.forward(key_states.shape[-2], self.get_seq_length())
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -129,15 +137,24 @@ class CardCache(GuardedCache):
     Attributes:
         card: what it was injected from.
         decoded: how many of its tokens are still as the card's bytes say.
+        numbers: which of its layers a card has.
     """
 
     layers: list[Any]
 
     def __init__(self, card: CacheCard, decoded: int, empty: DynamicCache) -> None:
-        """Empty, with layers of the kinds that an ``empty`` cache of the model has."""
-        layers: list[Any] = [growing(cast(Any, layer)) for layer in empty.layers]
+        """With the layers of an ``empty`` cache of the model, in kinds that grow in place."""
+        self.numbers = attention_numbers(empty)
+        layers: list[Any] = [copy(layer) for layer in empty.layers]
+        for number in self.numbers:
+            layers[number] = growing(layers[number])
         Cache.__init__(self, layers=layers)  # not as DynamicCache, which makes layers of its own
         self.card, self.decoded = card, decoded
+
+    @property
+    def of_card(self) -> list[Any]:
+        """Those of its layers that a card has, in the card's order."""
+        return [self.layers[number] for number in self.numbers]
 
     def crop(self, *arguments: Any, **named: Any) -> None:
         """As ``DynamicCache.crop``; what is read again after it is not the card's any more."""

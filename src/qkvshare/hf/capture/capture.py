@@ -19,8 +19,8 @@ from ..model.text_only import require_text
 from ..text.tokens import Ids, Message, ids_of
 from .encode import encode
 from .live import pick_row
+from .measured import measured
 from .new_card import NewCard
-from .salience import salience
 from .state import State, read
 from .strategy import scorer_of
 
@@ -171,8 +171,7 @@ def make_card(
         tensors={} if parent is None else parent.verified(),
         salt=salt,
     )
-    scorer = scorer_of(codec)
-    scores = None if scorer is None else salience(state, scorer, start)
+    codec, scores = measured(state, identity, codec, start)
     return encode(new, codec, scores, bits)
 
 

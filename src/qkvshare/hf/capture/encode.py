@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -39,7 +40,6 @@ def encode(
     if isinstance(codec, Tiered):
         return _encode_tiers(new, codec, salience, bits)
     if isinstance(codec, Stepped):
-        assert salience is not None
         return _encode_steps(new, codec, salience, bits)
     narrower: Codec | None = codec
     while narrower is not None:
@@ -131,12 +131,17 @@ def _as_before(new: NewCard, codec: Codec, allocator: str) -> tuple[int | None, 
 
 
 def _encode_steps(
-    new: NewCard, codec: Stepped, salience: Sequence[Tensor], bits: float | None
+    new: NewCard, codec: Stepped, salience: Sequence[Tensor] | None, bits: float | None
 ) -> CacheCard:
+    scorer = None if salience is None else scorer_of(codec)
+    if salience is None:  # all tokens count alike
+        salience = [torch.ones(at.kv_heads, at.tokens) for at in new.shapes]
     exponents = [codec.exponents(at, new.sinks) for at in salience]
-    scorer = scorer_of(codec)
-    assert scorer is not None
-    allocation = Allocation(scorer=label(scorer), allocator=codec.allocation, budget=bits)
+    allocation = Allocation(
+        scorer=None if scorer is None else label(scorer),
+        allocator=codec.allocation,
+        budget=bits,
+    )
 
     def make(step: int) -> CacheCard:
         fitted = codec.at(step)

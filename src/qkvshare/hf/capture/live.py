@@ -20,7 +20,8 @@ from ...card.digest import TokenIds
 from ...card.errors import CaptureError
 from ...codecs import LayerKV
 from ..cache.card_cache import CardCache
-from ..cache.layers import attention_layers, describe, empty_cache
+from ..cache.layers import attention_layers, attention_numbers, describe, empty_cache
+from ..cache.observe import observe
 from ..inject.fill import BoundCard, fill
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
@@ -43,7 +44,7 @@ def pick_row(
     ``token_ids`` and ``attention_mask`` are ``[batch, tokens]``. Raises `CaptureError`,
     `PromptError` or `UnsupportedModelError`.
     """
-    slots = attention_layers(model, cache)
+    slots = attention_layers(cache)
     describe(0, slots[0])  # refuses an empty cache
     batch, length = cast(Tensor, slots[0].keys).shape[0], cache.get_seq_length()
     if row is None and batch > 1:
@@ -71,9 +72,9 @@ def pick_row(
     state = state_of(model, slots, row, ids, real, length)
     card = cache.card if isinstance(cache, CardCache) else None
     known = 0 if card is None else min(_require_ids_of(card, ids), cast(CardCache, cache).decoded)
-    first = max(known, state.first(0))
+    first = max(known, state.first(0)) if observe(model).provable else len(ids)
     _require_cache_of(model, state.cached[0].keys[:, first - len(ids) :], ids, first)
-    if known < first:  # layer 0 has forgotten tokens that nobody has proved
+    if known < first:  # layer 0 has forgotten tokens that nobody has proved, or proves nothing
         return replace(_read_again(model, card, ids), card=card)
     cached = [LayerKV(at.keys.to(model.dtype), at.values.to(model.dtype)) for at in state.cached]
     return replace(state, card=card, cached=cached)
@@ -93,7 +94,7 @@ def _read_again(model: PreTrainedModel, card: CacheCard | None, ids: TokenIds) -
         return read(model, ids)
     cache = decode(model, card)
     complete(model, cache, ids)
-    return state_of(model, attention_layers(model, cache), 0, ids, None, len(ids))
+    return state_of(model, attention_layers(cache), 0, ids, None, len(ids))
 
 
 def _require_ids_of(card: CacheCard, ids: TokenIds) -> int:
@@ -144,7 +145,7 @@ def _first_layer_keys(model: PreTrainedModel, ids: Tensor, positions: Tensor) ->
     def update(keys: Tensor, *_: Any, **__: Any) -> Any:
         raise _Stop(keys)
 
-    cache.layers[0].update = update  # type: ignore[method-assign, union-attr]
+    cache.layers[attention_numbers(cache)[0]].update = update  # type: ignore
     try:
         with torch.no_grad():
             model(

@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from ...card.digest import TokenIds
 from ...scoring import AttentionProbe, Scorer, Visibility
 from .. import attention
+from ..cache.observe import observe
 from ..model.rope import Rope
 
 _NAME = "qkvshare_probe"
@@ -65,7 +66,7 @@ class Watch:
 
     @cached_property
     def _rope(self) -> Rope:
-        return Rope(self.model)
+        return Rope(self.model, observe(self.model).numbers)
 
     def see(
         self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float

@@ -27,6 +27,12 @@ def salience(state: State, scorer: Scorer, start: int = 0) -> list[Tensor]:
         seen = [scorer.score(_unlooked(cached.keys)) for cached in state.cached]
     elif seen is None:
         seen = look_back(state, scorer, state.ids if scorer.rereads else choose_probes(state.ids))
+    if any(one.shape[0] != at.keys.shape[0] for one, at in zip(seen, state.cached, strict=True)):
+        raise UnsupportedModelError(
+            f"the attention of {type(state.model).__name__} does not get keys as its cache has "
+            "them, so its tokens cannot be scored. Choose an allocator that needs no scorer, such "
+            "as 'lagrangian:share=0'."
+        )
     out = []
     for score, cached in zip(seen, state.cached, strict=True):
         # A token that only a roll back can need has left the window: nobody looks at it.

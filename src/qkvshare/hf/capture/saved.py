@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from ...card import CacheCard
 from ...card.errors import CodecError
 from ...codecs import Raw, from_record
-from ..cache.layers import empty_cache, place_layer
+from ..cache.layers import attention_layers, empty_cache, place_layer
 from ..text.tokens import Ids
 from .capture import capture_cache
 from .live import decode
@@ -79,6 +78,6 @@ def load_cache(path: str | Path, model: PreTrainedModel) -> SavedCache:
                 "save_cache wrote. Use CacheCard.load(path).inputs(model, …)."
             )
     cache = empty_cache(model)
-    for slot, layer in zip(cache.layers, decode(model, card).layers, strict=True):
-        place_layer(cast(DynamicLayer, slot), layer.keys[0], layer.values[0], card.tokens)
+    for slot, layer in zip(attention_layers(cache), decode(model, card).of_card, strict=True):
+        place_layer(slot, layer.keys[0], layer.values[0], card.tokens)
     return SavedCache(cache, torch.tensor(card.token_ids, device=model.device).long()[None])

@@ -24,11 +24,9 @@ from ..cache.layers import (
     attention_layers,
     describe,
     empty_cache,
-    own_layers,
     place_layer,
-    require_geometry,
-    window_of,
 )
+from ..cache.observe import observe, require_geometry
 from ..model.rope import Rope
 from ..model.text_only import forget_positions
 from ..text.tokens import Ids, as_ids, require_length, require_vocabulary
@@ -55,7 +53,7 @@ class State:
 
     @cached_property
     def _rope(self) -> Rope:
-        return Rope(self.model)
+        return Rope(self.model, observe(self.model).numbers)
 
     def first(self, number: int) -> int:
         """The first token that layer ``number`` still holds."""
@@ -66,7 +64,7 @@ class State:
         cache = empty_cache(self.model)
         known = len(self.ids)
         for slot, cached, layer in zip(
-            attention_layers(self.model, cache), self.cached, self.layers, strict=True
+            attention_layers(cache), self.cached, self.layers, strict=True
         ):
             keep = min(known, cached.keys.shape[1], (layer.window or known + 1) - 1)
             skip = cached.keys.shape[1] - keep
@@ -77,7 +75,7 @@ class State:
         """Layer ``number`` from ``start`` (or the first cached) on, keys before RoPE if asked."""
         skip = max(0, start - self.first(number))
         keys, values = self.cached[number].keys[:, skip:], self.cached[number].values[:, skip:]
-        if pre_rope:
+        if pre_rope and not self.layers[number].placed:
             positions = range(self.first(number) + skip, len(self.ids))
             keys = self._rope.unrotate(number, keys, positions)
         return LayerKV(keys, values)
@@ -95,7 +93,7 @@ class State:
     def _inverse_angles(self, number: int, start: int) -> tuple[Tensor, Tensor] | None:
         """The angles that take a layer's keys back to before RoPE, where a codec can."""
         keys = self.cached[number].keys
-        if keys.device.type != "cpu":
+        if keys.device.type != "cpu" or self.layers[number].placed:
             return None
         positions = range(max(start, self.first(number)), len(self.ids))
         rotation = self._rope.rotation(number, positions, keys.shape[2], keys.device, back=True)
@@ -110,8 +108,8 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
     ids = as_ids(token_ids)
     require_context(model, ids)
     forget_positions(model)
+    windows = [layer.window for layer in observe(model).layers if layer.window]
     cache = empty_cache(model)
-    windows = [w for layer in attention_layers(model, cache) if (w := window_of(layer))]
     # A full window would forget the token that an exact hit needs, see `inject`.
     if windows and len(ids) >= min(windows):
         cache.activate_past_recording()  # type: ignore[no-untyped-call]
@@ -121,7 +119,7 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
     with torch.no_grad(), watched(model, watch) if watch.scorers else nullcontext():
         # One row of logits: the vocabulary projection of the others would be thrown away.
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    state = state_of(model, attention_layers(model, cache), 0, ids, None, len(ids))
+    state = state_of(model, attention_layers(cache), 0, ids, None, len(ids))
     seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
     whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.cached)}
     return replace(state, scores=whole)
@@ -172,12 +170,14 @@ def state_of(
     `UnsupportedModelError` where `inject` could not give such layers to the model again.
     """
     layers, cached = [], []
-    windows = [window_of(layer) for layer in own_layers(model)]
+    own = observe(model).layers
     for number, slot in enumerate(slots):
         layer = describe(number, slot)
-        if layer.window is None and windows[number] is not None:
-            # Of a DynamicCache made without config=: it holds all tokens, the model slides.
-            layer = structs.replace(layer, kind="sliding", window=windows[number])
+        if number < len(own):
+            layer = structs.replace(layer, placed=own[number].placed)
+            if layer.window is None and own[number].window is not None:
+                # Of a DynamicCache made without config=: it holds all tokens, the model slides.
+                layer = structs.replace(layer, kind="sliding", window=own[number].window)
         if (seen := slot.get_seq_length()) != length:
             raise CaptureError(
                 f"layer {number} of the cache holds {seen} tokens, expected {length}: tokens were "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from ..cache.buffers import Buffer, Target, allocate
 from ..cache.card_cache import CardCache
 from ..cache.coded import CodedLayer
 from ..cache.growing import STEP, FullLayer, HalfLayer
-from ..cache.layers import require_geometry
-from ..model.config import device_of
+from ..cache.observe import require_geometry
+from ..model.config import text_config
 from ..model.identity import identify
 from ..model.rope import Rope, Rotation
 
@@ -37,7 +37,7 @@ class BoundCard:
     Attributes:
         card: its layers are the model's.
         model: it is what the card's identity says, weight for weight.
-        devices: where each layer of the model computes.
+        devices: where each layer of the card belongs.
         config: the decoder's.
     """
 
@@ -49,12 +49,11 @@ class BoundCard:
     ) -> None:
         """Raises `IdentityError`, and `UnsupportedModelError` for state no card can carry."""
         card.manifest.identity.require(identify(model, tokenizer))
-        self._empty = require_geometry(model, card.manifest.layers)
+        observed = require_geometry(model, card.manifest.layers)
         self.card, self.model = card, model
-        decoder = cast(Any, model).get_decoder()
-        self.config = decoder.config
-        self.devices = [device_of(layer) for layer in decoder.layers]
-        self._rope = Rope(model)
+        self.config = text_config(model)
+        self.devices, self._empty = observed.devices, observed.empty
+        self._rope = Rope(model, observed.numbers)
 
     def cache(self, decoded: int) -> CardCache:
         """An empty cache, for the first ``decoded`` tokens of the card."""
@@ -66,11 +65,11 @@ class BoundCard:
         Of all tokens of the run, whichever are needed: sines of another range of positions may
         differ in their last bits.
         """
-        if not find_codec(run.codec.name).pre_rope:
+        of = self.card.manifest.layers[layer]
+        if of.placed or not find_codec(run.codec.name).pre_rope:
             return None
         positions = range(run.end - run.held(layer), run.end)
-        head_dim = self.card.manifest.layers[layer].head_dim
-        return self._rope.rotation(layer, positions, head_dim, self.devices[layer])
+        return self._rope.rotation(layer, positions, of.head_dim, self.devices[layer])
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Slot:
     """One layer of a cache, and which of the card's tokens it gets.
 
     Attributes:
-        number: of the layer.
+        number: of the layer, among the card's.
         layer: of the cache; None where it has its tokens already, as codes.
         first: the first token in ``buffer``.
         needed: the first token that the layer keeps. Those before it come along only because
@@ -101,7 +100,7 @@ class Slot:
         cls, bound: BoundCard, cache: CardCache, number: int, runs: list[Run], known: int
     ) -> Slot:
         """For layer ``number``, when ``known`` tokens are cached and ``runs`` are decoded."""
-        card, layer, device = bound.card, cache.layers[number], bound.devices[number]
+        card, layer, device = bound.card, cache.of_card[number], bound.devices[number]
         first, needed = _first_tokens(card, number, cache.decoded, known)
         coded = isinstance(layer, CodedLayer)
         shape = Shape.of(card.manifest.layers[number], 0 if coded else card.tokens - first + STEP)
@@ -131,7 +130,7 @@ class Slot:
 
     def copy(self, cached: CardCache) -> None:
         """Copy the tokens that ``cached`` has to the beginning of the buffer."""
-        layer, end = cast(DynamicLayer, cached.layers[self.number]), cached.card.tokens
+        layer, end = cast(DynamicLayer, cached.of_card[self.number]), cached.card.tokens
         before = cached.get_seq_length() - cast(Tensor, layer.keys).shape[2]
         if self.first < end:
             for part, to in ((layer.keys, self.buffer.keys), (layer.values, self.buffer.values)):
@@ -164,7 +163,7 @@ def fill(
     assert cache.card is card
     known = 0 if cached is None else cached.card.tokens
     runs = [run for run in card.manifest.runs if run.start >= known]
-    layers = range(len(cache.layers))
+    layers = range(len(cache.numbers))
     slots = [Slot.plan(bound, cache, number, runs, known) for number in layers]
     buffers = allocate([slot.wanted for slot in slots])
     for slot, buffer in zip(slots, buffers, strict=True):

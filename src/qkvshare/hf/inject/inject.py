@@ -55,7 +55,7 @@ def inject(
             _keep_half(bound, cache)
         if kv_format == "codes":
             _keep_codes(bound, cache, cancelled)
-        if not all(isinstance(layer, CodedLayer) for layer in cache.layers):
+        if not all(isinstance(layer, CodedLayer) for layer in cache.of_card):
             fill(bound, cache, _usable(cached, cache), cancelled)
     return _arguments(bound, prompt, cache, new_only)
 
@@ -75,7 +75,7 @@ def _keep_half(bound: BoundCard, cache: CardCache) -> None:
             )
     for number, layer in enumerate(bound.card.manifest.layers):
         if layer.window is None:
-            cache.layers[number] = HalfLayer(bound.config)
+            cache.layers[cache.numbers[number]] = HalfLayer(bound.config)
 
 
 def _keep_codes(bound: BoundCard, cache: CardCache, cancelled: Callable[[], bool]) -> None:
@@ -94,7 +94,8 @@ def _keep_codes(bound: BoundCard, cache: CardCache, cancelled: Callable[[], bool
             device = bound.devices[number]
             scratch = scratches.setdefault(device, Scratch(dtype_of(card), device, bound.config))
             runs = [_coded(bound, run, number) for run in card.manifest.runs]
-            cache.layers[number] = CodedLayer(number, runs, cache.decoded, scratch)
+            coded = CodedLayer(number, runs, cache.decoded, scratch)
+            cache.layers[cache.numbers[number]] = coded
 
 
 def _coded(bound: BoundCard, run: Run, number: int) -> CodedRun:
@@ -193,7 +194,7 @@ def _usable(cached: Cache | None, cache: CardCache) -> CardCache | None:
         return None
     if length < cached.card.tokens:  # it was reset
         return None
-    layers = cast(list[DynamicLayer], cached.layers)
+    layers = cast(list[DynamicLayer], cached.of_card)
     for layer, at in zip(layers, card.manifest.layers, strict=True):
         batch, _, tokens, _ = cast(Tensor, layer.keys).shape
         needed = 0 if at.window is None else max(0, cache.decoded - at.window + 1)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 
@@ -14,15 +13,9 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Of its first parameter, which `parameters` would look for long."""
-    inner: nn.Module | None = module
-    while inner is not None:
-        for parameter in inner.__dict__["_parameters"].values():
-            if parameter is not None:
-                return cast(Tensor, parameter).device
-        inner = next(iter(inner.__dict__["_modules"].values()), None)
-    return next(module.parameters()).device
+def says(config: Any) -> str:
+    """All that a configuration says, but for how attention is computed, which may be switched."""
+    return repr({key: at for key, at in vars(config).items() if not key.startswith("_attn")})
 
 
 def innermost(model: nn.Module) -> nn.Module:

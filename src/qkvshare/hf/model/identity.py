@@ -14,7 +14,7 @@ from ...card import Adapter, Identity
 from ...card.digest import digest_bytes, digest_json
 from ...card.errors import UnsupportedModelError
 from ...codecs import DTYPES
-from .config import text_config
+from .config import says, text_config
 from .departures import departures, plain_name
 from .fingerprint import Survey, fingerprint, survey
 from .rope import rope_parameters
@@ -120,13 +120,12 @@ def _together(adapters: list[_Adapter], digests: dict[str, list[object]]) -> Ada
 def _config_digest(model: PreTrainedModel, found: Survey) -> str:
     """Of what the configuration says, and of what the model computes besides."""
     config = text_config(model)
-    # To find what differs from the defaults takes long; what a configuration says does not. How
-    # attention is computed may be switched, and is no part of the identity.
-    says = repr({key: at for key, at in vars(config).items() if not key.startswith("_attn")})
-    seen, known = (says, found.traits, _weights[model][0]), _configs.get(model)
+    # To find what differs from the defaults takes long; what a configuration says does not.
+    said = says(config)
+    seen, known = (said, found.traits, _weights[model][0]), _configs.get(model)
     if known is None or known[0] != seen:
-        said, besides = _stable(config.to_diff_dict()), departures(model, says)
-        known = _configs[model] = seen, digest_json([said, besides] if besides else said)
+        differs, besides = _stable(config.to_diff_dict()), departures(model, said)
+        known = _configs[model] = seen, digest_json([differs, besides] if besides else differs)
     return known[1]
 
 

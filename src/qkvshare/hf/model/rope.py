@@ -10,9 +10,10 @@ for that; where a trial shows this to be so, they are rotated in place.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -26,28 +27,25 @@ from ...kernels.rotation import rotate_pairs
 from .config import text_config
 
 Positions = range | Tensor  # int64 ``[tokens]``
+Function = Callable[..., Any]  # the model's ``apply_rotary_pos_emb``
 
 # Angles of the first positions are kept with the model, so many more at a time: to find them takes
 # all of torch's threads, which spin for 10 ms after it, while a card's decoder wants them.
 _KEPT, _PAGE = 1 << 15, 1 << 10
 
 # The frequencies of these types do not depend on how long the sequence has become.
-STATIC_TYPES = {"default", "linear", "llama3", "yarn"}
+STATIC_TYPES = {"default", "linear", "llama3", "proportional", "yarn"}
 
 
 def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
-    """The configuration's RoPE parameters, one dictionary for all layers or one per layer type.
+    """The configuration's RoPE parameters, one dictionary for all layers or one per layer type;
+    empty for a model whose positions are of another kind.
 
-    Raises `UnsupportedModelError` for models without, and for types that change with length.
+    Raises `UnsupportedModelError` for types that change with length.
     """
-    parameters = getattr(text_config(model), "rope_parameters", None)
-    if not parameters:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no rope_parameters in its config; a card needs rotary "
-            "positions to place keys. Hand over text instead."
-        )
+    parameters = getattr(text_config(model), "rope_parameters", None) or {}
     parameters = {key: value for key, value in parameters.items() if value is not None}
-    nested = "rope_type" not in parameters
+    nested = all(isinstance(value, dict) for value in parameters.values())
     for each in parameters.values() if nested else [parameters]:
         kind = each.get("rope_type", "default")
         if kind not in STATIC_TYPES:
@@ -64,11 +62,17 @@ class Rope:
     Rotations are kept as long as the object, since all layers of a kind share them.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises `UnsupportedModelError`."""
-        rope_parameters(model)
-        decoder = cast(Any, model).get_decoder()
-        self._layers, self._embedding = list(decoder.layers), decoder.rotary_emb
+    def __init__(self, model: PreTrainedModel, numbers: Sequence[int]) -> None:
+        """``numbers`` says which of the model's layers are the card's."""
+        self._numbers = numbers
+        self._rotated = bool(rope_parameters(model))
+        decoder: nn.Module = cast(Any, model).get_decoder()
+        # Modules that know the number of their layer, and come from a file with RoPE.
+        self._attention = dict[int, Any]()
+        for module in decoder.modules():
+            if "layer_idx" in vars(module) and _function(module) is not None:
+                self._attention.setdefault(cast(int, module.layer_idx), module)
+        self._embedding: Any = getattr(decoder, "rotary_emb", None)
         kinds = getattr(text_config(model), "layer_types", None)
         self._kinds = (
             kinds if isinstance(getattr(self._embedding, "rope_type", None), dict) else None
@@ -97,15 +101,15 @@ class Rope:
 
         Raises `UnsupportedModelError`.
         """
-        attention = self._layers[layer].self_attn
-        if not getattr(attention, "use_rope", True):  # as in SmolLM3
+        layer = self._numbers[layer]
+        attention = self._attention.get(layer)
+        if not self._rotated or not getattr(attention, "use_rope", True):  # as in SmolLM3
             return None
-        function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-        if function is None:
+        if attention is None or self._embedding is None:
             raise UnsupportedModelError(
-                f"{type(attention).__name__} rotates keys in a way of its own; "
-                "codecs that store keys before RoPE cannot serve it. Use the codec 'raw'."
+                f"layer {layer} rotates keys in a way of its own, which nothing here undoes."
             )
+        function = cast(Function, _function(attention))
         kind = self._kinds and self._kinds[layer]
         # A range is known by its ends.
         at = positions if isinstance(positions, range) else positions.cpu().numpy().tobytes()
@@ -115,7 +119,8 @@ class Rope:
             angles = self._angles(kind, like, positions)
             angles = angles.inverse() if back else angles
             whole = angles.cos.shape[-1] == head_dim and _rotates_halves(function, head_dim)
-            self._rotations[key] = Rotation(function, angles, whole)
+            dim = _rotated_dim(function, angles, head_dim)
+            self._rotations[key] = Rotation(function, angles, whole, dim)
         return self._rotations[key]
 
     def _angles(self, kind: str | None, like: Tensor, positions: Positions) -> _Angles:
@@ -194,11 +199,13 @@ class Rotation:
     Attributes:
         function: the model's own.
         halves: whether it rotates number ``i`` of a head with number ``i + head_dim / 2``.
+        dim: how many numbers of a head it takes; the others stay.
     """
 
-    function: Callable[..., Any]
+    function: Function
     of: _Angles
     halves: bool
+    dim: int
 
     @property
     def angles(self) -> tuple[Tensor, Tensor] | None:
@@ -209,7 +216,8 @@ class Rotation:
         """Rotate ``keys [kv_heads, tokens, head_dim]`` in place; also returned."""
         x = keys.float()
         if self.angles is None:
-            x = self.function(x[None, :0], x[None], self.of.cos, self.of.sin)[1][0]  # no queries
+            turned_keys = _apply(self.function, x[None, ..., : self.dim], self.of)[0]
+            x = torch.cat([turned_keys, x[..., self.dim :]], -1)
         elif native is not None and x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
             cos, sin = (part[0].contiguous() for part in (self.of.cos, self.of.sin))
             native.rotate(rows_span(x), *x.shape[:2], x.stride(0), x.shape[2], span(cos), span(sin))
@@ -218,14 +226,40 @@ class Rotation:
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x)
 
 
+def _function(module: nn.Module) -> Function | None:
+    """What the model's own file calls for RoPE."""
+    names = vars(sys.modules[type(module).__module__])
+    return cast("Function | None", names.get("apply_rotary_pos_emb"))
+
+
+def _apply(function: Function, keys: Tensor, angles: _Angles) -> Tensor:
+    """Keys ``[1, kv_heads, tokens, dim]``, rotated. Most functions take queries as well."""
+    if "k" in signature(function).parameters:
+        rotated: Tensor = function(keys[:, :0], keys, angles.cos, angles.sin)[1]
+    else:
+        rotated = function(keys, angles.cos, angles.sin)
+    return rotated
+
+
+def _rotated_dim(function: Function, angles: _Angles, head_dim: int) -> int:
+    """Some functions cut a head themselves, where a part of it is rotated; others are given that
+    part."""
+    rotary = angles.cos.shape[-1]
+    try:
+        _apply(function, angles.cos.new_zeros(1, 1, angles.cos.shape[1], head_dim), angles)
+    except RuntimeError:
+        return rotary
+    return head_dim
+
+
 @lru_cache(maxsize=64)
-def _rotates_halves(function: Callable[..., Any], dim: int) -> bool:
+def _rotates_halves(function: Function, dim: int) -> bool:
     """Whether ``function`` does to rows of ``dim`` what `rotate_pairs` does."""
     if dim % 2:
         return False
     generator = torch.Generator().manual_seed(0)
     x, cos, sin = torch.randn(3, 1, 1, 4, dim, generator=generator)
     cos, sin = (torch.cat([part[..., : dim // 2]] * 2, -1) for part in (cos, sin))
-    expected = function(x[:, :0], x, cos[0], sin[0])[1]
+    expected = _apply(function, x, _Angles(cos[0], sin[0], None))
     found = rotate_pairs(x[0], cos[0, 0, :, : dim // 2], sin[0, 0, :, : dim // 2])
     return torch.allclose(expected[0], found, atol=1e-5)

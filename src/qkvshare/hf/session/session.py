@@ -21,7 +21,8 @@ from ...card.errors import CancelledError, CardNotFoundError, IdentityError, Pro
 from ...codecs import Codec
 from ...store import Store
 from ..cache.growing import FullLayer
-from ..cache.layers import empty_cache, require_geometry
+from ..cache.layers import empty_cache
+from ..cache.observe import require_geometry
 from ..capture.capture import capture, capture_cache
 from ..capture.state import complete
 from ..model.config import text_config
