@@ -23,6 +23,7 @@ __all__ = ["place"]
 # Each verb with what it needs; the files are made in `place`.
 VERBS: dict[str, dict[str, str]] = {
     "demo": {},
+    "check": MODEL,
     "capture": {**MODEL, "prompt": "x", "output": "new"},
     "resume": {**MODEL, "card": "a.card"},
     "inspect": {"card": "a.card"},

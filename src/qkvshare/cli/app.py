@@ -6,6 +6,7 @@ import typer
 
 from .calibrate import calibrate
 from .capture import capture
+from .check import check
 from .demo import demo
 from .inspect import inspect
 from .key import new, signer
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, capture, resume, inspect, verify, trim, calibrate, serve):
+for verb in (demo, check, capture, resume, inspect, verify, trim, calibrate, serve):
     app.command()(verb)
 keys = typer.Typer(help="Make the keys that seal and sign cards.", no_args_is_help=True)
 keys.command()(new)
