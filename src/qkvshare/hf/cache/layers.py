@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache, PreTrainedModel, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ...card import Layer
 from ...card.errors import CaptureError, UnsupportedModelError
 from .coded import CodedLayer
 from .growing import FullLayer, HalfLayer, SlidingLayer
 
+# Layers without anything of their own; older releases of transformers leave them out of the cache.
+_NOTHING: Any = getattr(cache_utils, "DummyLayer", ())
 _KINDS = DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer, HalfLayer, CodedLayer
 
 
@@ -49,7 +51,7 @@ def attention_numbers(cache: Cache) -> list[int]:
         # Subclasses keep more than keys and values, or keep them in another form.
         if type(layer) in _KINDS:
             out.append(number)
-        elif not isinstance(layer, DummyLayer):
+        elif not isinstance(layer, _NOTHING):
             raise UnsupportedModelError(
                 f"layer {number} of the model is of kind {type(layer).__name__!r}; a card carries "
                 "full and sliding-window attention only, and leaving this layer out would give "
