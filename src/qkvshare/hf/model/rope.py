@@ -67,11 +67,9 @@ class Rope:
         self._numbers = numbers
         self._rotated = bool(rope_parameters(model))
         decoder: nn.Module = cast(Any, model).get_decoder()
-        # Modules that know the number of their layer, and come from a file with RoPE.
-        self._attention = dict[int, Any]()
-        for module in decoder.modules():
-            if "layer_idx" in vars(module) and _function(module) is not None:
-                self._attention.setdefault(cast(int, module.layer_idx), module)
+        if decoder not in _attention:  # to look at all modules takes longer than all else here
+            _attention[decoder] = _attention_modules(decoder)
+        self._attention = _attention[decoder]
         self._embedding: Any = getattr(decoder, "rotary_emb", None)
         kinds = getattr(text_config(model), "layer_types", None)
         self._kinds = (
@@ -119,7 +117,7 @@ class Rope:
             angles = self._angles(kind, like, positions)
             angles = angles.inverse() if back else angles
             whole = angles.cos.shape[-1] == head_dim and _rotates_halves(function, head_dim)
-            dim = _rotated_dim(function, angles, head_dim)
+            dim = _rotated_dim(function, angles.cos.shape[-1], head_dim)
             self._rotations[key] = Rotation(function, angles, whole, dim)
         return self._rotations[key]
 
@@ -183,6 +181,8 @@ class _Angles(NamedTuple):
         return _Angles.of(self.cos / scale, -self.sin / scale)
 
 
+_attention: WeakKeyDictionary[nn.Module, dict[int, Any]] = WeakKeyDictionary()
+
 # By embedding, then by kind of layer and device: the buffers that angles were made of, and those.
 _kept: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[tuple[Tensor, int]], _Angles]]]
 _kept = WeakKeyDictionary()
@@ -232,6 +232,15 @@ def _function(module: nn.Module) -> Function | None:
     return cast("Function | None", names.get("apply_rotary_pos_emb"))
 
 
+def _attention_modules(decoder: nn.Module) -> dict[int, Any]:
+    """Those that know the number of their layer, and come from a file with RoPE."""
+    found = dict[int, Any]()
+    for module in decoder.modules():
+        if "layer_idx" in vars(module) and _function(module) is not None:
+            found.setdefault(cast(int, module.layer_idx), module)
+    return found
+
+
 def _apply(function: Function, keys: Tensor, angles: _Angles) -> Tensor:
     """Keys ``[1, kv_heads, tokens, dim]``, rotated. Most functions take queries as well."""
     if "k" in signature(function).parameters:
@@ -241,12 +250,13 @@ def _apply(function: Function, keys: Tensor, angles: _Angles) -> Tensor:
     return rotated
 
 
-def _rotated_dim(function: Function, angles: _Angles, head_dim: int) -> int:
-    """Some functions cut a head themselves, where a part of it is rotated; others are given that
-    part."""
-    rotary = angles.cos.shape[-1]
+@lru_cache(maxsize=64)
+def _rotated_dim(function: Function, rotary: int, head_dim: int) -> int:
+    """How many numbers of a head the function takes: some cut a head themselves, where a part of it
+    is rotated; others are given that part."""
+    angle = torch.zeros(1, 1, rotary)
     try:
-        _apply(function, angles.cos.new_zeros(1, 1, angles.cos.shape[1], head_dim), angles)
+        _apply(function, torch.zeros(1, 1, 1, head_dim), _Angles(angle, angle, None))
     except RuntimeError:
         return rotary
     return head_dim
