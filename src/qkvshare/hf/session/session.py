@@ -22,7 +22,7 @@ from ...codecs import Codec
 from ...store import Store
 from ..cache.growing import FullLayer
 from ..cache.layers import empty_cache
-from ..cache.observe import require_geometry
+from ..cache.observe import observe, require_geometry
 from ..capture.capture import capture, capture_cache
 from ..capture.state import complete
 from ..model.config import text_config
@@ -63,6 +63,7 @@ class Session:
         self.model, self.tokenizer, self.codec = model, tokenizer, codec
         self.chat = Chat(tokenizer)
         self.identity = identify(model, tokenizer)
+        observe(model)  # now, and not while another thread answers
         self._ends, self._lock = ends_of(model), Lock()
         self.tiers = Tiers(hot_bytes, warm_bytes)
         if ignored := left_out(model):
