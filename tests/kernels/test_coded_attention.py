@@ -14,7 +14,7 @@ from torch import Tensor
 from qkvshare.codecs import LayerBits, Packed, Shape, empty
 from qkvshare.codecs.layers import LayerKV, RotatedKV
 from qkvshare.hf.cache.coded import CodedRun
-from qkvshare.hf.model.rope import Rotation
+from qkvshare.hf.model.rotation import Rotation
 from qkvshare.kernels.attention import Codes, Piece, attend
 from qkvshare.kernels.native import native
 

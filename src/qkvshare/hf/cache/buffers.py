@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...codecs import Codec, LayerKV, Shape, empty
-from ..model.rope import Rotation
+from ..model.rotation import Rotation
 from .pages import LARGE, pages
 
 

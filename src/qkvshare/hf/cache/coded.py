@@ -20,7 +20,7 @@ from ...card.errors import UnsupportedModelError
 from ...codecs import Attended, Codec, LayerKV, Shape
 from ...kernels.attention import Codes, Piece
 from ..attention import NAME
-from ..model.rope import Rotation
+from ..model.rotation import Rotation
 from .buffers import Target
 from .growing import STEP, FullLayer
 

@@ -25,7 +25,8 @@ from ..cache.growing import STEP, FullLayer, HalfLayer
 from ..cache.observe import require_geometry
 from ..model.config import text_config
 from ..model.identity import identify
-from ..model.rope import Rope, Rotation
+from ..model.rope import Rope
+from ..model.rotation import Rotation
 
 
 class BoundCard:

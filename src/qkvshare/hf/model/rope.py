@@ -3,18 +3,13 @@
 The rotation is the model's own ``apply_rotary_pos_emb`` (partial or interleaved rotations come out
 right by construction). Its inverse is the same function with the sine negated, divided by the
 square of the attention scaling that YaRN multiplies into cosine and sine (arXiv:2309.00071).
-Nearly every model rotates the two halves of a head, and its function makes five copies of the keys
-for that; where a trial shows this to be so, they are rotated in place.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from inspect import signature
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,12 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...card.errors import UnsupportedModelError
-from ...kernels.native import native, rows_span, span
-from ...kernels.rotation import rotate_pairs
 from .config import text_config
+from .rotation import Angles, Function, Rotation, rotated_dim, rotates_halves
 
 Positions = range | Tensor  # int64 ``[tokens]``
-Function = Callable[..., Any]  # the model's ``apply_rotary_pos_emb``
 
 # Angles of the first positions are kept with the model, so many more at a time: to find them takes
 # all of torch's threads, which spin for 10 ms after it, while a card's decoder wants them.
@@ -116,12 +109,12 @@ class Rope:
             like = torch.empty(1, 1, 1, head_dim, device=device)
             angles = self._angles(kind, like, positions)
             angles = angles.inverse() if back else angles
-            whole = angles.cos.shape[-1] == head_dim and _rotates_halves(function, head_dim)
-            dim = _rotated_dim(function, angles.cos.shape[-1], head_dim)
+            whole = angles.cos.shape[-1] == head_dim and rotates_halves(function, head_dim)
+            dim = rotated_dim(function, angles.cos.shape[-1], head_dim)
             self._rotations[key] = Rotation(function, angles, whole, dim)
         return self._rotations[key]
 
-    def _angles(self, kind: str | None, like: Tensor, positions: Positions) -> _Angles:
+    def _angles(self, kind: str | None, like: Tensor, positions: Positions) -> Angles:
         """Of ``positions``: a range has the same bits whatever it is part of."""
         if not isinstance(positions, range):
             return self._computed(kind, like, positions)
@@ -139,91 +132,24 @@ class Rope:
             first = sum(page.cos.shape[1] for page in pages)
             for start in range(first, max(1, positions.stop), _PAGE):
                 pages.append(self._computed(kind, like, torch.arange(start, start + _PAGE)))
-            known = kept[key] = made_of, _Angles.join(pages)
+            known = kept[key] = made_of, Angles.join(pages)
         return known[1].part(positions)
 
-    def _computed(self, kind: str | None, like: Tensor, positions: Tensor) -> _Angles:
+    def _computed(self, kind: str | None, like: Tensor, positions: Tensor) -> Angles:
         chosen = {"layer_type": kind} if kind else {}
         with torch.inference_mode(False):  # what is kept may be used outside of it
-            return _Angles.of(*self._embedding(like, positions[None].to(like.device), **chosen))
-
-
-class _Angles(NamedTuple):
-    """Cosines and sines of positions, ``[1, tokens, rotary]``."""
-
-    cos: Tensor
-    sin: Tensor
-    halves: tuple[Tensor, Tensor] | None  # ``[tokens, rotary / 2]``, where both halves are the same
-
-    @classmethod
-    def of(cls, cos: Tensor, sin: Tensor) -> _Angles:
-        """With their halves, if those are the same."""
-        both = [part[0].chunk(2, -1) for part in (cos, sin)]
-        if cos.shape[-1] % 2 or not all(torch.equal(*halves) for halves in both):
-            return cls(cos, sin, None)
-        return cls(cos, sin, (both[0][0].contiguous(), both[1][0].contiguous()))
-
-    @classmethod
-    def join(cls, pages: list[_Angles]) -> _Angles:
-        """One after the other."""
-        cos, sin = torch.cat([at.cos for at in pages], 1), torch.cat([at.sin for at in pages], 1)
-        return cls.of(cos, sin)
-
-    def part(self, at: range) -> _Angles:
-        """Of some of the positions; a view."""
-        some = slice(at.start, at.stop)
-        halves = None if self.halves is None else (self.halves[0][some], self.halves[1][some])
-        return _Angles(self.cos[:, some], self.sin[:, some], halves)
-
-    def inverse(self) -> _Angles:
-        """What takes keys back."""
-        scale = (self.cos.square() + self.sin.square())[:, :1]  # the attention scaling's square
-        return _Angles.of(self.cos / scale, -self.sin / scale)
+            return Angles.of(*self._embedding(like, positions[None].to(like.device), **chosen))
 
 
 _attention: WeakKeyDictionary[nn.Module, dict[int, Any]] = WeakKeyDictionary()
 
 # By embedding, then by kind of layer and device: the buffers that angles were made of, and those.
-_kept: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[tuple[Tensor, int]], _Angles]]]
+_kept: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[tuple[Tensor, int]], Angles]]]
 _kept = WeakKeyDictionary()
 
 
 def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
     return one[0] is other[0] and one[1] == other[1]
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Angles of a run of positions, and what the model does with them.
-
-    Attributes:
-        function: the model's own.
-        halves: whether it rotates number ``i`` of a head with number ``i + head_dim / 2``.
-        dim: how many numbers of a head it takes; the others stay.
-    """
-
-    function: Function
-    of: _Angles
-    halves: bool
-    dim: int
-
-    @property
-    def angles(self) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines ``[tokens, head_dim / 2]``, where `halves` are rotated alike."""
-        return self.of.halves if self.halves else None
-
-    def __call__(self, keys: Tensor) -> Tensor:
-        """Rotate ``keys [kv_heads, tokens, head_dim]`` in place; also returned."""
-        x = keys.float()
-        if self.angles is None:
-            turned_keys = _apply(self.function, x[None, ..., : self.dim], self.of)[0]
-            x = torch.cat([turned_keys, x[..., self.dim :]], -1)
-        elif native is not None and x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
-            cos, sin = (part[0].contiguous() for part in (self.of.cos, self.of.sin))
-            native.rotate(rows_span(x), *x.shape[:2], x.stride(0), x.shape[2], span(cos), span(sin))
-        else:
-            x = rotate_pairs(x, *self.angles)
-        return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x)
 
 
 def _function(module: nn.Module) -> Function | None:
@@ -239,37 +165,3 @@ def _attention_modules(decoder: nn.Module) -> dict[int, Any]:
         if "layer_idx" in vars(module) and _function(module) is not None:
             found.setdefault(cast(int, module.layer_idx), module)
     return found
-
-
-def _apply(function: Function, keys: Tensor, angles: _Angles) -> Tensor:
-    """Keys ``[1, kv_heads, tokens, dim]``, rotated. Most functions take queries as well."""
-    if "k" in signature(function).parameters:
-        rotated: Tensor = function(keys[:, :0], keys, angles.cos, angles.sin)[1]
-    else:
-        rotated = function(keys, angles.cos, angles.sin)
-    return rotated
-
-
-@lru_cache(maxsize=64)
-def _rotated_dim(function: Function, rotary: int, head_dim: int) -> int:
-    """How many numbers of a head the function takes: some cut a head themselves, where a part of it
-    is rotated; others are given that part."""
-    angle = torch.zeros(1, 1, rotary)
-    try:
-        _apply(function, torch.zeros(1, 1, 1, head_dim), _Angles(angle, angle, None))
-    except RuntimeError:
-        return rotary
-    return head_dim
-
-
-@lru_cache(maxsize=64)
-def _rotates_halves(function: Function, dim: int) -> bool:
-    """Whether ``function`` does to rows of ``dim`` what `rotate_pairs` does."""
-    if dim % 2:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    x, cos, sin = torch.randn(3, 1, 1, 4, dim, generator=generator)
-    cos, sin = (torch.cat([part[..., : dim // 2]] * 2, -1) for part in (cos, sin))
-    expected = _apply(function, x, _Angles(cos[0], sin[0], None))
-    found = rotate_pairs(x[0], cos[0, 0, :, : dim // 2], sin[0, 0, :, : dim // 2])
-    return torch.allclose(expected[0], found, atol=1e-5)
