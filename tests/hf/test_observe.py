@@ -87,3 +87,17 @@ def test_positions_that_a_card_claims_for_its_keys_must_be_the_models() -> None:
     forged = [replace(layer, placed=True) for layer in layers]
     with pytest.raises(IdentityError, match="whether keys have their positions"):
         require_geometry(model, forged)
+
+
+def test_a_compiled_model_is_looked_at_without_compiling() -> None:
+    model, compiled = tiny_model("llama"), list[int]()
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    model.compile(backend=backend)
+    assert observe(model).provable
+    assert not compiled
+    model(torch.tensor([CONTEXT]))
+    assert compiled

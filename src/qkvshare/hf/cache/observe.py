@@ -69,7 +69,9 @@ def observe(model: PreTrainedModel) -> Observed:
     seen = says(text_config(model)), model.device, getattr(model, "hf_device_map", None)
     known = _observed.get(model)
     if known is None or known[0] != seen:
-        with torch.inference_mode(False), torch.no_grad():
+        # A compiled model would be compiled for each of these lengths.
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.inference_mode(False), torch.no_grad(), eager:
             known = _observed[model] = seen, _observe(model)
     return known[1]
 
