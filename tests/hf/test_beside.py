@@ -135,6 +135,15 @@ def look_at_a_picture(model: Any) -> None:
     assert model.model.rope_deltas.tolist() == [[-2]]
 
 
+def test_a_model_whose_first_use_was_a_picture() -> None:
+    """It is looked at when a card comes, and must not be taken for one that counts otherwise."""
+    card = capture(qwen2_vl(), None, CONTEXT, codec=Raw())
+    model = qwen2_vl()
+    look_at_a_picture(model)
+    given = card.inputs(model, new=NEW)
+    assert greedy(model, **given) == greedy_from_text(qwen2_vl(), CONTEXT + NEW)
+
+
 def test_an_earlier_picture_does_not_shift_a_text() -> None:
     model = qwen2_vl()
     with torch.no_grad():

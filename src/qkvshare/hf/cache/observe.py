@@ -26,6 +26,7 @@ from ...card import Layer
 from ...card.errors import IdentityError, UnsupportedModelError
 from ..model.config import says, text_config
 from ..model.rope import Rope
+from ..model.text_only import forget_positions
 from .layers import attention_layers, attention_numbers, describe, empty_cache
 
 _FAR = 19  # the second position; rotations by it are large
@@ -82,6 +83,7 @@ def _observe(model: PreTrainedModel) -> Observed:
             f"{type(model).__name__} cannot go on from what it has read, even without a card: "
             f"{fault}. Hand over text instead."
         )
+    forget_positions(model)
     size = text_config(model).vocab_size
     text = [at % size for at in (7, *range(5, 4 + _FAR), 7)]
     alone = text[-1:]
@@ -108,9 +110,9 @@ def _observe(model: PreTrainedModel) -> Observed:
             "told, as generate does: a cache does not say which. Hand over text instead."
         )
     numbers = attention_numbers(cache)
+    rope = Rope(model, numbers)
     layers = [
         structs.replace(layer, placed=not far or not _rotates(rope, number, first, far))
-        for rope in [Rope(model, numbers)]
         for number, layer in enumerate(layers)
     ]
     provable = bool(far) and numbers[0] == 0 and _same(_keys(whole)[0], far[0])
