@@ -6,24 +6,17 @@
 namespace ISA {
 namespace {
 
-// Memory that is on its way. For many rows it comes little by little in all that is done with a
-// block: a product that asks for more than can be under way at once has to wait.
-constexpr int64_t KEYS_AHEAD = 32;  // tokens
-constexpr int64_t SOON = 32;   // bytes
-
-void fetch(const void *at, int64_t bytes = 0) {
-    __builtin_prefetch(static_cast<const char *>(at) + bytes);
-}
+constexpr int64_t SOON = 32;  // tokens: their memory is asked for before it is read
 
 // TILE keys to [dim, TILE], so that scores of neighbouring tokens lie side by side.
 template <class T>
-void transpose_keys(const T *keys, int64_t apart, int64_t dim, bool ahead, float *to) {
+void transpose_keys(const T *keys, int64_t apart, int64_t dim, float *to) {
     for (int64_t token = 0; token < TILE; token += WIDE) {
         for (int64_t at = 0; at < dim; at += WIDE) {
             Floats vectors[WIDE];
             for (int n = 0; n < WIDE; n++) {
                 const T *key = keys + (token + n) * apart + at;
-                if (ahead) fetch(key + KEYS_AHEAD * apart);
+                __builtin_prefetch(key + WIDE * apart);
                 vectors[n] = load(key);
             }
             transpose(vectors);
@@ -32,13 +25,12 @@ void transpose_keys(const T *keys, int64_t apart, int64_t dim, bool ahead, float
     }
 }
 
-// Scores of N queries and a block of transposed keys; memory from `soon` on comes meanwhile.
+// Scores of N queries and a tile of transposed keys.
 template <int N>
-void score(const float *queries, int64_t dim, const float *keys, float *to, const void *soon) {
+void score(const float *queries, int64_t dim, const float *keys, float *to) {
     for (int64_t start = 0; start < TILE; start += WIDE * AT_ONCE) {
         Floats sums[N][AT_ONCE] = {};
         for (int64_t at = 0; at < dim; at++) {
-            if (start == 0) fetch(soon, at * SOON);
             Floats key[AT_ONCE];
             for (int n = 0; n < AT_ONCE; n++) key[n] = load(keys + at * TILE + start + n * WIDE);
             for (int r = 0; r < N; r++) {
@@ -60,7 +52,7 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
             const T *key = keys + (token + n) * apart;
             Floats own[N] = {};
             for (int64_t at = 0; at < dim; at += WIDE) {
-                fetch(key + KEYS_AHEAD * apart + at);
+                __builtin_prefetch(key + SOON * apart + at);
                 const Floats found = load(key + at);
                 for (int r = 0; r < N; r++)
                     own[r] = fused(load(queries + r * dim + at), found, own[r]);
@@ -71,11 +63,11 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
     }
 }
 
-// Of N rows: `to` times what it shrinks by, and `count` values times their weights. Later values
-// come meanwhile, or for many rows memory from `soon` on.
+// Of N rows: `to` times what it shrinks by, and `count` values times their weights. The first rows ask
+// for later values, so that they are there for the others.
 template <int N, class T>
 void gather(const float *weights, const T *values, int64_t apart, int64_t count,
-            const float *shrinks, float *to, int64_t dim, const void *soon) {
+            const float *shrinks, float *to, int64_t dim, bool first) {
     for (int64_t start = 0; start < dim; start += WIDE * AT_ONCE) {
         Floats sums[N][AT_ONCE];
         for (int r = 0; r < N; r++)
@@ -84,9 +76,8 @@ void gather(const float *weights, const T *values, int64_t apart, int64_t count,
         for (int64_t token = 0; token < count; token++) {
             const T *value = values + token * apart + start;
             Floats found[AT_ONCE];
-            if (soon) fetch(soon, token * SOON);
             for (int n = 0; n < AT_ONCE; n++) {
-                if (!soon) fetch(value + KEYS_AHEAD * apart + n * WIDE);
+                if (first) __builtin_prefetch(value + SOON * apart + n * WIDE);
                 found[n] = load(value + n * WIDE);
             }
             for (int r = 0; r < N; r++) {

@@ -8,7 +8,7 @@
 namespace ISA {
 namespace {
 
-constexpr int64_t MANY = 3 * ROWS;  // rows that are work enough for memory to come meanwhile
+constexpr int64_t MANY = 3 * ROWS;  // rows from which on it pays to transpose keys
 
 // What a thread has for itself.
 struct Space {
@@ -18,9 +18,7 @@ struct Space {
     float *queries;  // [rows, dim]
     float *peaks, *totals, *shrinks;  // of rows
     float *decoded[2];                // tiles of keys and values that were codes
-    float *zeros;
-    int16_t *levels[2];  // of open blocks
-    uint8_t *codes;
+    char *rows[2];                    // what they are decoded in
 };
 
 // Have it lie at `memory`, if there is any; returns its bytes.
@@ -35,9 +33,8 @@ size_t divide(const Attention &order, char *memory, Space &of) {
     take(of.queries, rows * dim), take(of.peaks, rows), take(of.totals, rows);
     take(of.shrinks, rows);
     if (!order.piece_count) return at;
-    take(of.zeros, dim), take(of.codes, BLOCK * dim);
     for (int n = 0; n < 2; n++)
-        take(of.decoded[n], TILE * dim), take(of.levels[n], 8 * BLOCK * dim);
+        take(of.decoded[n], TILE * dim), take(of.rows[n], decode_space(int(dim)));
     return at;
 }
 
@@ -48,18 +45,14 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
                  const Space &space, float *sums) {
     const int64_t dim = order.dim, rows = order.rows;
     auto some = [rows](int64_t row) { return rows - row < ROWS ? rows - row : ROWS; };
-    if (rows <= ROWS) {
-        of_rows(rows, [&]<int N> { dot<N>(space.queries, keys, keys_apart, dim, space.scores); });
-    } else {
-        transpose_keys(keys, keys_apart, dim, rows < MANY, space.keys);
-        for (int64_t row = 0; row < rows; row += ROWS) {
-            const char *soon = reinterpret_cast<const char *>(values) + row / ROWS * SOON * dim;
+    if (rows >= MANY) transpose_keys(keys, keys_apart, dim, space.keys);
+    for (int64_t row = 0; row < rows; row += ROWS)
+        of_rows(some(row), [&]<int N> {
             const float *queries = space.queries + row * dim;
-            of_rows(some(row), [&]<int N> {
-                score<N>(queries, dim, space.keys, space.scores + row * TILE, soon);
-            });
-        }
-    }
+            float *scores = space.scores + row * TILE;
+            if (rows >= MANY) score<N>(queries, dim, space.keys, scores);
+            else dot<N>(queries, keys, keys_apart, dim, scores);
+        });
     for (int64_t row = 0; row < rows; row++) {
         const float *mask = static_cast<const float *>(order.mask.at);
         if (mask) {
@@ -73,14 +66,9 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
               {space.peaks + row, space.totals + row, space.shrinks + row});
     }
     for (int64_t row = 0; row < rows; row += ROWS) {
-        const char *soon = nullptr;
-        if (rows >= MANY) {  // the next keys
-            soon = reinterpret_cast<const char *>(keys + TILE * keys_apart);
-            soon += row / ROWS * SOON * TILE;
-        }
         of_rows(some(row), [&]<int N> {
             gather<N>(space.scores + row * TILE, values, values_apart, count, space.shrinks + row,
-                      sums + row * dim, dim, soon);
+                      sums + row * dim, dim, row == 0);
         });
     }
 }
@@ -110,53 +98,23 @@ void attend_numbers(const Attention &order, int64_t batch, int64_t head, int64_t
     }
 }
 
-// What is to come of a piece's rows from the first of a part on.
-Rows rows_from(const Coded &coded, int64_t part, int64_t all, int dim, int16_t *levels,
-               uint8_t *codes) {
-    Rows found{dim, dim, codes, {}};
-    const uint8_t *packed = coded.part.codes;
-    for (int n = 0; n < 8; n++) {
-        const int64_t each = dim * BITS[n] / 8, total = coded.before[all * 8 + n];
-        const int64_t gone = coded.before[part * 8 + n], here = gone % BLOCK, whole = gone - here;
-        Tier &tier = found.tiers[n];
-        tier = {total - whole, 0, packed + whole * each, levels + n * BLOCK * dim, nullptr};
-        packed += total * each;
-        if (here && found.open_block(n)) tier.open -= here, tier.next += here * dim;
-    }
-    return found;
-}
-
-// Rows of a head from a token on, as numbers.
-template <int DIM>
-void write_tile(const Part &of, Rows &rows, int64_t head, int64_t token, int64_t count,
-                const float *zeros, float *to) {
-    const uint8_t *info = of.info + head * of.tokens + token;
-    const float *mean = of.mean ? of.mean + head * DIM : zeros;
-    if (!of.cos) {
-        write_run<DIM, false>(rows, info, count, of.scales, mean, nullptr, nullptr, to);
-        return;
-    }
-    const float *cos = of.cos + token * (DIM / 2), *sin = of.sin + token * (DIM / 2);
-    write_run<DIM, true>(rows, info, count, of.scales, mean, cos, sin, to);
-}
-
 // To part `part` of a piece.
-template <int DIM>
 void attend_codes(const Attention &order, const Piece &piece, int64_t batch, int64_t head,
                   int64_t part, const Space &space, float *sums) {
-    const Part &keys = piece.keys.part, &values = piece.values.part;
-    const int64_t parts = parts_of(keys.tokens), all = keys.heads * parts;
-    const int64_t own = head * parts + part;
-    Rows of_keys = rows_from(piece.keys, own, all, DIM, space.levels[0], space.codes);
-    Rows of_values = rows_from(piece.values, own, all, DIM, space.levels[1], space.codes);
+    const int64_t dim = order.dim, parts = parts_of(piece.keys.part.tokens);
+    const int64_t own = head * parts + part, all = order.kv_heads * parts;
+    auto rows_of = [&](const Coded &of, char *memory) {
+        return Rows(of.part, int(dim), of.before + all * 8, of.before + own * 8, memory);
+    };
+    Rows keys = rows_of(piece.keys, space.rows[0]), values = rows_of(piece.values, space.rows[1]);
     const int64_t start = part * PART, end = start + PART;
     const int64_t stop = piece.used < end ? piece.used : end;
     for (int64_t token = start; token < stop; token += TILE) {
         const int64_t count = stop - token < TILE ? stop - token : TILE;
-        write_tile<DIM>(keys, of_keys, head, token, count, space.zeros, space.decoded[0]);
-        write_tile<DIM>(values, of_values, head, token, count, space.zeros, space.decoded[1]);
-        attend_tile(order, batch, piece.first + token, count, space.decoded[0], DIM,
-                    space.decoded[1], DIM, space, sums);
+        write_rows(keys, piece.keys.part, nullptr, head, token, count, space.decoded[0]);
+        write_rows(values, piece.values.part, nullptr, head, token, count, space.decoded[1]);
+        attend_tile(order, batch, piece.first + token, count, space.decoded[0], dim,
+                    space.decoded[1], dim, space, sums);
     }
 }
 
@@ -186,17 +144,9 @@ void attend_part(const Attention &order, int64_t unit, char *memory) {
     int64_t part = unit % order.parts, n = 0;
     for (; n < order.piece_count && part >= parts_of(order.pieces[n].used); n++)
         part -= parts_of(order.pieces[n].used);
-    if (n < order.piece_count) {
-        __builtin_memset(space.zeros, 0, dim * sizeof(float));
-        const Piece &piece = order.pieces[n];
-        if (dim == 64) attend_codes<64>(order, piece, batch, head, part, space, sums);
-        else if (dim == 128) attend_codes<128>(order, piece, batch, head, part, space, sums);
-        else attend_codes<256>(order, piece, batch, head, part, space, sums);
-    } else if (order.half) {
-        attend_numbers<uint16_t>(order, batch, head, part * PART, space, sums);
-    } else {
-        attend_numbers<float>(order, batch, head, part * PART, space, sums);
-    }
+    if (n < order.piece_count) attend_codes(order, order.pieces[n], batch, head, part, space, sums);
+    else if (order.half) attend_numbers<uint16_t>(order, batch, head, part * PART, space, sums);
+    else attend_numbers<float>(order, batch, head, part * PART, space, sums);
     __builtin_memcpy(sums + rows * dim, space.peaks, rows * sizeof(float));
     __builtin_memcpy(sums + rows * dim + rows, space.totals, rows * sizeof(float));
 }

@@ -2,7 +2,7 @@
 // to be (docs/cachecard.md 4, `packed`, says what that is).
 #pragma once
 
-#include "span.hpp"
+#include "decode.hpp"
 
 #include <cstdint>
 #include <nanobind/nanobind.h>
@@ -53,8 +53,8 @@ inline float *floats(Span span, int64_t count, const char *what) {
 constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part, so that no product overflows
 
 // Rows of `dim` = m h numbers, m odd, of which `dct` is the DCT over m.
-inline void require_dim(int dim, int most, Span dct) {
-    require(dim > 0 && dim <= most && (dim & -dim) <= 256, "no kernel has rows of this dim");
+inline void require_dim(int dim, Span dct) {
+    require(dim > 0 && dim <= MOST_DIM && (dim & -dim) <= 256, "no kernel has rows of this dim");
     const int64_t m = dim / (dim & -dim);
     floats(dct, m * m, "the DCT is not that of the dim's odd factor");
 }

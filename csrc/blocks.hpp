@@ -5,6 +5,7 @@
 // opened when those rows have gone.
 #pragma once
 
+#include "decode.hpp"
 #include "lookup.hpp"
 #include "rotation.hpp"
 
@@ -41,7 +42,7 @@ template <int BITS_, class T> T codes_at(const uint8_t *packed, size_t run, int 
     return codes;
 }
 
-// The levels of a block's codes, runs of H transformed; `codes` is memory for them.
+// The levels of a block's codes, runs of H transformed (of 1: as they are); `codes` is memory for them.
 template <int TIER, int H>
 void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels) {
     constexpr int bits = BITS[TIER], turns = 8 / narrowest(bits);
@@ -67,14 +68,6 @@ void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels) 
         open_chunk([&](int n) { return load(codes + at + n); });
 }
 
-template <int TIER>
-void open(const uint8_t *packed, uint8_t *codes, size_t count, int16_t *levels, int h) {
-    if (h >= RUN) open<TIER, RUN>(packed, codes, count, levels);
-    else if (h == 16) open<TIER, 16>(packed, codes, count, levels);
-    else if (h == 8) open<TIER, 8>(packed, codes, count, levels);
-    else open<TIER, 1>(packed, codes, count, levels);
-}
-
 // A tier's rows that are still to come, and its open block.
 struct Tier {
     int64_t left, open;      // rows: of blocks that are not opened, of the open one
@@ -82,19 +75,47 @@ struct Tier {
     int16_t *levels, *next;  // the open block's, and the next row's
 };
 
+// Rows of a part, from some row on.
 struct Rows {
-    int dim, h;
-    uint8_t *codes;  // memory for those of a block
+    const int dim;
+    const bool runs;        // a block's runs of RUN numbers are transformed when it is opened
+    uint8_t *const codes;   // memory for those of a block
+    float *const numbers;   // memory for two rows
     Tier tiers[8];
+
+    // Of each tier there are `total` rows, and `gone` are behind. No rows if there are fewer codes:
+    // whoever shares the memory may have changed what was checked. `space`: see decode_space.
+    Rows(const Part &part, int dim, const int64_t *total, const int64_t *gone, char *space)
+        : dim(dim), runs(dim == 64 || dim == 128 || dim == 256),
+          codes(reinterpret_cast<uint8_t *>(space)),
+          numbers(reinterpret_cast<float *>(space + BLOCK * eights(dim) + CHUNK)) {
+        const int64_t wide = eights(dim);
+        int16_t *levels = reinterpret_cast<int16_t *>(numbers + 2 * wide);
+        int64_t at = 0;
+        for (int n = 0; n < 8; n++) {
+            const int64_t whole = gone[n] / BLOCK * BLOCK, each = wide * BITS[n] / 8;
+            tiers[n] = {total[n] - whole, 0, part.codes + at + whole * each, levels, nullptr};
+            levels += BLOCK * wide + CHUNK;
+            at += total[n] * each;
+        }
+        for (int n = 0; n < 8; n++) {
+            if (at > part.nbytes) tiers[n].left = 0;
+            const int64_t here = gone[n] % BLOCK;
+            if (here && open_block(n)) tiers[n].open -= here, tiers[n].next += here * wide;
+        }
+    }
 
     // False if no block is left.
     bool open_block(int number) {
         Tier &tier = tiers[number];
-        const int64_t rows = tier.left < BLOCK ? tier.left : BLOCK, wide = eights(dim);
+        const int64_t rows = tier.left < BLOCK ? tier.left : BLOCK;
         if (!rows) return false;
-        const size_t count = size_t(rows * wide);
+        const size_t count = size_t(rows * eights(dim));
         if (!number) memset(tier.levels, 0, 2 * count);
-        of_tier(number, [&]<int TIER> { open<TIER>(tier.packed, codes, count, tier.levels, h); });
+        of_tier(number, [&]<int TIER> {
+            if (runs) open<TIER, RUN>(tier.packed, codes, count, tier.levels);
+            else open<TIER, 1>(tier.packed, codes, count, tier.levels);
+        });
         tier.packed += count * BITS[number] / 8;
         tier.left -= rows;
         tier.open = rows;
@@ -161,19 +182,54 @@ inline void write_row(const int16_t *__restrict levels, float scale, const float
     }
 }
 
-// Rows one behind the other, each with its cosines and sines, of one head. False if there are fewer.
+// One row of any other dim = m h: the whole transform, the inverse DCT over m, and then the same.
+template <bool ROTATED, class Out>
+void write_any(const int16_t *levels, float scale, const float *mean, const float *cos, const float *sin,
+               Out *out, int dim, const float *dct, float *number) {
+    const int h = dim & -dim;
+    float *scaled = number + dim;
+    for (int i = 0; i < dim; i++) scaled[i] = levels[i];
+    hadamard(scaled, size_t(dim), h);
+    for (int i = 0; i < dim; i++) scaled[i] *= scale;
+    mix(scaled, number, dim / h, h, dct, true);
+    for (int i = 0; i < dim; i++) number[i] += mean[i];
+    if (ROTATED) rotate_pairs(number, dim / 2, cos, sin);
+    for (int i = 0; i < dim; i++) write(out + i, number[i]);
+}
+
+// Rows of a head from `token` on, one behind the other. False if there are fewer. DIM 0: any dim.
 template <int DIM, bool ROTATED, class Out>
-bool write_run(Rows &rows, const uint8_t *info, int64_t count, const float *scales, const float *mean,
-               const float *cos, const float *sin, Out *out) {
-    for (int64_t n = 0; n < count; n++, out += DIM) {
+bool write_rows(Rows &rows, const Part &part, const float *dct, int64_t head, int64_t token, int64_t count,
+                Out *out) {
+    const int dim = DIM ? DIM : rows.dim, half = ROTATED ? dim / 2 : 0;
+    const uint8_t *info = part.info + head * part.tokens + token;
+    const float *mean = part.mean ? part.mean + head * dim : ZEROS;
+    const float *cos = part.cos + token * half, *sin = part.sin + token * half;
+    for (int64_t n = 0; n < count; n++, out += dim, cos += half, sin += half) {
         const int16_t *levels = rows.next(info[n] & 7);
         if (!levels) return false;
-        for (int at = 0; at < DIM * int(sizeof(Out)); at += 64)
-            __builtin_prefetch(reinterpret_cast<char *>(out + AHEAD * DIM) + at, 1);
-        write_row<DIM, ROTATED>(levels, scales[info[n] >> 3], mean, cos, sin, out);
-        if (ROTATED) cos += DIM / 2, sin += DIM / 2;
+        for (int at = 0; at < dim * int(sizeof(Out)); at += 64)
+            __builtin_prefetch(reinterpret_cast<char *>(out + AHEAD * dim) + at, 1);
+        const float scale = part.scales[info[n] >> 3];
+        if constexpr (DIM) write_row<DIM, ROTATED>(levels, scale, mean, cos, sin, out);
+        else write_any<ROTATED>(levels, scale, mean, cos, sin, out, dim, dct, rows.numbers);
     }
     return true;
+}
+
+template <class Out>
+bool write_rows(Rows &rows, const Part &part, const float *dct, int64_t head, int64_t token, int64_t count,
+                Out *out) {
+    auto of_dim = [&]<int DIM> {
+        return part.cos ? write_rows<DIM, true>(rows, part, dct, head, token, count, out)
+                        : write_rows<DIM, false>(rows, part, dct, head, token, count, out);
+    };
+    switch (rows.dim) {
+        case 64: return of_dim.template operator()<64>();
+        case 128: return of_dim.template operator()<128>();
+        case 256: return of_dim.template operator()<256>();
+        default: return of_dim.template operator()<0>();
+    }
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // A line of parts to be decoded (docs/cachecard.md 4, `packed`), which threads share. Each part is
 // checked when it is added; a thread takes the next one and gives it to `decode` of decode_simd.cpp.
 //
-// From here on read: decode.hpp (what a part is), decode_simd.cpp (its rows, in their order), blocks.hpp
-// (blocks of codes to levels, and a row to numbers), lookup.hpp (levels), rotation.hpp (transforms).
+// From here on read: decode.hpp (what a part is), decode_simd.cpp (its heads), blocks.hpp (blocks of codes
+// to levels, and a row to numbers), lookup.hpp (levels), rotation.hpp (transforms).
 #include "decode.hpp"
 #include "bind.hpp"
 
@@ -32,7 +32,7 @@ namespace {
 class Line {
 public:
     Line(int dim, bool bfloat16, Span dct, size_t capacity) {
-        require_dim(dim, 1 << 16, dct);
+        require_dim(dim, dct);
         require(capacity <= 1 << 20, "a line is not for so many parts");
         dct_.assign(dct.as<const float>(), dct.as<const float>() + dct.size / 4);
         shape_ = {dim, bfloat16, dct_.data()};

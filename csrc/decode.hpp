@@ -33,9 +33,13 @@ struct Shape {
     const float *dct;   // [m, m]
 };
 
-// Bytes of memory that `decode` works in, for rows of `dim` numbers.
+constexpr int MOST_DIM = 4096;
+inline constexpr float ZEROS[MOST_DIM] = {};  // a mean that is none
+
+// Bytes of memory that rows of `dim` numbers are decoded in: two rows of float32, codes of a block, and
+// levels of a block of each tier.
 constexpr size_t decode_space(int dim) {
-    return size_t(12 * eights(dim) + 17 * (BLOCK * eights(dim) + 64));
+    return size_t(8 * eights(dim) + 17 * (BLOCK * eights(dim) + 64));
 }
 
 #define DECLARE(isa) \

@@ -12,7 +12,7 @@ using Given = std::tuple<Span, bool, int64_t, int64_t, int64_t, int, Span, Span,
 
 Source checked(const Given &given, bool coded) {
     const auto &[numbers, half, heads, tokens, apart, dim, cos, sin, mean, widths, dct, out] = given;
-    require_dim(dim, MOST_DIM, dct);
+    require_dim(dim, dct);
     require_size(heads, tokens, dim);
     const int64_t needed = reach(heads, tokens, dim, apart) * (half ? 2 : 4);
     require(numbers.size >= size_t(needed), "there are fewer numbers");

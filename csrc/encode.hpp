@@ -2,10 +2,7 @@
 // checked form of kernels/encode.py.
 #pragma once
 
-#include "isa.hpp"
-#include "levels.hpp"
-
-constexpr int MOST_DIM = 4096;
+#include "decode.hpp"
 
 struct Source {
     const void *numbers;      // [heads, tokens, dim]; heads are `apart` numbers apart

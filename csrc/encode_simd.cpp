@@ -129,17 +129,7 @@ void rotate(float *x, int64_t rows, int dim, const float *dct, float *space) {
         mix(own, space, m, h, dct, false);
         memcpy(own, space, sizeof(float) * dim);
     }
-    const size_t count = size_t(rows) * dim;
-    switch (h) {
-        case 2: return hadamard<2>(x, count);
-        case 4: return hadamard<4>(x, count);
-        case 8: return hadamard<8>(x, count);
-        case 16: return hadamard<16>(x, count);
-        case 32: return hadamard<32>(x, count);
-        case 64: return hadamard<64>(x, count);
-        case 128: return hadamard<128>(x, count);
-        case 256: return hadamard<256>(x, count);
-    }
+    hadamard(x, size_t(rows) * dim, h);
 }
 
 // A plane of WIDTH bits of codes, from bit LOW on: byte i holds those of codes i, i + size, ...

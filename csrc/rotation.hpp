@@ -82,6 +82,20 @@ template <int H> void hadamard(float *numbers, size_t count) {
             }
 }
 
+// The same of runs of h numbers, a power of two up to 256.
+inline void hadamard(float *numbers, size_t count, int h) {
+    switch (h) {
+        case 2: return hadamard<2>(numbers, count);
+        case 4: return hadamard<4>(numbers, count);
+        case 8: return hadamard<8>(numbers, count);
+        case 16: return hadamard<16>(numbers, count);
+        case 32: return hadamard<32>(numbers, count);
+        case 64: return hadamard<64>(numbers, count);
+        case 128: return hadamard<128>(numbers, count);
+        case 256: return hadamard<256>(numbers, count);
+    }
+}
+
 // The DCT over m rows of h numbers, or its transpose. The order of each sum is the reference's.
 inline void mix(const float *__restrict from, float *__restrict to, int m, int h, const float *dct,
                 bool inverse) {
