@@ -299,6 +299,7 @@ def test_counts_have_denominators_and_logs_no_prompts(
     assert numbers["qkvshare_stored_cards"] == "1.0"
     kept = float(numbers['qkvshare_card_bytes_total{way="kept"}'])
     assert kept == float(numbers['qkvshare_card_bytes_total{way="injected"}']) > 0
+
     def routes() -> set[str]:
         return {json.loads(record.message)["route"] for record in caplog.records}
 
