@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qkvshare.hf.capture.reading import read
 from qkvshare.hf.capture.salience import look_back
-from qkvshare.hf.capture.state import read
 from qkvshare.hf.model.identity import identify
 from qkvshare.profile import Profile
 from qkvshare.scoring import AttentionScorer

@@ -22,7 +22,8 @@ from qkvshare.card.engine import Inputs
 from qkvshare.codecs import from_record
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.live import pick_row
-from qkvshare.hf.capture.state import State, read
+from qkvshare.hf.capture.reading import read
+from qkvshare.hf.capture.state import State
 from qkvshare.hf.capture.strategy import with_strategy
 from qkvshare.hf.model.identity import identify
 

@@ -14,8 +14,9 @@ from qkvshare.card import CacheCard
 from qkvshare.card.digest import TokenIds
 from qkvshare.codecs import Codec
 from qkvshare.hf.capture.capture import make_card
+from qkvshare.hf.capture.reading import read
 from qkvshare.hf.capture.salience import look_back
-from qkvshare.hf.capture.state import State, read
+from qkvshare.hf.capture.state import State
 from qkvshare.hf.capture.strategy import scorer_of
 from qkvshare.hf.model.identity import identify
 from qkvshare.scoring import Scorer

@@ -20,7 +20,7 @@ from qkvshare import Transform
 from qkvshare.codecs.entropy import DEAD
 from qkvshare.codecs.predictor import Predictor
 from qkvshare.hf.calibrate.texts import read_text, windows
-from qkvshare.hf.capture.state import read
+from qkvshare.hf.capture.reading import read
 from qkvshare.hf.model.load import load_model
 from qkvshare.kernels import rans
 from qkvshare.profile import Profile

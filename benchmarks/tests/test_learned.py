@@ -10,7 +10,7 @@ from benchmarks.learned import ChunkRouter, Controller, Learned
 from benchmarks.training import train_allocators
 from qkvshare import Packed, capture
 from qkvshare.card.errors import ProfileError
-from qkvshare.hf.capture.state import read
+from qkvshare.hf.capture.reading import read
 from tests.conftest import FAMILIES, some_ids, tiny_model
 
 CONTEXT, NEW = some_ids(150), some_ids(5, seed=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qkvshare.hf.capture.capture import capture
-from qkvshare.hf.capture.state import read
+from qkvshare.hf.capture.reading import read
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from qkvshare.codecs import Codec, decode_runs
 from qkvshare.hf.capture.capture import make_card
-from qkvshare.hf.capture.state import read
+from qkvshare.hf.capture.reading import read
 from qkvshare.hf.capture.strategy import scorer_of
 from qkvshare.hf.model.identity import identify
 

@@ -83,10 +83,10 @@ def test_positions_that_a_card_claims_for_its_keys_must_be_the_models() -> None:
 
     model = tiny_model("llama")
     layers = observe(model).layers
-    require_geometry(model, layers)
+    require_geometry(model, layers, [])
     forged = [replace(layer, placed=True) for layer in layers]
     with pytest.raises(IdentityError, match="whether keys have their positions"):
-        require_geometry(model, forged)
+        require_geometry(model, forged, [])
 
 
 def test_a_compiled_model_is_looked_at_without_compiling() -> None:

@@ -197,12 +197,10 @@ def test_layer_kinds_that_a_card_cannot_carry() -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        layer_types=["full_attention", "conv"],
+        layer_types=["conv", "conv"],
     )
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(
-        UnsupportedModelError, match="layer 1 of the model is of kind 'LinearAttentionLayer'"
-    ):
+    with pytest.raises(UnsupportedModelError, match="no layer of the model has attention"):
         capture(model, None, CONTEXT)
 
 
@@ -228,7 +226,7 @@ def test_a_model_that_looks_ahead() -> None:
         initializer_range=0.6,
     )
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UnsupportedModelError, match="computes other keys when a text is read"):
+    with pytest.raises(UnsupportedModelError, match="something else when a text is"):
         capture(model, None, CONTEXT)
 
 

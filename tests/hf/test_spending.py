@@ -24,8 +24,8 @@ from qkvshare.card.errors import (
 from qkvshare.codecs import Allocator, BitMap, Demand, Packed
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.probe import choose_probes
+from qkvshare.hf.capture.reading import read
 from qkvshare.hf.capture.salience import look_back, salience
-from qkvshare.hf.capture.state import read
 from qkvshare.hf.capture.strategy import with_strategy
 from qkvshare.scoring import AttentionScorer
 

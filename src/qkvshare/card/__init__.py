@@ -1,13 +1,13 @@
 """What a card is: manifest, segments, identity, file. Knows no model and no codec."""
 
 from .card import CacheCard
+from .geometry import Layer, StateBits, StateTensor
 from .identity import Adapter, Identity
 from .keys import Key
 from .manifest import (
     Allocation,
     CodecRecord,
     Hop,
-    Layer,
     Manifest,
     PartRecord,
     Run,
@@ -31,4 +31,6 @@ __all__ = [
     "Segment",
     "Signature",
     "Signer",
+    "StateBits",
+    "StateTensor",
 ]

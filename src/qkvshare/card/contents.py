@@ -13,6 +13,7 @@ import numpy as np
 from .container import MAGIC, Array, StoredTensors, blob_name, header_bytes, ids_name, kind_of
 from .digest import Bytes, TokenIds, digest_bytes, empty_chain, extend_chain
 from .errors import CardDigestError, CardFormatError, CardThinError
+from .geometry import state_nbytes
 from .manifest import FORMAT_VERSION, Envelope, Manifest, Signature
 
 # No vocabulary comes near; an id is looked up in tables.
@@ -88,11 +89,16 @@ class Contents:
 
     def blobs(self, segment: int) -> Iterator[Bytes]:
         """`blob` of one layer after the other; what they share is read and verified once."""
-        sizes = self.manifest.segments[segment].sizes
+        sizes, layers = self.manifest.segments[segment].sizes, len(self.manifest.layers)
         if sizes is None:
-            yield from (self._blob(at, segment) for at in range(len(self.manifest.layers)))
+            yield from (self._blob(at, segment) for at in range(layers))
         else:
-            yield from np.split(self._blob(0, segment), np.cumsum(sizes)[:-1])
+            yield from np.split(self._blob(0, segment), np.cumsum(sizes)[:-1])[:layers]
+
+    def state_blob(self, segment: int) -> Bytes:
+        """The encoded states at the end of a segment of a card that has `Manifest.states`; see
+        `Segment`. Verified; raises as `blob`."""
+        return self.blob(len(self.manifest.layers), segment)
 
     def _blob(self, number: int, segment: int) -> Bytes:
         if segment < self.thin:
@@ -105,8 +111,9 @@ class Contents:
         found = digest_bytes(data, self.manifest.salt)
         expected = self.manifest.segments[segment].blobs[number]
         if found != expected:
+            what = f"layer {number}" if number < len(self.manifest.layers) else "the state"
             raise CardDigestError(
-                f"layer {number} of segment {segment} is damaged: its bytes have digest "
+                f"{what} of segment {segment} is damaged: its bytes have digest "
                 f"{found[:12]}…, expected {expected[:12]}…. Get the card again."
             )
         return data
@@ -158,9 +165,20 @@ class Contents:
         ]
 
     @property
+    def state_bytes(self) -> int:
+        """Encoded bytes of all states in all segments; 0 for a model that keeps none."""
+        segments = self.manifest.segments[self.thin :]
+        return sum(state_nbytes(self.manifest.states, each.state_bits) for each in segments)
+
+    @property
+    def context_bytes(self) -> int:
+        """Bytes of the file but for `state_bytes`: those that grow with the context."""
+        return self.header_bytes + 4 * self.tokens + sum(map(sum, self.blob_bytes))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the file it was loaded from, or of the plain file it would be, all counted."""
-        return self.header_bytes + 4 * self.tokens + sum(map(sum, self.blob_bytes))
+        return self.context_bytes + self.state_bytes
 
     @property
     def values(self) -> int:
@@ -170,8 +188,11 @@ class Contents:
 
     @property
     def bits_per_value(self) -> float:
-        """8 × all bytes of the file ÷ number of values: the only size ever quoted."""
-        return 8 * self.nbytes / self.values
+        """8 × all bytes of the file ÷ number of values: the only size ever quoted.
+
+        States are apart: their size says nothing about the context. See `state_bytes`.
+        """
+        return 8 * self.context_bytes / self.values
 
     def _nbytes(self, layer: int, segment: int) -> int:
         if segment < self.thin:

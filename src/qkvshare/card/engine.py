@@ -21,6 +21,7 @@ class Inputs(TypedDict):
     attention_mask: Any  # int64 [1, context + new]
     past_key_values: Any  # the cache, a DynamicCache
     use_cache: bool  # True
+    position_ids: NotRequired[Any]  # int64 [1, new], for a plain forward that must be told them
     cache_implementation: NotRequired[None]  # where the generation config names another cache
 
 

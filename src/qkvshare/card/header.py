@@ -14,7 +14,8 @@ from . import container
 from .container import StoredTensors, blob_name, ids_name
 from .digest import digest_bytes, empty_chain
 from .errors import CardDigestError, CardFormatError, CardVersionError
-from .manifest import FORMAT_VERSION, Digest, Envelope, Layer, Manifest, Run, Segment, runs_of
+from .geometry import Layer, state_nbytes
+from .manifest import FORMAT_VERSION, Digest, Envelope, Manifest, Run, Segment, runs_of
 
 T = TypeVar("T")
 
@@ -65,7 +66,9 @@ def check_tensors(tensors: StoredTensors, manifest: Manifest, thin: int) -> None
         expected[ids_name(index)] = ("I32", segment.end - segment.start)
         for at in range(len(segment.blobs) if index >= thin else 0):
             size = None if segment.sizes is None else sum(segment.sizes)
-            if segment.parts is not None:
+            if at == len(manifest.layers):
+                size = state_nbytes(manifest.states, segment.state_bits)
+            elif segment.parts is not None:
                 size = sum(part.sizes[at] for part in segment.parts)
             expected[blob_name(at, index)] = ("U8", size)
     missing, extra = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected.keys())
@@ -98,8 +101,10 @@ def decode_manifest(data: bytes) -> Manifest:
     for number, layer in enumerate(manifest.layers):
         if (layer.kind == "sliding") != (layer.window is not None):
             raise CardFormatError(f"layer {number} is {layer.kind} with window {layer.window}.")
+    places = [(state.layer, state.kind, state.index) for state in manifest.states]
+    if places != sorted(set(places)):
+        raise CardFormatError("the states are not sorted by layer, kind and index, each once.")
     end, chain = 0, empty_chain(manifest.salt)
-    layers = len(manifest.layers)
     for index, segment in enumerate(manifest.segments):
         where = f"segment {index}, tokens [{segment.start}, {segment.end})"
         if segment.start != end or segment.end <= segment.start:
@@ -109,8 +114,8 @@ def decode_manifest(data: bytes) -> Manifest:
                 f"{where} was encoded behind another prefix: it names {segment.prefix[:12]}…, "
                 f"the tokens before it have {chain[:12]}…. Segments cannot be mixed between cards."
             )
-        _check_blobs(segment, layers, where)
-        _check_parts(segment, layers, where)
+        _check_blobs(segment, manifest, where)
+        _check_parts(segment, len(manifest.layers), where)
         for run in runs_of(index, segment):
             _check_first(run, manifest.layers, where)
         end, chain = segment.end, segment.chain
@@ -127,19 +132,30 @@ def _decode(data: bytes | msgspec.Raw, kind: type[T], what: str = "manifest") ->
         ) from error
 
 
-def _check_blobs(segment: Segment, layers: int, where: str) -> None:
-    sizes = segment.sizes
-    if sizes is not None and (len(sizes) != layers or segment.parts is not None):
+def _check_blobs(segment: Segment, manifest: Manifest, where: str) -> None:
+    layers, states, sizes = len(manifest.layers), bool(manifest.states), segment.sizes
+    if not states and segment.state_bits is not None:
+        raise CardFormatError(f"{where}: state_bits, and the card has no states.")
+    if sizes is not None and (len(sizes) != layers + states or segment.parts is not None):
         raise CardFormatError(
-            f"{where}: sizes of {len(sizes)} layers{' and parts' if segment.parts else ''}, "
-            f"expected {layers} and no parts."
+            f"{where}: {len(sizes)} sizes{' and parts' if segment.parts else ''} for {layers} "
+            f"layers{' and states' if states else ''}, expected one for each and no parts."
         )
     if sizes is not None and 0 in sizes:
         raise CardFormatError(
             f"{where}: layer {sizes.index(0)} has no bytes; each layer holds a token at least."
         )
-    if len(segment.blobs) != (layers if sizes is None else 1):
-        raise CardFormatError(f"{where}: {len(segment.blobs)} blobs for {layers} layers.")
+    if states and sizes is not None:
+        expected = state_nbytes(manifest.states, segment.state_bits)
+        if sizes[-1] != expected:
+            raise CardFormatError(
+                f"{where}: {sizes[-1]} bytes of states, expected {expected} for their shapes."
+            )
+    if len(segment.blobs) != (layers + states if sizes is None else 1):
+        raise CardFormatError(
+            f"{where}: {len(segment.blobs)} blobs for {layers} layers"
+            f"{' and states' if states else ''}."
+        )
 
 
 def _check_parts(segment: Segment, layers: int, where: str) -> None:

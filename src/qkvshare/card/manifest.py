@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
 from .digest import digest_bytes, digest_json
+from .geometry import Count, Layer, StateBits, StateTensor, Strict
 from .identity import Identity
 
 FORMAT_VERSION = 1
 
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Size = Annotated[int, Meta(ge=1, le=2**20)]
 LOWEST_SLOPE = -(2**15)  # 1/32 octave; also the longest to write
 Slope = Annotated[int, Meta(ge=LOWEST_SLOPE, le=2**15 - 1)]
 # Not "$", which would let a line end pass.
@@ -25,25 +24,6 @@ Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=256)]
 Time = Annotated[datetime, Meta(tz=True)]
-
-
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Unknown fields are errors: a reader that guesses is a reader that corrupts."""
-
-
-class Layer(Strict, frozen=True):
-    """Geometry of one attention layer.
-
-    ``window``, in tokens, is of sliding layers only. The keys of a layer that is ``placed`` are
-    stored as the model caches them by every codec: their positions cannot be taken out.
-    """
-
-    kind: Literal["full", "sliding"]
-    kv_heads: Size
-    head_dim: Size
-    v_head_dim: Size
-    window: Annotated[int, Meta(ge=2, le=2**31 - 1)] | None = None
-    placed: bool = False
 
 
 class CodecRecord(Strict, frozen=True):
@@ -95,6 +75,10 @@ class Segment(Strict, frozen=True):
     layer's encoded bytes; with ``sizes`` there is one blob for all layers, which has
     ``sizes[layer]`` bytes of each, one behind the other. A compacted segment has ``parts``; codec
     and allocation are then those of the last one.
+
+    Where the manifest has ``states``, one more blob follows those of the layers: the states after
+    token ``end - 1``, so that the last token can be read again. ``state_bits`` says how it is
+    encoded, see `qkvshare.card.geometry`.
     """
 
     start: Count
@@ -107,6 +91,7 @@ class Segment(Strict, frozen=True):
     first: list[Count] | None = None
     sizes: list[Count] | None = None
     parts: Annotated[list[PartRecord], Meta(min_length=1, max_length=10_000)] | None = None
+    state_bits: StateBits | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +141,7 @@ def runs_of(index: int, segment: Segment) -> Iterator[Run]:
         whole = segment.start, segment.end, segment.codec, segment.allocation, segment.first
         yield Run(index, *whole, None)
         return
-    start, at = segment.start, np.zeros(len(segment.blobs), np.int64)
+    start, at = segment.start, np.zeros(len(segment.parts[0].sizes), np.int64)
     for part in segment.parts:
         spans = Spans(at, part.sizes)
         yield Run(index, start, part.end, part.codec, part.allocation, part.first, spans)
@@ -186,6 +171,9 @@ class Manifest(Strict, frozen=True):
     lineage: Annotated[list[Hop], Meta(min_length=1, max_length=10_000)]
     expires: Time | None = None
     salt: Digest | None = None
+    states: Annotated[list[StateTensor], Meta(max_length=65_536)] = msgspec.field(
+        default_factory=list
+    )
 
     @property
     def names(self) -> list[str]:

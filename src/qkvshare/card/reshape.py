@@ -79,6 +79,7 @@ def merge(card: Contents) -> tuple[Segment, dict[str, Array]]:
             pieces[layer] += [blob if at is None else blob[at[layer]] for at in spans]
     sizes = [[len(piece) for piece in of] for of in pieces]
     blobs = [np.concatenate(of) for of in pieces]
+    states = [card.state_blob(len(manifest.segments) - 1)] if manifest.states else []
     parts = [
         PartRecord(run.end, run.codec, run.allocation, list(each), run.first)
         for run, each in zip(runs, zip(*sizes, strict=True), strict=True)
@@ -88,13 +89,13 @@ def merge(card: Contents) -> tuple[Segment, dict[str, Array]]:
         start=0,
         prefix=prefix,
         chain=extend_chain(prefix, ids, salt),
-        blobs=[digest_bytes(blob, salt) for blob in blobs],
+        blobs=[digest_bytes(blob, salt) for blob in [*blobs, *states]],
         first=None,
         sizes=None,
         parts=parts,
     )
-    tensors = {ids_name(0): ids} | {blob_name(layer, 0): blob for layer, blob in enumerate(blobs)}
-    return segment, tensors
+    named = {blob_name(at, 0): blob for at, blob in enumerate([*blobs, *states])}
+    return segment, {ids_name(0): ids} | named
 
 
 def resalt(manifest: Manifest, tensors: Mapping[str, Array], salt: str | None) -> Manifest:

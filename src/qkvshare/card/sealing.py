@@ -18,8 +18,9 @@ from msgspec import Meta
 from .container import MAGIC, Array, FileTensors, StoredTensors, require_short
 from .errors import CardFormatError, CardKeyError, CardTagError, CardVersionError, CardWriteError
 from .file_header import MAX_HEADER_BYTES
+from .geometry import Strict
 from .keys import Key
-from .manifest import Digest, Strict
+from .manifest import Digest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

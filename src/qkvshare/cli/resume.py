@@ -67,7 +67,7 @@ def resume(
         import torch
 
         from ..hf.capture.capture import capture_cache
-        from ..hf.capture.state import complete
+        from ..hf.capture.reading import complete
         from ..hf.inject.inject import prefill
         from ..hf.model.load import load_model
         from ..hf.session.costs import choose

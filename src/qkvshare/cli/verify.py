@@ -36,7 +36,7 @@ def verify(
 
         loaded, tokenizer = load_model(model)
         known.manifest.identity.require(identify(loaded, tokenizer))
-        require_geometry(loaded, known.manifest.layers)
+        require_geometry(loaded, known.manifest.layers, known.manifest.states)
         require_vocabulary(loaded, known.token_ids, "card")
         require_length(loaded, known.tokens)
     say(f"identity: ok (weights {known.manifest.identity.weights[:12]}…)")

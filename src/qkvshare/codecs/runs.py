@@ -17,6 +17,7 @@ from ..kernels.ahead import at_once
 from .base import leave
 from .layers import LayerKV, Shape, empty
 from .records import from_record
+from .states import check_states
 
 # Numbers for a byte; the least that codecs write for honest ones is some 0.1 bits a number. A
 # receiver bounds what it decodes by its model; `check_numbers` has only the file's own size.
@@ -105,6 +106,8 @@ def check_numbers(card: Contents, tensors: Mapping[str, Array]) -> None:
     Raises the `CardError` family, `CodecError` or `ProfileError`.
     """
     dtype, verified = dtype_of(card), _Verified(card.manifest, tensors)
+    if card.manifest.states:
+        check_states(verified)
     for run in card.manifest.runs:
         codec, shapes = from_record(run.codec), shapes_of(card, run)
         blobs = list(blobs_of(verified, run, verified.blob))

@@ -55,6 +55,7 @@ def describe(card: CacheCard) -> dict[str, Any]:
         "bytes": sizes(card),
         "identity": msgspec.to_builtins(manifest.identity),
         "layers": msgspec.to_builtins(manifest.layers),
+        "states": msgspec.to_builtins(manifest.states),
         "segments": [
             {
                 "segment": run.segment,
@@ -62,6 +63,7 @@ def describe(card: CacheCard) -> dict[str, Any]:
                 "end": run.end,
                 "codec": msgspec.to_builtins(run.codec),
                 "allocation": msgspec.to_builtins(run.allocation),
+                "state_bits": manifest.segments[run.segment].state_bits,
                 "here": run.segment >= card.thin,
             }
             for run in manifest.runs
@@ -81,6 +83,8 @@ def sizes(card: CacheCard) -> dict[str, int]:
             shape, nbytes = Shape.of(layer, run.held(number)), bytes_of(card, number, run)
             for kind, part in codec.parts(shape, nbytes).items():
                 found[kind] = found.get(kind, 0) + part
+    if card.manifest.states:
+        found["states"] = card.state_bytes
     return {**found, "ids": 4 * card.tokens, "header": card.header_bytes, "total": card.nbytes}
 
 

@@ -38,7 +38,7 @@ def trim(card: CacheCard, bits: float) -> CacheCard:
     if card.bits_per_value <= bits:
         return card
     pieces = sorted(_pieces(card), key=lambda at: (-at.level, -at.layer, at.segment))
-    saved, nbytes, values = 0, card.nbytes, card.values
+    saved, nbytes, values = 0, card.context_bytes, card.values
     for count, piece in enumerate(pieces, 1):
         saved += piece.nbytes
         if 8 * (nbytes - saved) > bits * values:

@@ -17,7 +17,7 @@ from ..card.digest import TokenIds
 from ..card.errors import QKVShareError
 from ..codecs import CODECS, Raw
 from .capture.capture import capture
-from .capture.state import read
+from .capture.reading import read
 from .inject.inject import inject
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..card import CacheCard
 from ..card.errors import CaptureError
 from .capture.capture import capture_cache
-from .capture.state import complete
+from .capture.reading import complete
 from .inject.inject import inject as inputs
 
 __all__ = ["extend", "inputs"]

@@ -7,7 +7,7 @@
 - ``generate`` moves the cache on, so a second call with the same arguments reads the wrong tokens.
 
 Assisted generation also reads the whole ids twice (``_assisted_decoding`` of transformers 5.23).
-`_read_once` mends that.
+`_before_first_read` mends that.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from weakref import ref
 
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from ...card import CacheCard
 from ...card.errors import PromptError
 from .growing import growing
 from .layers import attention_numbers
+from .states import growing_state, repeat_states
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Use:
         generating: ``generate`` was called, and has read nothing yet.
         guesses: it reads guesses of its own behind the new tokens, as assisted generation does.
         chunk: tokens that it reads at once of the new ones; 0 when all of them are read.
+        refused: a read was refused. Layers with states have read those tokens by then.
     """
 
     model: ref[nn.Module]
@@ -54,6 +56,7 @@ class Use:
     generating: bool = False
     guesses: bool = False
     chunk: int = 0
+    refused: bool = False
 
     def generate(self) -> None:
         """``generate`` begins. Raises `PromptError`, `IdentityError`."""
@@ -100,6 +103,10 @@ class GuardedCache(DynamicCache):
         """The first layer that gets keys and values."""
         return next(n for n, at in enumerate(self.layers) if isinstance(at, CacheLayerMixin))
 
+    @cached_property
+    def _has_states(self) -> bool:
+        return any(isinstance(layer, LinearAttentionLayer) for layer in self.layers)
+
     @property
     def _is_user_defined(self) -> bool:
         return self.use is not None
@@ -109,13 +116,22 @@ class GuardedCache(DynamicCache):
         # generate says so of every cache that it was given, before anything is read.
         if self.use is not None:
             self.use.generate()
+            if self._has_states and (model := self.use.model()) is not None:
+                _before_first_read(model, self)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """As ``DynamicCache.update``. Raises `PromptError`."""
         if self.use is not None and layer_idx == self._first:
+            if self.use.refused and self._has_states:
+                raise PromptError(
+                    "a read of this cache was refused before, when some layers had read the wrong "
+                    "tokens. Call card.inputs again."
+                )
+            self.use.refused = True
             self.use.forward(key_states.shape[-2], self.get_seq_length())
+            self.use.refused = False
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def activate_past_recording(self) -> None:
@@ -125,7 +141,7 @@ class GuardedCache(DynamicCache):
             model = self.use.model()
             if model is not None:
                 self.use.guesses = True
-                _read_once(model, self)
+                _before_first_read(model, self)
 
 
 class CardCache(GuardedCache):
@@ -146,8 +162,11 @@ class CardCache(GuardedCache):
         """With the layers of an ``empty`` cache of the model, in kinds that grow in place."""
         self.numbers = attention_numbers(empty)
         layers: list[Any] = [copy(layer) for layer in empty.layers]
-        for number in self.numbers:
-            layers[number] = growing(layers[number])
+        for number, layer in enumerate(layers):
+            if isinstance(layer, LinearAttentionLayer):
+                layers[number] = growing_state(layer)
+            elif number in self.numbers:
+                layers[number] = growing(layer)
         Cache.__init__(self, layers=layers)  # not as DynamicCache, which makes layers of its own
         self.card, self.decoded = card, decoded
 
@@ -162,11 +181,13 @@ class CardCache(GuardedCache):
         self.decoded = min(self.decoded, self.get_seq_length())
 
 
-def _read_once(model: Any, cache: DynamicCache) -> None:
-    """Let the next call of ``model.prepare_inputs_for_generation`` leave out what ``cache`` has.
+def _before_first_read(model: Any, cache: GuardedCache) -> None:
+    """Prepare for what the next call of ``model.prepare_inputs_for_generation`` is given.
 
-    Assisted generation reads the whole ids in its first forward, whatever the cache has. All other
-    kinds of generation cut the ids there.
+    Its ids have a row for each beam or sample, and each needs a copy of the states; layers with
+    keys and values see that for themselves. Assisted generation reads the whole ids in its first
+    forward, whatever the cache has: those that it has are left out. All other kinds of generation
+    cut the ids there.
     """
     prepare, mine = model.prepare_inputs_for_generation, ref(cache)
 
@@ -176,6 +197,8 @@ def _read_once(model: Any, cache: DynamicCache) -> None:
         if wanted is None or kwargs.get("past_key_values") is wanted:
             vars(model).pop("prepare_inputs_for_generation", None)
             if wanted is not None:
+                repeat_states(wanted, len(input_ids))
+            if wanted is not None and wanted.use is not None and wanted.use.guesses:
                 next_sequence_length = input_ids.shape[1] - wanted.get_seq_length()
         return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
 

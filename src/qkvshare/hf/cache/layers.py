@@ -6,16 +6,24 @@ from typing import Any, cast
 
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, cache_utils
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
 from ...card import Layer
 from ...card.errors import CaptureError, UnsupportedModelError
 from .coded import CodedLayer
 from .growing import FullLayer, HalfLayer, SlidingLayer
+from .states import STATE_AND_ATTENTION
 
 # Layers without anything of their own; older releases of transformers leave them out of the cache.
 _NOTHING: Any = getattr(cache_utils, "DummyLayer", ())
-_KINDS = DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer, HalfLayer, CodedLayer
+_KINDS = (
+    *(DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer, HalfLayer, CodedLayer),
+    *STATE_AND_ATTENTION,
+)
 
 
 def empty_cache(model: PreTrainedModel) -> DynamicCache:
@@ -38,8 +46,8 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
 def attention_numbers(cache: Cache) -> list[int]:
     """Which of the cache's layers hold keys and values: a card has those, in this order.
 
-    The others read what another layer holds, or hold nothing. Raises `UnsupportedModelError` where
-    one holds something else.
+    The others read what another layer holds, keep a state, or hold nothing. Raises
+    `UnsupportedModelError` where one holds something else.
     """
     if not isinstance(cache, DynamicCache):
         raise UnsupportedModelError(
@@ -51,12 +59,17 @@ def attention_numbers(cache: Cache) -> list[int]:
         # Subclasses keep more than keys and values, or keep them in another form.
         if type(layer) in _KINDS:
             out.append(number)
-        elif not isinstance(layer, _NOTHING):
+        elif type(layer) is not LinearAttentionLayer and not isinstance(layer, _NOTHING):
             raise UnsupportedModelError(
                 f"layer {number} of the model is of kind {type(layer).__name__!r}; a card carries "
-                "full and sliding-window attention only, and leaving this layer out would give "
-                "wrong text. Hand over text instead."
+                "full and sliding-window attention and recurrent and convolution states, and "
+                "leaving this layer out would give wrong text. Hand over text instead."
             )
+    if not out:
+        raise UnsupportedModelError(
+            "no layer of the model has attention, and a card carries keys and values. Hand over "
+            "text instead."
+        )
     return out
 
 

@@ -13,8 +13,8 @@ from ...card import Layer
 from ...codecs.fitting import fit
 from ...codecs.tiered import SINKS
 from ...profile import Profile
+from ..capture.reading import read
 from ..capture.sensitivity import fisher, sensitivity
-from ..capture.state import read
 from ..model.identity import identify
 
 # Every so many texts the Fisher information is taken: it costs more than reading.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ...card import CacheCard, Hop, Identity
+from ...card import CacheCard, Hop, Identity, StateBits
 from ...card.digest import is_digest
 from ...card.errors import BudgetError, CaptureError
 from ...codecs import Codec, Packed, from_record
@@ -21,8 +22,12 @@ from .encode import encode
 from .live import pick_row
 from .measured import measured
 from .new_card import NewCard
-from .state import State, read
+from .reading import read
+from .state import State
 from .strategy import scorer_of
+
+DEFAULT_STATE_BITS: StateBits = 8
+STATE_BITS: dict[int, StateBits | None] = {4: 4, 8: 8, 32: None}
 
 
 def capture(
@@ -36,6 +41,7 @@ def capture(
     agent: str = "",
     ttl: float | None = None,
     salt: str | None = None,
+    state_bits: int | None = None,
 ) -> CacheCard:
     """Read ``source`` and make a card of what the model understood.
 
@@ -54,6 +60,9 @@ def capture(
         ttl: seconds after which the card refuses to be used.
         salt: 64 hex digits that key every digest of the card, so that only those who have them can
             tell whether two cards share a text. By default the parent's.
+        state_bits: bits per number of recurrent states, for a model that keeps them: 8, 4, or 32
+            for all that the model has. By default the parent's, else 8, and 32 if the codec is
+            lossless. ``bits`` does not count them, since they do not grow with the context.
 
     Raises:
         CaptureError, PromptError: the source cannot be read, or does not go on from the parent.
@@ -68,7 +77,8 @@ def capture(
     ids = ids_of(tokenizer, source)
     require_text(model, ids)
     state = read(model, ids, [] if scorer is None else [scorer])
-    return make_card(state, identity, codec, bits, parent=parent, agent=agent, ttl=ttl, salt=salt)
+    how: dict[str, Any] = {"agent": agent, "ttl": ttl, "salt": salt, "state_bits": state_bits}
+    return make_card(state, identity, codec, bits, parent=parent, **how)
 
 
 def capture_cache(
@@ -86,6 +96,7 @@ def capture_cache(
     agent: str = "",
     ttl: float | None = None,
     salt: str | None = None,
+    state_bits: int | None = None,
 ) -> CacheCard:
     """Make a card of a live cache, which stays as it is.
 
@@ -102,7 +113,7 @@ def capture_cache(
         tokenizer: the model's, to bind the card to it.
         attention_mask: ``[batch, tokens]`` of a padded batch. The card is without the padding.
         row: which sequence of the batch; needed where there are several.
-        codec, bits, agent, ttl, salt: as in `capture`.
+        codec, bits, agent, ttl, salt, state_bits: as in `capture`.
         parent: another card of the first tokens, instead of the one that the cache began as.
         anew: encode all tokens again, without a parent. A lossy codec then loses again.
 
@@ -119,7 +130,8 @@ def capture_cache(
     if parent is None and card is not None and card.tokens < len(state.ids) and not anew:
         parent = card
     codec = codec or _inherited(parent)
-    return make_card(state, identity, codec, bits, parent=parent, agent=agent, ttl=ttl, salt=salt)
+    how: dict[str, Any] = {"agent": agent, "ttl": ttl, "salt": salt, "state_bits": state_bits}
+    return make_card(state, identity, codec, bits, parent=parent, **how)
 
 
 def require_numbers(bits: float | None, ttl: float | None) -> None:
@@ -140,6 +152,7 @@ def make_card(
     agent: str = "",
     ttl: float | None = None,
     salt: str | None = None,
+    state_bits: int | None = None,
 ) -> CacheCard:
     """Score, allocate and encode ``state`` to a card. Raises as `capture`."""
     start = 0 if parent is None else _require_parent(parent, state, identity)
@@ -170,9 +183,27 @@ def make_card(
         segments=[] if parent is None else parent.manifest.segments,
         tensors={} if parent is None else parent.verified(),
         salt=salt,
+        state_bits=_state_bits(state, state_bits, codec, parent),
     )
     codec, scores = measured(state, identity, codec, start)
     return encode(new, codec, scores, bits)
+
+
+def _state_bits(
+    state: State, asked: int | None, codec: Codec, parent: CacheCard | None
+) -> StateBits | None:
+    """Bits per number of recurrent states; None for all of their bytes. Raises `BudgetError`."""
+    if asked is not None and (asked not in STATE_BITS or not state.states):
+        has = "has" if state.states else "keeps no"
+        raise BudgetError(
+            f"state_bits={asked}, and the model {has} states; expected 4, 8 or 32 for a model that "
+            "keeps recurrent states, and to leave it out for any other."
+        )
+    if asked is not None:
+        return STATE_BITS[asked]
+    if codec.lossless:
+        return None
+    return DEFAULT_STATE_BITS if parent is None else parent.manifest.segments[-1].state_bits
 
 
 def _inherited(parent: CacheCard | None) -> Codec:

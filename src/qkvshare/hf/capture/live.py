@@ -25,7 +25,8 @@ from ..cache.observe import observe
 from ..inject.fill import BoundCard, fill
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
-from .state import State, complete, read, require_context, state_of
+from .reading import finish, read, require_context
+from .state import State, state_of
 
 # Relative error per key vector between two runs of the same projection: rounding, and other matmul
 # shapes. Another token is much farther away (on SmolLM2 its nearest neighbour is at 0.2, median).
@@ -81,9 +82,9 @@ def pick_row(
 
 
 def decode(model: PreTrainedModel, card: CacheCard) -> CardCache:
-    """A cache of all the card's tokens, which a model may read any other token after."""
+    """A cache of all the card's tokens, or of all but the last one where the model keeps states."""
     bound = BoundCard(card, model)
-    cache = bound.cache(card.tokens)
+    cache = bound.cache(bound.decodes(card.tokens))
     fill(bound, cache)
     return cache
 
@@ -92,9 +93,7 @@ def _read_again(model: PreTrainedModel, card: CacheCard | None, ids: TokenIds) -
     """The state of ``ids``, from the card's on where its bytes are at hand."""
     if card is None or card.thin:
         return read(model, ids)
-    cache = decode(model, card)
-    complete(model, cache, ids)
-    return state_of(model, attention_layers(cache), 0, ids, None, len(ids))
+    return finish(model, decode(model, card), ids)
 
 
 def _require_ids_of(card: CacheCard, ids: TokenIds) -> int:

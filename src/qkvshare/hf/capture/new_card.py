@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
-from ...card import Allocation, CacheCard, Hop, Identity, Manifest, Segment
+from ...card import Allocation, CacheCard, Hop, Identity, Manifest, Segment, StateBits
 from ...card.container import Array, blob_name, ids_name
 from ...card.digest import Bytes, digest_bytes, empty_chain, extend_chain
 from ...codecs import Codec, LayerKV, Shape, Trimmable
+from ...codecs.states import encode_states
 from ...codecs.tiered import SINKS
 from .state import State
 
@@ -32,6 +34,7 @@ class NewCard:
         start: the first token of the last segment.
         segments: those before it, from the parent.
         tensors: their bytes.
+        state_bits: bits per number of recurrent states; None for all of their bytes.
     """
 
     state: State
@@ -43,6 +46,15 @@ class NewCard:
     segments: list[Segment]
     tensors: dict[str, Array]
     salt: str | None
+    state_bits: StateBits | None
+
+    @cached_property
+    def state_blobs(self) -> list[Bytes]:
+        """The encoded snapshot; none where the model keeps no states."""
+        state = self.state
+        if not state.states:
+            return []
+        return [encode_states(state.snapshot, state.states, self.state_bits)]
 
     @cached_property
     def first(self) -> list[int]:
@@ -77,16 +89,17 @@ class NewCard:
         return self.state.for_codec(codec, self.start)
 
     def nbytes(self, codec: Codec, allocation: Allocation, sizes: Sequence[int]) -> int:
-        """Bytes of the card's file if the new layers had ``sizes`` bytes."""
+        """`CacheCard.context_bytes` of the card if the new layers had ``sizes`` bytes."""
         # A header names sizes and digests, whatever the bytes are: zeros stand for both.
         blobs = [np.broadcast_to(np.uint8(0), size) for size in sizes]
-        return self.card(codec, allocation, blobs, hashed=False).nbytes
+        return self.card(codec, allocation, blobs, hashed=False).context_bytes
 
     def card(
         self, codec: Codec, allocation: Allocation, blobs: Iterable[Bytes], hashed: bool = True
     ) -> CacheCard:
         """The card with the new tokens, encoded by ``codec`` to ``blobs``, at its end."""
         ids, index, sizes = self.state.ids[self.start :], len(self.segments), None
+        blobs = chain(blobs, self.state_blobs)
         if len(ids) < _JOINED and not (isinstance(codec, Trimmable) and codec.refinements):
             apart = list(blobs)
             sizes, blobs = [len(blob) for blob in apart], [np.concatenate(apart)]
@@ -94,17 +107,18 @@ class NewCard:
         for number, blob in enumerate(blobs):
             tensors[blob_name(number, index)] = blob
             digests.append(digest_bytes(blob, self.salt) if hashed else "0" * 64)
-        chain = self.segments[-1].chain if self.segments else empty_chain(self.salt)
+        prefix = self.segments[-1].chain if self.segments else empty_chain(self.salt)
         segment = Segment(
             start=self.start,
             end=len(self.state.ids),
-            prefix=chain,
-            chain=extend_chain(chain, ids, self.salt),
+            prefix=prefix,
+            chain=extend_chain(prefix, ids, self.salt),
             codec=codec.record(),
             allocation=allocation,
             blobs=digests,
             first=self.first if any(at > self.start for at in self.first) else None,
             sizes=sizes,
+            state_bits=self.state_bits if self.state.states else None,
         )
         manifest = Manifest(
             created=self.created.replace(microsecond=0),
@@ -114,5 +128,6 @@ class NewCard:
             segments=[*self.segments, segment],
             lineage=self.lineage,
             salt=self.salt,
+            states=self.state.states,
         )
         return CacheCard(manifest, tensors)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...card.digest import TokenIds
 from ...card.errors import UnsupportedModelError
 from ...scoring import AttentionProbe, Scorer, Visibility
+from ..cache.observe import positions
 from .probe import Watch, choose_probes, watched
 from .state import State
 
@@ -57,7 +58,8 @@ def look_back(state: State, scorer: Scorer, probes: TokenIds) -> list[Tensor]:
     watch = Watch(model, [scorer], behind=len(probes))
     with watched(model, watch), torch.no_grad():
         decoder = cast(Any, model).get_decoder()
-        decoder(input_ids=tokens, past_key_values=state.cache(), use_cache=True)
+        more = positions(model, len(state.ids), len(probes))
+        decoder(input_ids=tokens, past_key_values=state.cache(), use_cache=True, **more)
     found = watch.scores.get(scorer, {})
     if len(found) != len(state.cached):
         raise UnsupportedModelError(

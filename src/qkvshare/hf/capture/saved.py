@@ -13,10 +13,11 @@ from ...card import CacheCard
 from ...card.errors import CodecError
 from ...codecs import Raw, from_record
 from ..cache.layers import attention_layers, empty_cache, place_layer
+from ..cache.states import put_states, take_states
 from ..text.tokens import Ids
 from .capture import capture_cache
 from .live import decode
-from .state import complete
+from .reading import complete
 
 
 class SavedCache(NamedTuple):
@@ -77,7 +78,9 @@ def load_cache(path: str | Path, model: PreTrainedModel) -> SavedCache:
                 f"{path} was encoded with {run.codec.name!r}, which loses something; expected what "
                 "save_cache wrote. Use CacheCard.load(path).inputs(model, …)."
             )
-    cache = empty_cache(model)
-    for slot, layer in zip(attention_layers(cache), decode(model, card).of_card, strict=True):
+    cache, decoded, states = empty_cache(model), decode(model, card), card.manifest.states
+    complete(model, decoded, card.token_ids)
+    for slot, layer in zip(attention_layers(cache), decoded.of_card, strict=True):
         place_layer(slot, layer.keys[0], layer.values[0], card.tokens)
+    put_states(cache, states, take_states(decoded, states))
     return SavedCache(cache, torch.tensor(card.token_ids, device=model.device).long()[None])

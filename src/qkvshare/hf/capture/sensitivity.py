@@ -19,8 +19,9 @@ from ...card import Identity
 from ...card.errors import UnsupportedModelError
 from ...codecs import LayerKV
 from ...codecs.tiered import SINKS
+from ..cache.observe import positions
 from ..model.config import text_config
-from .state import read
+from .reading import read
 
 _TOKENS = 64
 # Of the mean over all heads: one on which nothing seemed to depend still counts for something.
@@ -71,7 +72,9 @@ def fisher(
         ]
         after = following[None].to(model.device)
         cache = replace(state, cached=cached).cache()
-        logits = model(input_ids=after, past_key_values=cache, use_cache=True).logits[0].float()
+        more = positions(model, len(ids), len(following))
+        out = model(input_ids=after, past_key_values=cache, use_cache=True, **more)
+        logits = out.logits[0].float()
         # Labels from the model's own distribution: that is what makes it Fisher information.
         chances = logits.detach().softmax(-1).cpu()
         labels = chances.multinomial(1, generator=draw)[:, 0].to(logits.device)

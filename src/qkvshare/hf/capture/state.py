@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
 import torch
 from msgspec import structs
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from ...card import CacheCard, Layer
+from ...card import CacheCard, Layer, StateTensor
 from ...card.digest import TokenIds
-from ...card.errors import CancelledError, CaptureError, IdentityError, UnsupportedModelError
+from ...card.errors import CaptureError, IdentityError, UnsupportedModelError
 from ...codecs import Codec, LayerKV, RotatedKV
 from ...scoring import Scorer
 from ..cache.growing import HalfLayer
@@ -27,12 +26,8 @@ from ..cache.layers import (
     place_layer,
 )
 from ..cache.observe import observe, require_geometry
+from ..cache.states import put_states
 from ..model.rope import Rope
-from ..model.text_only import forget_positions
-from ..text.tokens import Ids, as_ids, require_length, require_vocabulary
-from .probe import Watch, can_watch_reading, watched
-
-_PIECE = 512  # tokens read at once, between which a caller can call it off
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,9 @@ class State:
     A sliding layer holds its last tokens only; the last one cached is always the last of ``ids``.
     ``card`` is the card whose tokens come first, where the cache was injected from one. ``scores``
     is what scorers said while the model read ``ids``, ``[kv_heads, tokens]`` a layer.
+
+    ``snapshot`` has the recurrent and convolution states before the last token was read, and
+    ``final`` those after it; none where the model keeps none.
     """
 
     model: PreTrainedModel
@@ -50,6 +48,13 @@ class State:
     cached: list[LayerKV]
     card: CacheCard | None = None
     scores: Mapping[Scorer, list[Tensor]] = field(default_factory=dict)
+    snapshot: list[Tensor] = field(default_factory=list)
+    final: list[Tensor] = field(default_factory=list)
+
+    @property
+    def states(self) -> list[StateTensor]:
+        """What ``snapshot`` and ``final`` are of."""
+        return observe(self.model).states
 
     @cached_property
     def _rope(self) -> Rope:
@@ -69,6 +74,7 @@ class State:
             keep = min(known, cached.keys.shape[1], (layer.window or known + 1) - 1)
             skip = cached.keys.shape[1] - keep
             place_layer(slot, cached.keys[:, skip:], cached.values[:, skip:], known)
+        put_states(cache, self.states, [tensor.clone() for tensor in self.final])
         return cache
 
     def layer(self, number: int, start: int, pre_rope: bool) -> LayerKV:
@@ -98,62 +104,6 @@ class State:
         positions = range(max(start, self.first(number)), len(self.ids))
         rotation = self._rope.rotation(number, positions, keys.shape[2], keys.device, back=True)
         return None if rotation is None else rotation.angles
-
-
-def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ()) -> State:
-    """Prefill ``token_ids``, asking ``scorers`` on the way where the model can be watched.
-
-    Raises `CaptureError` or `PromptError`.
-    """
-    ids = as_ids(token_ids)
-    require_context(model, ids)
-    forget_positions(model)
-    windows = [layer.window for layer in observe(model).layers if layer.window]
-    cache = empty_cache(model)
-    # A full window would forget the token that an exact hit needs, see `inject`.
-    if windows and len(ids) >= min(windows):
-        cache.activate_past_recording()  # type: ignore[no-untyped-call]
-    tokens = torch.from_numpy(ids).long()[None].to(model.device)
-    asked = [scorer for scorer in scorers if len(scorer.probes(len(ids))) and not scorer.rereads]
-    watch = Watch(model, asked if can_watch_reading(model) else ())
-    with torch.no_grad(), watched(model, watch) if watch.scorers else nullcontext():
-        # One row of logits: the vocabulary projection of the others would be thrown away.
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    state = state_of(model, attention_layers(cache), 0, ids, None, len(ids))
-    seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
-    whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.cached)}
-    return replace(state, scores=whole)
-
-
-def complete(
-    model: PreTrainedModel,
-    cache: Cache,
-    ids: Ids,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> None:
-    """Let ``model`` read those of ``ids`` that ``cache`` lacks, so that it has all of them.
-
-    After ``generate`` that is the last sampled token: it was returned, and never read. ``ids`` are
-    of the whole context, ``[tokens]`` or ``[1, tokens]``. ``cancelled`` is asked before each 512
-    tokens, and at the end. Raises `PromptError` for more than one sequence, and `CancelledError`.
-    """
-    rest = torch.from_numpy(as_ids(ids)[cache.get_seq_length() :]).long()[None]
-    for piece in rest.to(model.device).split(_PIECE, dim=1):  # type: ignore[no-untyped-call]
-        if cancelled():
-            break
-        if piece.shape[1]:
-            with torch.no_grad():
-                model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    if cancelled():
-        raise CancelledError("reading was called off.")
-
-
-def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
-    """Raise `CaptureError` or `PromptError` for a context that no model can read."""
-    if len(ids) == 0:
-        raise CaptureError("the context is empty; expected at least one token.")
-    require_vocabulary(model, ids, "context")
-    require_length(model, len(ids))
 
 
 def state_of(
@@ -207,7 +157,7 @@ def state_of(
         cached.append(LayerKV(keys[:, start:], values[:, start:]))
         _require_finite(number, cached[-1])
     try:
-        require_geometry(model, layers)
+        require_geometry(model, layers, observe(model).states)
     except IdentityError as error:
         raise UnsupportedModelError(f"no card of this cache could be injected: {error}") from error
     return State(model, ids, layers, cached)

@@ -67,16 +67,17 @@ def fit_step(
     best: CacheCard | None = None
     for _ in range(_ROUNDS):
         card = make(step)
-        if card.nbytes <= budget and (best is None or card.nbytes > best.nbytes):
+        nbytes = card.context_bytes
+        if nbytes <= budget and (best is None or nbytes > best.context_bytes):
             best = card
-        if _NEAR * budget <= card.nbytes <= budget:
+        if _NEAR * budget <= nbytes <= budget:
             break
-        off = (card.nbytes - (1 + _NEAR) / 2 * budget) / fall
+        off = (nbytes - (1 + _NEAR) / 2 * budget) / fall
         step += math.ceil(off) if off > 0 else math.floor(off)
     if best is None:
         raise BudgetError(
             f"{budget:,.0f} bytes cannot be met: with the coarsest step tried the card "
-            f"has {card.nbytes:,}. Raise it."
+            f"has {nbytes:,}. Raise it."
         )
     return best
 

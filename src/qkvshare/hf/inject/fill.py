@@ -18,15 +18,18 @@ from transformers.cache_utils import DynamicLayer
 from ...card import CacheCard, Run
 from ...card.errors import CancelledError, PromptError
 from ...codecs import LayerKV, Shape, decode_runs, dtype_of, find_codec
+from ...codecs.states import decode_states
 from ..cache.buffers import Buffer, Target, allocate
 from ..cache.card_cache import CardCache
 from ..cache.coded import CodedLayer
 from ..cache.growing import STEP, FullLayer, HalfLayer
 from ..cache.observe import require_geometry
+from ..cache.states import put_states
 from ..model.config import text_config
 from ..model.identity import identify
 from ..model.rope import Rope
 from ..model.rotation import Rotation
+from ..text.tokens import require_vocabulary
 
 
 class BoundCard:
@@ -50,15 +53,49 @@ class BoundCard:
     ) -> None:
         """Raises `IdentityError`, and `UnsupportedModelError` for state no card can carry."""
         card.manifest.identity.require(identify(model, tokenizer))
-        observed = require_geometry(model, card.manifest.layers)
+        observed = require_geometry(model, card.manifest.layers, card.manifest.states)
         self.card, self.model = card, model
         self.config = text_config(model)
-        self.devices, self._empty = observed.devices, observed.empty
+        self.devices, self._observed = observed.devices, observed
         self._rope = Rope(model, observed.numbers)
 
     def cache(self, decoded: int) -> CardCache:
-        """An empty cache, for the first ``decoded`` tokens of the card."""
-        return CardCache(self.card, decoded, self._empty)
+        """A cache for the first ``decoded`` tokens of the card: without keys and values yet, with
+        the states after those tokens. Raises the `CardError` family."""
+        cache, states = (
+            CardCache(self.card, decoded, self._observed.empty),
+            self.card.manifest.states,
+        )
+        if states and decoded:
+            put_states(cache, states, self._states())
+        return cache
+
+    def decodes(self, tokens: int) -> int:
+        """How many of the card's first ``tokens`` can be in a cache: all, or all but the card's
+        last one where the model keeps states, which are those before it."""
+        return min(tokens, self.card.tokens - bool(self.card.manifest.states))
+
+    def _states(self) -> list[Tensor]:
+        """The card's snapshot, where the model keeps it. Raises the `CardError` family."""
+        manifest, observed = self.card.manifest, self._observed
+        last = len(manifest.segments) - 1
+        bits = manifest.segments[last].state_bits
+        tensors = decode_states(self.card.state_blob(last), manifest.states, bits)
+        for state, tensor in zip(manifest.states, tensors, strict=True):
+            if state.dtype == "int64":  # a convolution over token ids
+                require_vocabulary(self.model, tensor.numpy().ravel(), "state")
+        pairs = zip(tensors, observed.state_devices, strict=True)
+        return [tensor.to(device) for tensor, device in pairs]
+
+    @property
+    def shares_layers(self) -> bool:
+        """Whether a layer keeps states beside keys and values."""
+        return any(state.layer in self._observed.numbers for state in self.card.manifest.states)
+
+    @property
+    def stepwise(self) -> bool:
+        """See `Observed`."""
+        return self._observed.stepwise
 
     def rotation(self, run: Run, layer: int) -> Rotation | None:
         """What brings a layer's keys to their positions once ``run`` is decoded; None if nothing.

@@ -20,6 +20,8 @@ from ...codecs import Shape, dtype_of, find_codec, from_record
 from ..cache.card_cache import CardCache, GuardedCache, Use
 from ..cache.coded import CodedLayer, CodedRun, Scratch
 from ..cache.growing import HalfLayer
+from ..cache.observe import positions
+from ..capture.reading import complete
 from ..model.config import innermost
 from ..model.identity import identify
 from ..model.text_only import forget_positions, require_text
@@ -47,16 +49,23 @@ def inject(
         raise PromptError(f"kv_format is {kv_format!r}; expected one of {', '.join(formats)}.")
     card.require_fresh()
     bound = BoundCard(card, model, tokenizer)
+    if kv_format != "model" and bound.shares_layers:
+        raise UnsupportedModelError(
+            f"kv_format={kv_format!r} is not for {type(model).__name__}, whose layers keep states "
+            "beside keys and values. Use kv_format='model'."
+        )
     prompt = _prompt(bound, tokenizer, new, prompt_ids)
     # Memory made in inference mode could not be written outside of it.
     with torch.inference_mode(False):
-        cache = bound.cache(min(card.tokens, len(prompt) - 1))
+        cache = bound.cache(bound.decodes(len(prompt) - 1))
         if kv_format == "bfloat16":
             _keep_half(bound, cache)
         if kv_format == "codes":
             _keep_codes(bound, cache, cancelled)
         if not all(isinstance(layer, CodedLayer) for layer in cache.of_card):
             fill(bound, cache, _usable(cached, cache), cancelled)
+    if bound.stepwise:
+        complete(model, cache, prompt[:-1], cancelled)
     return _arguments(bound, prompt, cache, new_only)
 
 
@@ -130,7 +139,10 @@ def prefill(
     with torch.inference_mode(False), torch.no_grad():
         cache = GuardedCache(config=model.config)
         if kept:
-            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            more = positions(model, 0, kept)
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
+    if bound.stepwise:
+        complete(model, cache, prompt[:-1])
     return _arguments(bound, prompt, cache, new_only)
 
 
@@ -220,6 +232,8 @@ def _arguments(bound: BoundCard, prompt: TokenIds, cache: GuardedCache, new_only
         "past_key_values": cache,
         "use_cache": True,  # whatever the configuration says
     }
+    if new_only and (told := positions(model, kept, len(given))):
+        arguments["position_ids"] = told["position_ids"]
     own = getattr(model, "generation_config", None)
     if not new_only and getattr(own, "cache_implementation", None):
         arguments["cache_implementation"] = None  # the card's cache is used

@@ -24,7 +24,7 @@ from ...card.digest import digest_json
 from ...codecs import Codec, Stepped, from_record
 from ..cache.layers import empty_cache
 from ..capture.capture import make_card
-from ..capture.state import read
+from ..capture.reading import read
 from ..inject.inject import inject
 from ..model.config import text_config
 from ..model.identity import identify

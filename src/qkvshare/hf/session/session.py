@@ -24,7 +24,7 @@ from ..cache.growing import FullLayer
 from ..cache.layers import empty_cache
 from ..cache.observe import observe, require_geometry
 from ..capture.capture import capture, capture_cache
-from ..capture.state import complete
+from ..capture.reading import complete
 from ..model.config import text_config
 from ..model.identity import identify
 from ..text.chat import Chat
@@ -116,7 +116,7 @@ class Session:
         """
         card.require_fresh()
         card.manifest.identity.require(self.identity)
-        require_geometry(self.model, card.manifest.layers)
+        require_geometry(self.model, card.manifest.layers, card.manifest.states)
         require_vocabulary(self.model, card.token_ids, "card")
         require_length(self.model, card.tokens)
 

@@ -97,7 +97,9 @@ class Tiers:
         warm, hot = self._warm.get(name), self._hot.get(name)
         more = prompt_ids[card.tokens :]
         nbytes = _decoded_bytes(model, card)
-        if warm is not None and hot is None and len(more) and nbytes <= self._hot.limit:
+        # A cache with states has one token less than the card: nothing of it can be copied.
+        copied = len(more) and not card.manifest.states
+        if warm is not None and hot is None and copied and nbytes <= self._hot.limit:
             # A cache of its own, which nobody goes on from, so that it stays as it is.
             made = inject(warm, model, new=more[:1], new_only=True, cancelled=cancelled)
             hot = cast(Cache, made["past_key_values"])

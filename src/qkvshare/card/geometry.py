@@ -1,0 +1,80 @@
+"""What a model's layers keep, as a card's header says it.
+
+Attention layers keep keys and values of each token: `Layer`. Other layers keep one sum of all
+tokens, whatever their number: recurrent states, and the last inputs of a convolution. Such a state
+cannot be taken back to an earlier token, so each segment of a card has a snapshot of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**20)]
+StateBits = Literal[4, 8]
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}
+SCALE_BYTES = 2  # bfloat16
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Unknown fields are errors: a reader that guesses is a reader that corrupts."""
+
+
+class Layer(Strict, frozen=True):
+    """Geometry of one attention layer.
+
+    ``window``, in tokens, is of sliding layers only. The keys of a layer that is ``placed`` are
+    stored as the model caches them by every codec: their positions cannot be taken out.
+    """
+
+    kind: Literal["full", "sliding"]
+    kv_heads: Size
+    head_dim: Size
+    v_head_dim: Size
+    window: Annotated[int, Meta(ge=2, le=2**31 - 1)] | None = None
+    placed: bool = False
+
+
+class StateTensor(Strict, frozen=True):
+    """One tensor of state that does not grow with the tokens.
+
+    ``layer`` counts all layers of the model. A layer may keep several tensors of a kind, which
+    ``index`` counts. ``shape`` is that of one sequence.
+    """
+
+    layer: Count
+    kind: Literal["conv", "recurrent"]
+    index: Count
+    shape: Annotated[list[Size], Meta(min_length=1, max_length=8)]
+    dtype: Literal["float32", "bfloat16", "float16", "int64"]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def rows(self) -> int:
+        """Runs of numbers along the last dimension."""
+        return self.numbers // self.shape[-1]
+
+    def coded(self, bits: int | None) -> bool:
+        """Whether it is rounded to ``bits`` per number and a scale per row; otherwise its bytes
+        are as they are. Convolution states are small, and never rounded."""
+        return bits is not None and self.kind == "recurrent" and self.dtype != "int64"
+
+    def nbytes(self, bits: int | None) -> int:
+        """Encoded bytes with ``bits`` per number, see `coded`."""
+        if bits is None or not self.coded(bits):
+            return self.numbers * _ITEM_BYTES[self.dtype]
+        return SCALE_BYTES * self.rows + -(-bits * self.numbers // 8)
+
+
+def state_nbytes(states: Sequence[StateTensor], bits: int | None) -> int:
+    """Bytes of a snapshot of ``states``."""
+    return sum(state.nbytes(bits) for state in states)

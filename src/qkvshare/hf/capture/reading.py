@@ -1,0 +1,114 @@
+"""Let a model read token ids, and take down its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from ...card.digest import TokenIds
+from ...card.errors import CancelledError, CaptureError
+from ...scoring import Scorer
+from ..cache.layers import attention_layers, empty_cache
+from ..cache.observe import observe, positions
+from ..cache.states import take_states
+from ..model.text_only import forget_positions
+from ..text.tokens import Ids, as_ids, require_length, require_vocabulary
+from .probe import Watch, can_watch_reading, watched
+from .state import State, state_of
+
+_PIECE = 512  # tokens read at once, between which a caller can call it off
+
+
+def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ()) -> State:
+    """Prefill ``token_ids``, asking ``scorers`` on the way where the model can be watched.
+
+    Raises `CaptureError` or `PromptError`.
+    """
+    ids = as_ids(token_ids)
+    require_context(model, ids)
+    forget_positions(model)
+    cache, apart = empty_cache(model), int(bool(observe(model).states))
+    asked = [scorer for scorer in scorers if len(scorer.probes(len(ids))) and not scorer.rereads]
+    watch = Watch(model, asked if can_watch_reading(model) else ())
+    if not apart:
+        _remember_one_more(model, cache, len(ids))
+    if len(ids) > apart:
+        with watched(model, watch) if watch.scorers else nullcontext():
+            _forward(model, cache, ids[: len(ids) - apart])
+    state = finish(model, cache, ids)
+    seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
+    if apart:  # nobody has looked at the last token, which counts as the one before it
+        for scorer, scores in seen.items():
+            seen[scorer] = [torch.cat([score, score[:, -1:]], 1) for score in scores]
+    whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.cached)}
+    return replace(state, scores=whole)
+
+
+def finish(model: PreTrainedModel, cache: Cache, ids: TokenIds) -> State:
+    """The state of ``ids``, once ``model`` has read those that ``cache`` lacks.
+
+    Where the model keeps states, the cache must lack the last one at least: a snapshot is taken
+    before it, since no state can be taken back to it. Raises as `state_of`.
+    """
+    states, snapshot, final = observe(model).states, list[torch.Tensor](), list[torch.Tensor]()
+    if states:
+        complete(model, cache, ids[:-1])
+        if len(ids) > 1:
+            snapshot = take_states(cache, states)
+        _remember_one_more(model, cache, len(ids))
+    complete(model, cache, ids)
+    if states:
+        final = take_states(cache, states)
+        # A state of no tokens is not used; it has its place in the card all the same.
+        snapshot = snapshot or [torch.zeros_like(tensor) for tensor in final]
+    state = state_of(model, attention_layers(cache), 0, ids, None, len(ids))
+    return replace(state, snapshot=snapshot, final=final)
+
+
+def complete(
+    model: PreTrainedModel,
+    cache: Cache,
+    ids: Ids,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Let ``model`` read those of ``ids`` that ``cache`` lacks, so that it has all of them.
+
+    After ``generate`` that is the last sampled token: it was returned, and never read. ``ids`` are
+    of the whole context, ``[tokens]`` or ``[1, tokens]``. ``cancelled`` is asked before each 512
+    tokens, and at the end. Raises `PromptError` for more than one sequence, and `CancelledError`.
+    """
+    rest = as_ids(ids)
+    at, stepwise = cache.get_seq_length(), observe(model).stepwise
+    while at < len(rest) and not cancelled():
+        piece = rest[at : at + (1 if stepwise and at else _PIECE)]
+        _forward(model, cache, piece)
+        at += len(piece)
+    if cancelled():
+        raise CancelledError("reading was called off.")
+
+
+def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
+    """Raise `CaptureError` or `PromptError` for a context that no model can read."""
+    if len(ids) == 0:
+        raise CaptureError("the context is empty; expected at least one token.")
+    require_vocabulary(model, ids, "context")
+    require_length(model, len(ids))
+
+
+def _forward(model: PreTrainedModel, cache: Cache, ids: TokenIds) -> None:
+    tokens = torch.from_numpy(ids).long()[None].to(model.device)
+    more = positions(model, cache.get_seq_length(), len(ids))
+    with torch.no_grad():
+        # One row of logits: the vocabulary projection of the others would be thrown away.
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
+
+
+def _remember_one_more(model: PreTrainedModel, cache: Cache, tokens: int) -> None:
+    """A full window would forget the token that an exact hit needs, see `inject`."""
+    windows = [layer.window for layer in observe(model).layers if layer.window]
+    if windows and tokens >= min(windows):
+        cache.activate_past_recording()  # type: ignore[no-untyped-call]

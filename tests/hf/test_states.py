@@ -1,0 +1,242 @@
+"""Models that keep recurrent or convolution states beside keys and values."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qkvshare import (
+    CacheCard,
+    IdentityError,
+    Packed,
+    Raw,
+    Store,
+    UnsupportedModelError,
+    capture,
+    capture_cache,
+    load_cache,
+    save_cache,
+)
+from qkvshare.card.errors import BudgetError, CardThinError, PromptError
+from qkvshare.codecs.stats import describe, sizes
+from qkvshare.hf.cache.observe import observe
+from qkvshare.hf.model.identity import identify
+from tests.models.tiny import greedy, some_ids, tiny_model
+
+# Gated delta rule, short convolutions, Mamba 2, states and attention in one layer, states beside
+# sliding windows, and a model that reads one new token at a time.
+NAMES = [
+    *("qwen3_5_text", "qwen3_next", "lfm2", "granitemoehybrid", "nemotron_h"),
+    *("falcon_h1", "inkling_text", "jamba"),
+]
+CONTEXT = 72
+
+
+@cache
+def tiny(name: str) -> Any:
+    return tiny_model(name)
+
+
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest) -> Any:
+    return tiny(request.param)
+
+
+@pytest.fixture
+def qwen() -> Any:
+    return tiny("qwen3_5_text")
+
+
+def ids_of(model: Any, count: int = CONTEXT, seed: int = 1) -> list[int]:
+    return some_ids(model, count, seed)
+
+
+def from_text(model: Any, ids: list[int], tokens: int = 64) -> list[int]:
+    rows = torch.tensor([ids])
+    return greedy(model, tokens, input_ids=rows, attention_mask=torch.ones_like(rows))[0]
+
+
+def from_card(model: Any, card: CacheCard, new: list[int], tokens: int = 64, **how: Any) -> Any:
+    return greedy(model, tokens, **card.inputs(model, new=new, **how))[0]
+
+
+def generated(model: Any, card: CacheCard, new: list[int], tokens: int = 8) -> Any:
+    return model.generate(
+        **card.inputs(model, new=new),
+        max_new_tokens=tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+
+
+def raw(model: Any, ids: list[int], **how: Any) -> CacheCard:
+    return capture(model, None, ids, codec=Raw(), **how)
+
+
+def test_a_lossless_card_gives_the_same_64_tokens(model: Any, tmp_path: Path) -> None:
+    ids, new = ids_of(model), ids_of(model, 5, seed=3)
+    card = CacheCard.load(raw(model, ids).save(tmp_path / "card"))
+    assert card.manifest.states
+    assert from_card(model, card, new) == from_text(model, ids + new)
+    assert from_card(model, card, []) == from_text(model, ids)  # an exact hit
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_short_contexts(model: Any, tokens: int) -> None:
+    ids, new = ids_of(model, tokens), ids_of(model, 5, seed=3)
+    card = raw(model, ids)
+    assert from_card(model, card, new, 16) == from_text(model, ids + new, 16)
+    assert from_card(model, card, [], 16) == from_text(model, ids, 16)
+
+
+def test_chains_grow_and_are_compacted(model: Any, tmp_path: Path) -> None:
+    ids, new = ids_of(model), ids_of(model, 5, seed=3)
+    card = raw(model, ids)
+    for seed in (4, 5):
+        card = card.extend(model, generated(model, card, ids_of(model, 3, seed)), agent="B")
+    assert len(card.manifest.segments) == 3
+    expected = from_text(model, [*map(int, card.token_ids), *new], 24)
+    card = CacheCard.load(card.save(tmp_path / "card"))
+    assert from_card(model, card, new, 24) == expected
+    compact = CacheCard.load(card.compact().save(tmp_path / "compact"))
+    compact.verify()
+    assert from_card(model, compact, new, 24) == expected
+    assert compact.state_bytes * 3 == card.state_bytes
+    for part in (card.head(CONTEXT), card.salted("1" * 64).head(CONTEXT)):
+        part.verify()
+        assert from_card(model, part, new, 24) == from_text(model, ids + new, 24)
+
+
+def test_thin_cards_and_forks(qwen: Any) -> None:
+    ids, new = ids_of(qwen), ids_of(qwen, 5, seed=3)
+    parent = raw(qwen, ids)
+    child = parent.extend(qwen, generated(qwen, parent, new), agent="B")
+    thin = child.without(parent)
+    cached = parent.inputs(qwen, new=new)["past_key_values"]
+    with pytest.raises(CardThinError):
+        thin.inputs(qwen, new=new, cached=cached)
+    whole = thin.whole(parent)
+    assert whole.digest == child.digest
+    expected = from_text(qwen, [*map(int, child.token_ids), *new], 24)
+    assert from_card(qwen, whole, new, 24) == expected
+    assert from_card(qwen, child.fork("C"), new, 24) == expected
+
+
+def test_live_caches_are_read_again_and_saved(model: Any, tmp_path: Path) -> None:
+    ids, new = ids_of(model), ids_of(model, 5, seed=3)
+    rows = torch.tensor([ids])
+    out = model.generate(
+        input_ids=rows,
+        attention_mask=torch.ones_like(rows),
+        max_new_tokens=2,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    cache, said = out.past_key_values, out.sequences[0].tolist()
+    card = capture_cache(model, cache, said[:-1], codec=Raw())
+    assert from_card(model, card, new, 24) == from_text(model, said[:-1] + new, 24)
+    path = save_cache(cache, said, tmp_path / "cache", model)
+    loaded, of = load_cache(path, model)
+    assert of[0].tolist() == said
+    if not observe(model).stepwise:  # that is transformers' own fault, without a card
+        again = torch.cat([of, torch.tensor([new])], 1)
+        found = greedy(model, 24, input_ids=again, past_key_values=loaded)[0]
+        assert found == from_text(model, said + new, 24)
+
+
+def test_states_are_rounded_to_8_or_4_bits(qwen: Any) -> None:
+    ids, new = ids_of(qwen), ids_of(qwen, 5, seed=3)
+    cards = {bits: capture(qwen, None, ids, state_bits=bits) for bits in (4, 8, 32)}
+    default = capture(qwen, None, ids)
+    assert default.state_bytes == cards[8].state_bytes
+    assert cards[4].state_bytes < cards[8].state_bytes < cards[32].state_bytes
+    # What the context costs is the same.
+    assert {round(card.bits_per_value, 1) for card in cards.values()} == {
+        round(default.bits_per_value, 1)
+    }
+    whole = torch.tensor([ids + new])
+    with torch.no_grad():
+        expected = qwen(input_ids=whole).logits[0, -1].log_softmax(-1)
+        off = {
+            bits: float(
+                torch.nn.functional.kl_div(
+                    qwen(**card.inputs(qwen, new=new, new_only=True)).logits[0, -1].log_softmax(-1),
+                    expected,
+                    log_target=True,
+                    reduction="sum",
+                )
+            )
+            for bits, card in {**cards, 0: raw(qwen, ids)}.items()
+        }
+    assert off[0] < 1e-6 < off[4]
+    assert off[32] <= off[4]
+    assert sizes(default)["total"] == default.nbytes
+    assert sizes(default)["states"] == default.state_bytes > 0
+    assert describe(default)["segments"][0]["state_bits"] == 8
+    with pytest.raises(BudgetError, match=r"state_bits=5"):
+        capture(qwen, None, ids, state_bits=5)
+
+
+def test_the_budget_is_for_keys_and_values(qwen: Any) -> None:
+    card = capture(qwen, None, ids_of(qwen, 200), bits=12)
+    assert card.bits_per_value <= 12
+    assert card.nbytes == card.context_bytes + card.state_bytes
+
+
+def test_beams_and_samples_go_on_from_one_state(model: Any) -> None:
+    ids, new = ids_of(model), ids_of(model, 5, seed=3)
+    card, rows = raw(model, ids), torch.tensor([ids + new])
+    how = {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 3, "do_sample": False}
+    expected = model.generate(input_ids=rows, attention_mask=torch.ones_like(rows), **how)
+    assert torch.equal(model.generate(**card.inputs(model, new=new), **how), expected)
+
+
+@pytest.mark.parametrize("kv_format", ["bfloat16", "codes"])
+def test_other_formats_of_the_cache(model: Any, kv_format: Any) -> None:
+    ids, new = ids_of(model), ids_of(model, 5, seed=3)
+    card = capture(model, None, ids, codec=Packed())
+    if {at.layer for at in card.manifest.states} & set(observe(model).numbers):
+        with pytest.raises(UnsupportedModelError, match=r"beside keys and values"):
+            card.inputs(model, new=new, kv_format=kv_format)
+    else:
+        expected = from_card(model, card, new, 8)
+        assert from_card(model, card, new, 8, kv_format=kv_format) == expected
+
+
+def test_a_refused_read_spoils_the_cache(qwen: Any) -> None:
+    ids, new = ids_of(qwen), ids_of(qwen, 5, seed=3)
+    card = raw(qwen, ids)
+    inputs = card.inputs(qwen, new=new)
+    cache = inputs["past_key_values"]
+    with pytest.raises(PromptError, match=r"tokens are read after"):
+        qwen(input_ids=torch.tensor([ids + new]), past_key_values=cache, use_cache=True)
+    with pytest.raises(PromptError, match=r"refused before"):
+        greedy(qwen, 8, **inputs)
+
+
+def test_a_model_of_other_shapes_refuses(qwen: Any) -> None:
+    card, lfm2 = raw(qwen, ids_of(qwen)), tiny("lfm2")
+    with pytest.raises(IdentityError):
+        card.inputs(lfm2, new=[5])
+    with pytest.raises(BudgetError, match=r"keeps no"):
+        capture(tiny("qwen2"), None, [5, 6, 7], state_bits=8)
+
+
+def test_a_store_finds_the_longest_beginning(model: Any, tmp_path: Path) -> None:
+    store, ids, new = Store(tmp_path), ids_of(model), ids_of(model, 5, seed=3)
+    parent = raw(model, ids)
+    child = parent.extend(model, generated(model, parent, new))
+    store.put(child)
+    prompt = np.array([*ids, *new[:2], 9, 9, 9], np.int32)  # goes on otherwise
+    found = store.match(prompt, identify(model))
+    assert found is not None
+    assert found.tokens == len(ids)
+    card = store.get(found.card, found.tokens)
+    said = greedy(model, 24, **card.inputs(model, prompt_ids=prompt))[0]
+    assert said == from_text(model, prompt.tolist(), 24)
+    assert store.audit().ok
