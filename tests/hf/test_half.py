@@ -117,7 +117,7 @@ def test_the_attention_function_may_change(llama: Any) -> None:
     try:
         two = [step(llama, other, NEW[:2])]
         assert other.layers[0].update(*torch.zeros(2, 1, 2, 1, 8))[0].dtype == torch.bfloat16
-        other.crop(-1)
+        other.layers[0].crop(-1)
         two.append(step(llama, other, NEW[2:4]))
     finally:
         llama.set_attn_implementation(before)
