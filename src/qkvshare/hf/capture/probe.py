@@ -129,7 +129,8 @@ def watched(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
     _watching.watch, _watching.inner = watch, _INNER.get(before, _INNER["sdpa"])
     try:
         model.set_attn_implementation(_NAME)
-        yield
+        with torch.compiler.set_stance("force_eager"):  # a compiled model would be compiled for it
+            yield
     finally:
         model.set_attn_implementation(before)
         del _watching.watch, _watching.inner

@@ -23,14 +23,13 @@ from .config import innermost
 
 _SCALARS = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
 _NO_MATTER = {
-    "forward", "gradient_checkpointing", "name_or_path", "output_attentions",
-    "output_hidden_states", "padding_idx", "return_dict", "rope_deltas", "training",
-    "use_cache",
+    "compute_type_is_set", "device", "forward", "gradient_checkpointing", "in_gpu", "name_or_path",
+    "output_attentions", "output_hidden_states", "padding_idx", "return_dict", "rope_deltas",
+    "training", "use_cache",
 }  # fmt: skip
 # Packages whose hooks and replaced functions leave the numbers as they are.
 _TRUSTED = {
-    "accelerate", "bitsandbytes", "kernels", "optimum", "peft", "qkvshare", "torch", "torchao",
-    "transformers",
+    "accelerate", "bitsandbytes", "kernels", "peft", "qkvshare", "torch", "torchao", "transformers",
 }  # fmt: skip
 # The same frequencies, computed on another device.
 _RELATIVE = 1e-5
@@ -133,9 +132,10 @@ def _unknown_like(meta: Tensor) -> Tensor:
 
 
 def _compare(module: nn.Module, expected: _Expected) -> list[list[str]]:
-    if type(module) is not expected.kind:
-        return [["is", f"{type(module).__module__}.{type(module).__qualname__}"]]
     own = vars(module)
+    if type(module) is not expected.kind:
+        said = {name: _in_words(own[name]) for name in sorted(scalar_names(own))}
+        return [["is", f"{type(module).__module__}.{type(module).__qualname__}", str(said)]]
     out = [
         [name, _in_words(own[name])]
         for name, value in expected.scalars.items()

@@ -9,22 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.native import Span, native
+from .config import innermost
 from .departures import scalar_names
+from .packed import PLAIN, keeps_aside, kept_aside, parts
+
+TUNER = "adapter_layer_names"  # what only peft's layers have
 
 _SAMPLE, _WHOLE = 8, 128  # values of a tensor; all of one that has no more than the second
 # What these compute is the same in training mode; a new one is in it.
 _INERT = {nn.Linear, nn.Embedding, nn.Identity}
-_PLAIN = {Tensor, nn.Parameter, nn.Buffer}  # their memory is their values
 
 
 class Survey(NamedTuple):
     """What the modules of a model say.
 
     Attributes:
-        tensors: those of a state dict, found without their names, which take longer than all else.
-        unsaved: the buffers that are not in it.
-        complete: whether ``tensors`` are all of them: not with modules that have an attribute
-            ``mark``, or make their state in a way of their own.
+        tensors: the weights and saved buffers, found without their names, which take longer than
+            all else, and what modules of quantizers keep beside them.
+        unsaved: the other buffers.
+        adapted: whether any module is one of peft's layers.
+        unfit: why a quantized module has no identity that lasts, or no cache of numbers; None
+            where all have.
         training: whether any module is in training mode.
         traits: what else may change what a module computes: its class, plain attributes, hooks,
             and ``forward``.
@@ -32,15 +37,18 @@ class Survey(NamedTuple):
 
     tensors: list[Tensor]
     unsaved: list[Tensor]
-    complete: bool
+    adapted: bool
+    unfit: str | None
     training: bool
     traits: list[tuple[object, ...]]
 
 
-def survey(model: nn.Module, mark: str) -> Survey:
-    """Look at each module once; ``mark`` is an attribute of modules with a state of their own."""
+def survey(model: nn.Module) -> Survey:
+    """Look at each module once."""
     modules, tensors, unsaved = list[Any]([model]), list[Any](), list[Any]()
-    complete, training, traits = True, False, list[tuple[object, ...]]()
+    inner = innermost(model)
+    adapted, unfit, training = False, None, False
+    traits = list[tuple[object, ...]]()
     kinds = dict[type, tuple[bool, Any]]()
     for module in modules:  # grows on the way
         if module is None:
@@ -51,12 +59,15 @@ def survey(model: nn.Module, mark: str) -> Survey:
         for name, at in own["_buffers"].items():
             (unsaved if name in own["_non_persistent_buffers_set"] else tensors).append(at)
         if kind not in kinds:
-            usual = kind._save_to_state_dict is nn.Module._save_to_state_dict
             names = scalar_names(own)
-            kinds[kind] = usual and not hasattr(kind, mark), itemgetter(*names) if names else len
+            kinds[kind] = keeps_aside(kind, inner), itemgetter(*names) if names else len
+            adapted |= hasattr(kind, TUNER)
             traits.append((kind, id(vars(kind).get("forward"))))
-        usual, scalars = kinds[kind]
-        complete &= usual and not own["_state_dict_hooks"] and mark not in own
+        aside, scalars = kinds[kind]
+        if aside:
+            tensors += [at for _, at in kept_aside(own)]
+            unfit = unfit or _unfit(own)
+        adapted |= TUNER in own
         training |= own.get("training", False) and kind not in _INERT
         try:
             values = scalars(own)
@@ -66,7 +77,22 @@ def survey(model: nn.Module, mark: str) -> Survey:
         traits.append((kind, values, hooks, id(own.get("forward"))))
         modules += own["_modules"].values()
     tensors, unsaved = ([at for at in some if at is not None] for some in (tensors, unsaved))
-    return Survey(tensors, unsaved, complete, training, traits)
+    return Survey(tensors, unsaved, adapted, unfit, training, traits)
+
+
+def _unfit(own: dict[str, Any]) -> str | None:
+    """Why a quantized module cannot be carried; ``own`` is its dictionary."""
+    weight = own["_parameters"].get("weight")
+    if own.get("support_avx512bf16_for_cpu") and weight is not None and weight.is_cpu:
+        return (
+            "bitsandbytes packs 4-bit weights anew when it first reads on this processor, and "
+            "rounds their scales"
+        )
+    if own.get("activation_qtype") is not None:
+        return "quanto quantizes activations too, so that its cache is not one of numbers"
+    if own.get("weight_qtype") is not None and type(weight) in PLAIN:
+        return "quanto has not frozen its weights; call optimum.quanto.freeze(model)"
+    return None
 
 
 def fingerprint(tensors: list[Tensor]) -> tuple[object, ...]:
@@ -74,13 +100,13 @@ def fingerprint(tensors: list[Tensor]) -> tuple[object, ...]:
     places, near = list[object](), list[Span]()
     far = dict[tuple[torch.device, torch.dtype], list[Tensor]]()
     with torch.no_grad():
-        for at in tensors:
+        for at in (part for tensor in tensors for part in parts(tensor)):
             version = -1 if at.is_inference() else at._version
             kind, address = (at.device, at.dtype), at.data_ptr()
             places.append((address, version, type(at), kind, at.shape))
-            if not at.is_contiguous():
+            if not at.is_contiguous() or at.is_meta:
                 continue
-            if native is not None and at.is_cpu and type(at) in _PLAIN:
+            if native is not None and at.is_cpu and type(at) in PLAIN:
                 near.append((address, at.nbytes))
             elif size := at.numel():
                 count = size if size <= _WHOLE else _SAMPLE
