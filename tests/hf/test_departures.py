@@ -165,11 +165,13 @@ def test_two_adapters_in_force_count_both() -> None:
     assert len({alone, both, identify(model).adapter}) == 3
 
 
-@pytest.mark.parametrize("how", ["meta", "packed"])
+@pytest.mark.parametrize("how", ["meta", "meta buffer", "packed"])
 def test_weights_without_bytes_are_refused(llama: Any, how: str) -> None:
     card, model = capture(llama, None, CONTEXT), copy.deepcopy(llama)
     if how == "meta":
         model.model.layers[1].to("meta")
+    elif how == "meta buffer":
+        model.model.rotary_emb.to("meta")
     else:
         model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
         model.eval()

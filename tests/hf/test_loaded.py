@@ -297,6 +297,24 @@ def test_quanto_beside_frozen_weights_is_refused(llama: Any, frozen: bool) -> No
             call()
 
 
+def test_weights_that_the_first_reading_unpacks_are_refused_before_it(llama: Any) -> None:
+    """As compressed-tensors does, whose hook has this name."""
+    card, model = capture(llama, None, CONTEXT), tiny_model()
+
+    def unpack(module: Any, arguments: Any) -> None:
+        del model.ct_decompress_hook
+
+    model.ct_decompress_hook = model.register_forward_pre_hook(unpack)
+    hook = model.ct_decompress_hook
+    for call in (lambda: capture(model, None, CONTEXT), lambda: card.inputs(model, new=NEW)):
+        with pytest.raises(UnsupportedModelError, match="Let it read a token first"):
+            call()
+    assert vars(model)["ct_decompress_hook"] is hook  # nothing was read
+    model(torch.tensor([[5]]))
+    hook.remove()
+    assert greedy(model, **card.inputs(model, new=NEW))
+
+
 def test_weights_that_reading_changes_are_refused(llama: Any, folder: Path) -> None:
     model = LOADS["bitsandbytes nf4"](folder)
     for module in model.modules():  # as on a processor with bfloat16

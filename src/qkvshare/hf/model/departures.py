@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...card.digest import digest_bytes
 from .config import innermost
+from .packed import fetched
 
 _SCALARS = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
 _NO_MATTER = {
@@ -144,8 +145,10 @@ def _compare(module: nn.Module, expected: _Expected) -> list[list[str]]:
         and _in_words(own[name]) != _in_words(value)
     ]
     for name, value in expected.buffers.items():
-        found = own["_buffers"].get(name)
-        if found is not None and not _same(found, value):
+        if own["_buffers"].get(name) is None:
+            continue
+        found = fetched(module, name)
+        if not _same(found, value):
             data = found.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             out.append([name, str(found.dtype), digest_bytes(data)])
     return out

@@ -47,7 +47,7 @@ def survey(model: nn.Module) -> Survey:
     """Look at each module once."""
     modules, tensors, unsaved = list[Any]([model]), list[Any](), list[Any]()
     inner = innermost(model)
-    adapted, unfit, training = False, None, False
+    adapted, unfit, training = False, _unfit(vars(inner)), False
     traits = list[tuple[object, ...]]()
     kinds = dict[type, tuple[bool, Any]]()
     for module in modules:  # grows on the way
@@ -81,7 +81,12 @@ def survey(model: nn.Module) -> Survey:
 
 
 def _unfit(own: dict[str, Any]) -> str | None:
-    """Why a quantized module cannot be carried; ``own`` is its dictionary."""
+    """Why a quantized model or module cannot be carried; ``own`` is its dictionary."""
+    if "ct_decompress_hook" in own:
+        return (
+            "compressed-tensors unpacks its weights when it first reads. Let it read a token "
+            "first, or load it with CompressedTensorsConfig(dequantize=True)"
+        )
     weight = own["_parameters"].get("weight")
     if own.get("support_avx512bf16_for_cpu") and weight is not None and weight.is_cpu:
         return (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ...card.errors import UnsupportedModelError
 
 PLAIN = {Tensor, nn.Parameter, nn.Buffer}  # their memory is their values
 
@@ -100,14 +103,21 @@ def _in_words(value: Any) -> str:
 
 
 def fetched(module: nn.Module, name: str) -> Tensor:
-    """A weight of ``module`` itself that is on the meta device since accelerate has offloaded it.
+    """A weight or buffer of ``module`` itself, also where accelerate has offloaded it.
 
-    Raises ValueError where nobody has it.
+    Raises `UnsupportedModelError` for one on the meta device that nobody has.
     """
-    if "_hf_hook" not in vars(module):
-        raise ValueError(f"{name} is on the meta device, and nobody has its numbers")
-    from accelerate.utils import align_module_device
+    tensor: Tensor = getattr(module, name)
+    if not tensor.is_meta:
+        return tensor
+    from accelerate.utils import align_module_device  # who made a model so has it
 
-    with align_module_device(module, torch.device("cpu")):
-        tensor: Tensor = getattr(module, name)
+    # A ValueError says that accelerate has not offloaded it.
+    with suppress(ValueError), align_module_device(module, torch.device("cpu")):
+        tensor = getattr(module, name)
+    if tensor.is_meta:
+        raise UnsupportedModelError(
+            f"{name} of a {type(module).__name__} has no bytes to take a digest of: it is on the "
+            "meta device, and nobody has its numbers. Load the model fully."
+        )
     return tensor

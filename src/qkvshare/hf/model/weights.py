@@ -57,7 +57,7 @@ def weights_of(model: PreTrainedModel, found: Survey) -> Weights:
     if found.unfit is not None:
         raise UnsupportedModelError(
             f"a card cannot carry what {type(model).__name__} has read: {found.unfit}. Or load it "
-            "with another quantization, of the weights alone."
+            "without quantization, or with another one of the weights alone."
         )
     try:
         adapters = _active_adapters(model) if found.adapted else {}
@@ -173,7 +173,7 @@ def _is_adapter_tensor(name: str, modules: dict[str, nn.Module]) -> bool:
 def _tensor_digest(name: str, tensor: Tensor, modules: dict[str, nn.Module]) -> list[object]:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}, packed")
-    if tensor.device.type == "meta":
+    if tensor.is_meta:
         parent, _, last = name.rpartition(".")
         if parent not in modules:
             raise ValueError(f"{name} is offloaded and quantized")
