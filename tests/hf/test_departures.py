@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    FourierFTConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
@@ -150,6 +158,53 @@ def test_names_of_adapters_and_wrappers_do_not_count(tmp_path: Path) -> None:
         attention = loaded.model.layers[0].self_attn
         attention.q_proj.lora_A["default"].weight[0, 0] += 1
     assert identify(loaded) != identify(one)
+
+
+_TARGETS: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+# Each with another one that differs in what was not trained.
+UNTRAINED: dict[str, tuple[PeftConfig, PeftConfig | None]] = {
+    "a bank of all layers": (VeraConfig(r=2, init_weights=False, **_TARGETS), None),
+    "places": (
+        FourierFTConfig(n_frequency=20, init_weights=True, random_loc_seed=1, **_TARGETS),
+        FourierFTConfig(n_frequency=20, init_weights=True, random_loc_seed=2, **_TARGETS),
+    ),
+    "tokens": (
+        TrainableTokensConfig(token_indices=[5, 6], target_modules=["embed_tokens"]),
+        TrainableTokensConfig(token_indices=[6, 5], target_modules=["embed_tokens"]),
+    ),
+    "LoRA and tokens": (
+        LoraConfig(
+            r=2, init_lora_weights=False, trainable_token_indices={"embed_tokens": [5]}, **_TARGETS
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNTRAINED)
+def test_what_an_adapter_has_besides_what_was_trained(tmp_path: Path, what: str) -> None:
+    def adapted(config: PeftConfig) -> Any:
+        base = tiny_model()
+        torch.manual_seed(0)
+        model = get_peft_model(base, copy.deepcopy(config)).eval()
+        for name, parameter in model.named_parameters():
+            if "fourierft_spectrum" in name or "trainable_tokens_delta" in name:
+                torch.nn.init.constant_(parameter, 0.5)
+        return model
+
+    config, other = UNTRAINED[what]
+    model = adapted(config)
+    first = identify(model)
+    model.save_pretrained(tmp_path)
+    named = PeftModel.from_pretrained(tiny_model(), tmp_path, adapter_name="another").eval()
+    card = capture(model, None, CONTEXT, codec=Raw())
+    expected = greedy_from_text(model, CONTEXT + NEW)
+    for receiver in (named, model.base_model.model):
+        assert identify(receiver) == first
+        assert greedy(receiver, **card.inputs(receiver, new=NEW)) == expected
+    if other is not None:
+        assert identify(adapted(other)).adapter != first.adapter
 
 
 def test_two_adapters_in_force_count_both() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -38,6 +39,7 @@ class _Adapter(NamedTuple):
 
     tensors: dict[str, str]  # names in the state dict, and what they are without the adapter's
     scales: dict[str, float]  # by module
+    others: dict[str, Any]  # tensors and numbers that it was not trained for, as VeRA's and indices
 
 
 _known: WeakKeyDictionary[nn.Module, Weights] = WeakKeyDictionary()
@@ -60,12 +62,13 @@ def weights_of(model: PreTrainedModel, found: Survey) -> Weights:
             "without quantization, or with another one of the weights alone."
         )
     try:
-        adapters = _active_adapters(model) if found.adapted else {}
+        adapters = _active_adapters(innermost(model)) if found.adapted else {}
         # What changes when the weights, or the adapters in force, do.
-        seen = adapters, fingerprint(found.tensors + found.unsaved)
+        in_force = [(name, one.tensors, one.scales) for name, one in adapters.items()]
+        seen = in_force, fingerprint(found.tensors + found.unsaved)
         known = _known.get(model)
         if known is None or known.seen != seen:
-            known = _known[model] = Weights(seen, *_digests(model, adapters))
+            known = _known[model] = Weights(seen, *_digests(innermost(model), adapters))
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"the weights of {type(model).__name__} have no bytes to take a digest of ({error}). "
@@ -75,6 +78,7 @@ def weights_of(model: PreTrainedModel, found: Survey) -> Weights:
 
 
 def _digests(model: nn.Module, adapters: dict[str, _Adapter]) -> tuple[str, Adapter | None]:
+    """Of the weights, and of the adapters in force. What wraps a model has none of its own."""
     modules = dict(model.named_modules(remove_duplicate=False))
     active = set[str]().union(*(adapter.tensors for adapter in adapters.values()))
     base, extra = dict[str, list[object]](), dict[str, list[object]]()
@@ -88,14 +92,14 @@ def _digests(model: nn.Module, adapters: dict[str, _Adapter]) -> tuple[str, Adap
 
 def _named(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """The state dict, with composed weights as wholes, and what modules keep outside of it."""
-    wholes, aside, inner = dict[str, Tensor](), dict[str, Tensor](), innermost(model)
+    wholes, aside = dict[str, Tensor](), dict[str, Tensor]()
     for prefix, module in modules.items():
         own = vars(module)
         for name, tensor in own["_parameters"].items():
             if tensor is not None and is_composed(tensor):
                 wholes[f"{prefix}.{name}"] = tensor
         kind = type(module)
-        if keeps_aside(kind, inner) and not _saves_in_its_own_way(kind):
+        if keeps_aside(kind, model) and not _saves_in_its_own_way(kind):
             aside.update((f"{prefix}.{path}", at) for path, at in kept_aside(own))
     state = {
         name: tensor
@@ -123,12 +127,18 @@ def _together(adapters: list[_Adapter], digests: dict[str, list[object]]) -> Ada
     """One digest of all adapters in force, whatever they are called."""
     if not adapters:
         return None
-    each = [
-        digest_json([{plain: digests[at] for at, plain in one.tensors.items()}, one.scales])
-        for one in adapters
-    ]
+    each = list[str]()
+    for one in adapters:
+        said: list[object] = [{plain: digests[at] for at, plain in one.tensors.items()}, one.scales]
+        if one.others:
+            said.append({name: _other(name, at) for name, at in one.others.items()})
+        each.append(digest_json(said))
     scales = [scale for one in adapters for scale in one.scales.values()]
     return Adapter(digest_json(sorted(each)), max(scales, default=1.0))
+
+
+def _other(name: str, value: Any) -> object:
+    return _tensor_digest(name, value, {}) if isinstance(value, Tensor) else list(value)
 
 
 def _active_adapters(model: nn.Module) -> dict[str, _Adapter]:
@@ -138,11 +148,11 @@ def _active_adapters(model: nn.Module) -> dict[str, _Adapter]:
         if not _is_tuner(module) or getattr(module, "disable_adapters", False):
             continue
         for part in module.active_adapters:
-            adapter = out.setdefault(part, _Adapter({}, {}))
+            adapter = out.setdefault(part, _Adapter({}, {}, {}))
             if part in (scaling := getattr(module, "scaling", {})):
                 adapter.scales[plain_name(prefix)] = float(scaling[part])
             for kind in module.adapter_layer_names:
-                if part not in (children := getattr(module, kind)):
+                if part not in (children := attrgetter(kind)(module)):
                     continue
                 path, plain = f"{prefix}.{kind}.{part}", f"{plain_name(prefix)}.{kind}"
                 if isinstance(children[part], Tensor):
@@ -150,6 +160,12 @@ def _active_adapters(model: nn.Module) -> dict[str, _Adapter]:
                 else:
                     names = children[part].state_dict()
                     adapter.tensors.update({f"{path}.{at}": f"{plain}.{at}" for at in names})
+            for kind in _other_names(module):
+                given = getattr(module, kind, {})
+                if not hasattr(given, "keys") or part not in given:
+                    continue
+                if isinstance(given[part], (Tensor, list, tuple)):
+                    adapter.others[f"{plain_name(prefix)}.{kind}"] = given[part]
     return {name: adapter for name, adapter in out.items() if adapter.tensors}
 
 
@@ -158,15 +174,19 @@ def _is_tuner(module: nn.Module) -> bool:
     return hasattr(type(module), TUNER) or TUNER in vars(module)
 
 
+def _other_names(module: nn.Module) -> tuple[str, ...]:
+    """What one of peft's layers keeps of its adapters besides what was trained."""
+    return tuple(getattr(module, "other_param_names", ()))
+
+
 def _is_adapter_tensor(name: str, modules: dict[str, nn.Module]) -> bool:
     """Whether ``name`` is an adapter's, active or not, and not the wrapped layer's."""
     for parent in _above(name):
         module = modules.get(parent)  # none for what lies in a quantized weight
         if module is not None and _is_tuner(module):
             # What is not known to be an adapter's counts as weights: a mismatch, never a hole.
-            return name.removeprefix(parent + ".").split(".")[0] in tuple(
-                cast(Any, module).adapter_layer_names
-            )
+            known = *cast(Any, module).adapter_layer_names, *_other_names(module)
+            return name.removeprefix(parent + ".").split(".")[0] in known
     return False
 
 
