@@ -6,20 +6,10 @@
 #include "threads.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <memory>
 
 namespace {
 
 constexpr int64_t MOST_SIZE = 1 << 28;  // of any size
-
-struct alignas(64) CacheLine {
-    char bytes[64];
-};
-
-std::unique_ptr<CacheLine[]> lines(size_t bytes) {
-    return std::make_unique_for_overwrite<CacheLine[]>(bytes / sizeof(CacheLine) + 1);
-}
 
 // Where numbers are, how many there are from there on, and the steps of a View.
 using Given = std::array<int64_t, 5>;
@@ -110,12 +100,9 @@ void attend(const std::array<int64_t, 6> &shape, const Given &query, const Given
     const int64_t whole = batch * kv_heads, units = whole * order.parts;
     const auto kept = lines(units * kept_of(order) * sizeof(float));
     order.kept = reinterpret_cast<float *>(kept.get());
-    std::atomic<int64_t> next = 0;
-    auto work = [&] {
-        const auto space = lines(PICK(attend_space)(order));
-        for (int64_t unit; (unit = next++) < units;) PICK(attend_part)(order, unit, space[0].bytes);
-    };
-    on_threads(int(std::min<int64_t>(threads, units)), work);
+    on_threads(threads, units, PICK(attend_space)(order), [&](size_t unit, char *space) {
+        PICK(attend_part)(order, int64_t(unit), space);
+    });
     for (int64_t head = 0; head < whole; head++) PICK(merge_parts)(order, head);
 }
 

@@ -70,12 +70,11 @@ inline int64_t reach(int64_t heads, int64_t tokens, int64_t dim, int64_t apart) 
     return heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
 }
 
-// Cosines and sines [tokens, pairs] of rows of `dim` numbers; null where nothing is rotated.
-inline std::pair<const float *, const float *> angles(Span cos, Span sin, int64_t tokens, int64_t pairs,
-                                                      int dim) {
+// Cosines and sines [tokens, dim / 2]; null where nothing is rotated.
+inline std::pair<const float *, const float *> angles(Span cos, Span sin, int64_t tokens, int dim) {
     require(!cos.at == !sin.at, "cosines and sines come together");
     if (!cos.at) return {};
     require(dim % 2 == 0, "an odd dim has no pairs to rotate");
-    return {floats(cos, tokens * pairs, "a token has dim / 2 cosines"),
-            floats(sin, tokens * pairs, "a token has dim / 2 sines")};
+    return {floats(cos, tokens * (dim / 2), "a token has dim / 2 cosines"),
+            floats(sin, tokens * (dim / 2), "a token has dim / 2 sines")};
 }

@@ -21,7 +21,7 @@ Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span c
     require_size(heads, tokens, dim);
     require(info.size == size_t(heads * tokens), "a row has one byte");
     require(codes.size >= size_t(widths(info) * (eights(dim) / 8)), "rows have more codes than there are");
-    const auto [cosines, sines] = angles(cos, sin, tokens, dim / 2, dim);
+    const auto [cosines, sines] = angles(cos, sin, tokens, dim);
     return {codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
             mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr, cosines, sines,
             nullptr, heads, tokens, 0, int64_t(codes.size)};

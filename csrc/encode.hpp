@@ -16,14 +16,19 @@ struct Source {
     void *out;                // float32 [heads * tokens], or the bytes of a part
 };
 
+// Bytes of memory that `measure` and `encode` work in.
+inline size_t encode_space(const Source &source) {
+    const int64_t rows = source.heads * source.tokens, dim = source.dim;
+    return size_t(8 * (rows + dim) + 4 * (rows * dim + source.heads * dim + rows));
+}
+
 #define DECLARE(isa) \
     namespace isa { \
     /* Mean squares of rows, of keys without their mean. */ \
-    void measure(const Source &source, float *x, float *mean); \
-    /* An exponent of two bytes, a byte a row, and codes. Of each row it needs 8 bytes in `order`. */ \
-    void encode(const Source &source, float *x, float *mean, float *squares, int64_t *order); \
-    /* Number i of rows with number i + dim / 2, in place; cosines and sines are [tokens, dim], and \
-       those of both halves are the same. */ \
+    void measure(const Source &source, char *space); \
+    /* An exponent of two bytes, a byte a row, and codes. */ \
+    void encode(const Source &source, char *space); \
+    /* Number i of rows with number i + dim / 2, in place; cosines and sines are [tokens, dim / 2]. */ \
     void rotate(float *rows, int64_t heads, int64_t tokens, int64_t apart, int dim, \
                 const float *cos, const float *sin); \
     }

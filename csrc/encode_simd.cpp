@@ -22,7 +22,24 @@ inline float widened(uint16_t bits) {
 
 inline float larger(float a, float b) { return a > b ? a : b; }
 
-// As the decoder will see it, to `out` and `mean`: eight bits are enough, for what is taken away is
+// What a thread has for itself, see encode_space.
+struct Space {
+    int64_t *order;   // [rows]
+    double *total;    // [dim]
+    float *x, *mean;  // [rows, dim], [heads, dim]
+    float *squares;   // [rows]
+
+    Space(const Source &source, char *memory) {
+        const int64_t rows = source.heads * source.tokens, dim = source.dim;
+        order = reinterpret_cast<int64_t *>(memory);
+        total = reinterpret_cast<double *>(order + rows);
+        x = reinterpret_cast<float *>(total + dim);
+        mean = x + rows * dim;
+        squares = mean + source.heads * dim;
+    }
+};
+
+// As the decoder will see it, to `source.mean` and `mean`: eight bits are enough, for what is taken away is
 // exactly what is added again.
 void find_mean(const float *x, const Source &source, double *total, float *mean) {
     const int dim = source.dim;
@@ -82,16 +99,16 @@ float center(float *__restrict x, const float *__restrict mean, int dim) {
     return total;
 }
 
-void mean_squares(const Source &source, float *x, float *mean, float *squares) {
+void mean_squares(const Source &source, const Space &space, float *squares) {
     const int dim = source.dim;
-    if (source.bfloat16) spread<uint16_t>(source, x);
-    else spread<float>(source, x);
-    memset(mean, 0, sizeof(float) * source.heads * dim);
-    double *total = reinterpret_cast<double *>(mean + (source.heads * dim + 1) / 2 * 2);
-    if (source.mean) find_mean(x, source, total, mean);
-    for (int64_t head = 0; head < source.heads; head++, mean += dim)
+    if (source.bfloat16) spread<uint16_t>(source, space.x);
+    else spread<float>(source, space.x);
+    if (source.mean) find_mean(space.x, source, space.total, space.mean);
+    else memset(space.mean, 0, sizeof(float) * source.heads * dim);
+    float *x = space.x;
+    for (int64_t head = 0; head < source.heads; head++)
         for (int64_t token = 0; token < source.tokens; token++, x += dim)
-            *squares++ = center(x, mean, dim) / float(dim);
+            *squares++ = center(x, space.mean + head * dim, dim) / float(dim);
 }
 
 // The rows' bytes, of rotated rows and their mean squares before. Returns the largest exponent.
@@ -168,19 +185,20 @@ uint8_t *code_rows(const float *x, const uint8_t *info, const float *scales, int
 
 }  // namespace
 
-void measure(const Source &source, float *x, float *mean) {
-    mean_squares(source, x, mean, static_cast<float *>(source.out));
+void measure(const Source &source, char *space) {
+    mean_squares(source, {source, space}, static_cast<float *>(source.out));
 }
 
-void encode(const Source &source, float *x, float *mean, float *squares, int64_t *order) {
+void encode(const Source &source, char *memory) {
     const int dim = source.dim, h = dim & -dim;
     const int64_t rows = source.heads * source.tokens;
-    float space[MOST_DIM], scales[32];
+    const Space space(source, memory);
+    float row[MOST_DIM], scales[32];
     uint8_t codes[BLOCK * MOST_DIM], *out = static_cast<uint8_t *>(source.out), *info = out + 2;
     memset(codes, 0, BLOCK * size_t(eights(dim)));  // those behind a row's end stay zero
-    mean_squares(source, x, mean, squares);
-    rotate(x, rows, dim, source.dct, space);
-    const int top = exponents(source, x, squares, order, info);
+    mean_squares(source, space, space.squares);
+    rotate(space.x, rows, dim, source.dct, row);
+    const int top = exponents(source, space.x, space.squares, space.order, info);
     out[0] = uint8_t(top), out[1] = uint8_t(top >> 8);
     for (int s = 0; s < 32; s++)
         scales[s] = float(UNIT / __builtin_sqrt(h) / __builtin_pow(2, double(top - 31 + s) / OCTAVE));
@@ -188,9 +206,9 @@ void encode(const Source &source, float *x, float *mean, float *squares, int64_t
     for (int tier = 1; tier < 8; tier++) {
         int64_t count = 0;
         for (int64_t row = 0; row < rows; row++)
-            if ((info[row] & 7) == tier) order[count++] = row;
+            if ((info[row] & 7) == tier) space.order[count++] = row;
         of_tier(tier, [&]<int TIER> {
-            out = code_rows<TIER>(x, info, scales, dim, order, count, codes, out);
+            out = code_rows<TIER>(space.x, info, scales, dim, space.order, count, codes, out);
         });
     }
 }
@@ -199,7 +217,7 @@ void rotate(float *rows, int64_t heads, int64_t tokens, int64_t apart, int dim, 
             const float *sin) {
     for (int64_t head = 0; head < heads; head++)
         for (int64_t token = 0; token < tokens; token++)
-            rotate_pairs(rows + head * apart + token * dim, dim / 2, cos + token * dim, sin + token * dim);
+            rotate_pairs(rows + head * apart + token * dim, dim / 2, cos + token * (dim / 2), sin + token * (dim / 2));
 }
 
 }  // namespace ISA

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <span>
 
@@ -220,18 +219,14 @@ bool decode(std::vector<Chunk> chunks, Flat<int32_t> rows, Matrix<int32_t> table
     }
     nb::gil_scoped_release release;
     std::vector<char> even(chunks.size());
-    std::atomic<size_t> next = 0;
-    auto work = [&] {
-        for (size_t number; (number = next++) < chunks.size();) {
-            auto &[words, states, escapes, start, stop] = chunks[number];
-            std::array<uint32_t, 4> x;
-            std::copy_n(states.data(), 4, x.begin());
-            const Streams from{{words.data(), words.size()}, {escapes.data(), escapes.size()}};
-            even[number] = decode_chunk(from, x, start, stop, classes, lookup.data(), points.data(),
-                                        units.data(), out.data(), activity.data());
-        }
-    };
-    on_threads(std::min(threads, int(chunks.size())), work);
+    on_threads(threads, chunks.size(), 0, [&](size_t number, char *) {
+        auto &[words, states, escapes, start, stop] = chunks[number];
+        std::array<uint32_t, 4> x;
+        std::copy_n(states.data(), 4, x.begin());
+        const Streams from{{words.data(), words.size()}, {escapes.data(), escapes.size()}};
+        even[number] = decode_chunk(from, x, start, stop, classes, lookup.data(), points.data(),
+                                    units.data(), out.data(), activity.data());
+    });
     return std::all_of(even.begin(), even.end(), [](char one) { return one; });
 }
 

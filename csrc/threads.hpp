@@ -2,28 +2,22 @@
 // processors that threads of our own would need.
 #pragma once
 
-#include <exception>
-#include <mutex>
+#include <cstddef>
+#include <functional>
+#include <memory>
 
-// Call body(data) on `threads` threads at once, the caller's among them, and wait for all. On GNU's
-// OpenMP where this process has it, as torch for Linux does; otherwise on new threads.
-void on_threads(int threads, void (*body)(void *), void *data);
+struct alignas(64) CacheLine {
+    char bytes[64];
+};
 
-// The same of a callable. What it throws comes out of here, the first of them.
-template <class Body> void on_threads(int threads, Body &body) {
-    struct Shared {
-        Body &body;
-        std::mutex lock;
-        std::exception_ptr error;
-    } shared{body, {}, nullptr};
-    on_threads(threads, [](void *data) {
-        auto &own = *static_cast<Shared *>(data);
-        try {
-            own.body();
-        } catch (...) {
-            std::lock_guard guard(own.lock);
-            if (!own.error) own.error = std::current_exception();
-        }
-    }, &shared);
-    if (shared.error) std::rethrow_exception(shared.error);
+// Memory that begins with a cache line.
+inline std::unique_ptr<CacheLine[]> lines(size_t bytes) {
+    return std::make_unique_for_overwrite<CacheLine[]>(bytes / sizeof(CacheLine) + 1);
 }
+
+// Call work(n, space) for all n below `count` on at most `threads` threads, the caller's among them,
+// and wait for the end. Each thread has a `space` of its own, of so many `bytes`. What a call throws
+// comes out of here, the first of them. On GNU's OpenMP where this process has it, as torch for Linux
+// does; otherwise on new threads.
+void on_threads(int threads, size_t count, size_t bytes,
+                const std::function<void(size_t number, char *space)> &work);

@@ -219,14 +219,15 @@ def encode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
         turn = angles(draw, dim, tokens)
         given = [numbers, half, heads, tokens, apart, dim, *turn, mean, widths, factor(dim), out]
         sources.append(given)
-    (native.measure if measured else native.encode)([tuple(one) for one in spoil(sources)])
+    work = native.measure if measured else native.encode
+    work([tuple(one) for one in spoil(sources)], some_threads(draw))
 
 
 def rotate(draw: Draw, spoil: Callable[[Any], Any]) -> None:
     dim = draw.choice((2, 64, 128, 2 * draw.randint(1, 128)))
     heads, tokens, apart = shape(draw, dim)
     rows = draw.array("f4", reach(heads, tokens, apart, dim))
-    turn = [draw.array("f4", tokens * dim) for _ in range(2)]
+    turn = [draw.array("f4", tokens * dim // 2) for _ in range(2)]
     native.rotate(*spoil([rows, heads, tokens, apart, dim, *turn]))
 
 

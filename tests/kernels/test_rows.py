@@ -275,12 +275,12 @@ def test_a_child_process_has_a_thread_of_its_own() -> None:
     """A fork copies no threads, so work given to the parent's would never be done."""
     script = (
         "import os, signal\n"
-        "from qkvshare.kernels.ahead import at_once, beside\n"
-        "assert beside(int).result() == 0 and list(at_once(abs, [-1])) == [1]\n"
+        "from qkvshare.kernels.ahead import at_once\n"
+        "assert list(at_once(abs, [-1])) == [1]\n"
         "child = os.fork()\n"
         "if child == 0:\n"
         "    signal.alarm(20)\n"
-        "    os._exit(beside(lambda: 3).result() + next(at_once(abs, [-4])))\n"
+        "    os._exit(next(at_once(abs, [-7])))\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -340,7 +340,7 @@ def test_encoders_refuse_what_does_not_fit() -> None:
     widths = torch.full((1, 5), 4, dtype=torch.uint8)
     source = Source(torch.randn(1, 5, 64), turn, np.zeros(68, np.uint8), out, widths)
     good = source.row()
-    native.encode([good])
+    native.encode([good], 1)
     assert not (out == 7).all()
     short, (where, size) = torch.ones(4, 32), good[0]
     for at, bad in ((0, (where + 1, size)), (0, (where, size - 1)), (2, -1), (2, 2),
@@ -349,7 +349,7 @@ def test_encoders_refuse_what_does_not_fit() -> None:
                     (9, span(widths[:, 1:])), (10, dct_span(80)), (11, out[1:])):  # fmt: skip
         out.fill(7)
         with pytest.raises(ValueError, match="."):
-            native.encode([(*good[:at], bad, *good[at + 1 :])])
+            native.encode([(*good[:at], bad, *good[at + 1 :])], 1)
         assert (out == 7).all()
     numbers, wide = torch.randn(1, 5, 64), torch.full((1, 5), 7, dtype=torch.uint8)
     bytes_ = np.full(2 + 5 + 5 * 56, 7, np.uint8)
@@ -371,7 +371,7 @@ def test_many_heads_without_tokens_take_no_time() -> None:
     native.rotate(none, heads, 0, 0, 64, none, none)
     out = np.zeros(2, np.uint8)
     row = none, False, heads, 0, 0, 64, none, none, none, none, dct_span(64), out
-    native.encode([row])
+    native.encode([row], 1)
     assert out.any()  # the least exponent
 
 

@@ -1,5 +1,4 @@
-"""Work on other threads: one thing after another with the next already under way, one beside what
-the caller does, or all at once."""
+"""Work on other threads: one thing after another with the next already under way, or all at once."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -33,11 +32,6 @@ def _start_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
-
-
-def beside(function: Callable[..., R], *arguments: Any) -> Future[R]:
-    """``function`` beside the caller, who is none of these threads."""
-    return _pool.submit(function, *arguments)
 
 
 def at_once(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -7,7 +7,7 @@ mostly calls. Formats and formulas: ``csrc/encode_simd.cpp``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .ahead import beside
 from .native import dct_span, native, rows_span, span
 
 
@@ -54,24 +53,10 @@ class Source:
 
 
 def measure(sources: Sequence[Source], threads: int = 1) -> None:
-    """Mean squares of all rows, of keys without their mean; on one thread or two."""
-    _halves(native.measure, sources, threads)
+    """Mean squares of all rows, of keys without their mean."""
+    native.measure([one.row() for one in sources], threads)
 
 
 def encode(sources: Sequence[Source], threads: int = 1) -> None:
-    """Everything that ``packed`` writes of the rows; on one thread or two."""
-    _halves(native.encode, sources, threads)
-
-
-def _halves(work: Callable[[Any], None], all_: Sequence[Source], threads: int) -> None:
-    """Two threads meet at the end only: where both run Python, each waits for the other."""
-    rows = [one.row() for one in all_]
-    half = len(rows) // 2 if threads > 1 else 0
-    if not half:
-        work(rows)
-        return
-    other = beside(work, rows[half:])
-    try:
-        work(rows[:half])
-    finally:
-        other.result()  # it writes to what the caller holds
+    """Everything that ``packed`` writes of the rows."""
+    native.encode([one.row() for one in sources], threads)

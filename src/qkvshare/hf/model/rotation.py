@@ -81,8 +81,8 @@ class Rotation:
             turned_keys = _apply(self.function, x[None, ..., : self.dim], self.of)[0]
             x = torch.cat([turned_keys, x[..., self.dim :]], -1)
         elif native is not None and x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
-            cos, sin = (part[0].contiguous() for part in (self.of.cos, self.of.sin))
-            native.rotate(rows_span(x), *x.shape[:2], x.stride(0), x.shape[2], span(cos), span(sin))
+            cos, sin = map(span, self.angles)
+            native.rotate(rows_span(x), *x.shape[:2], x.stride(0), x.shape[2], cos, sin)
         else:
             x = rotate_pairs(x, *self.angles)
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x)
