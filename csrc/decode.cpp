@@ -42,9 +42,9 @@ public:
 
     ~Line() { stop(); }
 
-    // The memory is the caller's to keep until the part is `decoded`.
+    // The memory is `owner`'s, which is kept until the part is decoded, and let go by a later call.
     void add(Span codes, Span info, Span scales, Span mean, Span cos, Span sin, Span numbers,
-             int64_t heads, int64_t tokens, int64_t apart) {
+             int64_t heads, int64_t tokens, int64_t apart, nb::object owner) {
         const int64_t dim = shape_.dim, each = shape_.bfloat16 ? 2 : 4;
         require(parts_.size() < parts_.capacity(), "the line is full");
         Part part = checked_part(int(dim), codes, info, scales, mean, cos, sin, heads, tokens);
@@ -53,15 +53,20 @@ public:
         require(numbers.at % each == 0, "numbers are not aligned");
         part.numbers = numbers.as<void>();
         part.apart = apart;
+        for (size_t n = 0; n < owners_.size(); n++)
+            if (done_[n]) owners_[n].reset();
         parts_.push_back(part);
+        owners_.push_back(std::move(owner));
+        waiting_ += heads * tokens * dim;
         ready_.fetch_add(1);
         ready_.notify_one();
     }
 
-    // Take parts, `most` at most, until there is none.
-    void decode(size_t most) {
+    // Take parts until those that nobody has begun have at most so many numbers.
+    void decode(int64_t waiting) {
+        if (waiting_ <= waiting) return;
         std::unique_ptr<char[]> space(new char[decode_space(shape_.dim)]);
-        while (most-- && decode_next(space.get())) {}
+        while (waiting_ > waiting && decode_next(space.get())) {}
     }
 
     // Have another thread take parts until the line is closed.
@@ -82,8 +87,7 @@ public:
         if (damaged_) throw std::runtime_error("the bytes of a layer changed while it was decoded");
     }
 
-    bool decoded(size_t number) const { return number < parts_.capacity() && done_[number]; }
-    size_t taken() const { return next_; }
+    int64_t waiting() const { return waiting_; }
 
 private:
     void stop() {
@@ -100,7 +104,9 @@ private:
         do {
             if (closed_ || at >= ready_) return false;
         } while (!next_.compare_exchange_weak(at, at + 1));
-        if (!PICK(decode)(parts_[at], shape_, space)) damaged_ = true;
+        const Part &part = parts_[at];
+        waiting_ -= part.heads * part.tokens * shape_.dim;
+        if (!PICK(decode)(part, shape_, space)) damaged_ = true;
         done_[at] = true;
         return true;
     }
@@ -108,7 +114,9 @@ private:
     std::vector<float> dct_;
     Shape shape_{};
     std::vector<Part> parts_;  // never moved, so threads read what is ready
+    std::vector<nb::object> owners_;
     std::atomic<size_t> next_{0}, ready_{0};
+    std::atomic<int64_t> waiting_{0};  // numbers
     std::atomic<bool> closed_{false}, damaged_{false};
     std::unique_ptr<std::atomic<bool>[]> done_;
     std::thread other_;
@@ -122,9 +130,8 @@ void bind_decode(nb::module_ &m) {
     nb::class_<Line>(m, "Line")
         .def(nb::init<int, bool, Span, size_t>())
         .def("add", &Line::add)
-        .def("decode", &Line::decode, nb::arg("most") = SIZE_MAX, release())
+        .def("decode", &Line::decode, nb::arg("waiting") = 0, release())
         .def("start", &Line::start)
         .def("close", &Line::close, release())
-        .def("decoded", &Line::decoded)
-        .def_prop_ro("taken", &Line::taken);
+        .def_prop_ro("waiting", &Line::waiting);
 }

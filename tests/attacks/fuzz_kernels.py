@@ -160,7 +160,7 @@ def decode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
         if draw.chance(0.05):
             line.start()
         for one in given:
-            line.add(*one)
+            line.add(*one, one)
             if draw.chance(0.02) and isinstance(one[1], np.ndarray):
                 one[1][:] = 7  # more codes than there are
         line.decode()

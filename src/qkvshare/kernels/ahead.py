@@ -1,4 +1,4 @@
-"""Work on other threads: one thing after another with the next already under way, or all at once."""
+"""Work on other threads: one thing after another with the next under way, or all at once."""
 
 from __future__ import annotations
 

@@ -31,8 +31,7 @@ class BackgroundDecoder:
         alone = torch.get_num_threads() == 1
         self._beforehand = 0 if alone else beforehand
         self._kind = first.shape[2], first.dtype
-        self._kept = list[tuple[int, Part]]()  # not decoded, as far as is known
-        self._added, self._line = 0, None
+        self._line: Any = None
         if first.dtype in FORMATS and fits(first.shape[2]):
             self._line = line_of(*self._kind, most)
             if not alone:
@@ -40,25 +39,13 @@ class BackgroundDecoder:
 
     def add(self, parts: Sequence[Part]) -> None:
         """Have ``parts`` decoded, or some of those before. Raises `ValueError`."""
-        line = self._line
         for part in parts:
-            if line is None or self._kind != (part.numbers.shape[2], part.numbers.dtype):
+            if self._line is None or self._kind != (part.numbers.shape[2], part.numbers.dtype):
                 decode_parts([part])
-            elif part.numbers.numel():
-                add(line, part)
-                self._kept.append((self._added, part))
-                self._added += 1
-        if line is None:
-            return
-        while self._waiting(line) > self._beforehand:
-            line.decode(most=1)
-        # Not in order: the other thread may stand still at an early one.
-        self._kept = [each for each in self._kept if not line.decoded(each[0])]
-
-    def _waiting(self, line: Any) -> int:
-        """Numbers of parts that nobody has begun."""
-        taken = line.taken
-        return sum(part.numbers.numel() for n, part in self._kept if n >= taken)
+            else:
+                add(self._line, part)
+        if self._line is not None:
+            self._line.decode(self._beforehand)
 
     def __enter__(self) -> Self:
         """The second thread is on its way."""

@@ -51,10 +51,10 @@ def line_of(dim: int, dtype: torch.dtype, capacity: int) -> Any:
 
 
 def add(line: Any, part: Part) -> None:
-    """The part's memory is the caller's to keep until it is decoded."""
+    """The line keeps the part until it is decoded."""
     heads, tokens, _ = part.numbers.shape
     numbers = rows_span(part.numbers)
-    line.add(*part.spans(), numbers, heads, tokens, part.numbers.stride(0))
+    line.add(*part.spans(), numbers, heads, tokens, part.numbers.stride(0), part)
 
 
 def widths(info: Array) -> int:
