@@ -1,7 +1,7 @@
 // Products of a few queries with a tile of tokens: scores = query * key, and sums of weight * value.
 #pragma once
 #include "attention.hpp"
-#include "attention_vectors.hpp"
+#include "attention_softmax.hpp"
 
 namespace ISA {
 namespace {
@@ -67,12 +67,12 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
 // for later values, so that they are there for the others.
 template <int N, class T>
 void gather(const float *weights, const T *values, int64_t apart, int64_t count,
-            const float *shrinks, float *to, int64_t dim, bool first) {
+            const Known *known, float *to, int64_t dim, bool first) {
     for (int64_t start = 0; start < dim; start += WIDE * AT_ONCE) {
         Floats sums[N][AT_ONCE];
         for (int r = 0; r < N; r++)
             for (int n = 0; n < AT_ONCE; n++)
-                sums[r][n] = load(to + r * dim + start + n * WIDE) * all(shrinks[r]);
+                sums[r][n] = load(to + r * dim + start + n * WIDE) * all(known[r].shrink);
         for (int64_t token = 0; token < count; token++) {
             const T *value = values + token * apart + start;
             Floats found[AT_ONCE];

@@ -2,7 +2,6 @@
 // all there (FlashAttention, arXiv:2205.14135): softmax(scale * query * key + mask) * value. Tokens
 // that are codes (docs/cachecard.md 4, `packed`) become numbers a tile at a time.
 #include "attention_products.hpp"
-#include "attention_softmax.hpp"
 #include "blocks.hpp"
 
 namespace ISA {
@@ -16,7 +15,7 @@ struct Space {
     float *scores;   // [rows, TILE]
     float *spare;    // what ends within a tile
     float *queries;  // [rows, dim]
-    float *peaks, *totals, *shrinks;  // of rows
+    Known *known;    // of rows
     float *decoded[2];                // tiles of keys and values that were codes
     char *rows[2];                    // what they are decoded in
 };
@@ -30,8 +29,7 @@ size_t divide(const Attention &order, char *memory, Space &of) {
         at += (count * sizeof(T) + 63) / 64 * 64;
     };
     take(of.keys, TILE * dim), take(of.scores, TILE * rows), take(of.spare, TILE * dim);
-    take(of.queries, rows * dim), take(of.peaks, rows), take(of.totals, rows);
-    take(of.shrinks, rows);
+    take(of.queries, rows * dim), take(of.known, rows);
     if (!order.piece_count) return at;
     for (int n = 0; n < 2; n++)
         take(of.decoded[n], TILE * dim), take(of.rows[n], decode_space(int(dim)));
@@ -62,12 +60,11 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
                 mask = space.spare;
             }
         }
-        weigh(space.scores + row * TILE, mask, count,
-              {space.peaks + row, space.totals + row, space.shrinks + row});
+        weigh(space.scores + row * TILE, mask, count, space.known[row]);
     }
     for (int64_t row = 0; row < rows; row += ROWS) {
         of_rows(some(row), [&]<int N> {
-            gather<N>(space.scores + row * TILE, values, values_apart, count, space.shrinks + row,
+            gather<N>(space.scores + row * TILE, values, values_apart, count, space.known + row,
                       sums + row * dim, dim, row == 0);
         });
     }
@@ -137,7 +134,7 @@ void attend_part(const Attention &order, int64_t unit, char *memory) {
         from += (head * order.group + row / order.fresh) * query.head;
         from += row % order.fresh * query.token;
         for (int64_t i = 0; i < dim; i++) space.queries[row * dim + i] = from[i] * order.scale;
-        space.peaks[row] = LOWEST, space.totals[row] = 0;
+        space.known[row] = {LOWEST, 0, 1};
     }
     float *sums = order.kept + unit * kept_of(order);
     __builtin_memset(sums, 0, rows * dim * sizeof(float));
@@ -147,8 +144,10 @@ void attend_part(const Attention &order, int64_t unit, char *memory) {
     if (n < order.piece_count) attend_codes(order, order.pieces[n], batch, head, part, space, sums);
     else if (order.half) attend_numbers<uint16_t>(order, batch, head, part * PART, space, sums);
     else attend_numbers<float>(order, batch, head, part * PART, space, sums);
-    __builtin_memcpy(sums + rows * dim, space.peaks, rows * sizeof(float));
-    __builtin_memcpy(sums + rows * dim + rows, space.totals, rows * sizeof(float));
+    for (int64_t row = 0; row < rows; row++) {
+        sums[rows * dim + row] = space.known[row].peak;
+        sums[rows * dim + rows + row] = space.known[row].total;
+    }
 }
 
 // The parts of a head in the proportion of their sums.

@@ -27,13 +27,13 @@ inline Floats exp(Floats x) {
 // What is known of a row: the largest score so far, the sum of the weights so far, and what that
 // which was summed with them is to be multiplied with.
 struct Known {
-    float *peak, *total, *shrink;
+    float peak, total, shrink;
 };
 
 // Scores [TILE], of which `count` are tokens' and the others count for nothing, become weights.
-inline void weigh(float *scores, const float *mask, int64_t count, Known row) {
+inline void weigh(float *scores, const float *mask, int64_t count, Known &row) {
     constexpr int VECTORS = TILE / WIDE;
-    Floats found[VECTORS], peaks = all(*row.peak), total{};
+    Floats found[VECTORS], peaks = all(row.peak), total{};
     Ints inside[VECTORS], place;
     for (int n = 0; n < WIDE; n++) place[n] = n;
     for (int n = 0; n < VECTORS; n++) {
@@ -43,15 +43,14 @@ inline void weigh(float *scores, const float *mask, int64_t count, Known row) {
         found[n] = inside[n] ? greater(all(LOWEST), found[n]) : all(LOWEST);
         peaks = greater(peaks, found[n]);
     }
-    const Floats before = all(*row.peak), peak = all(folded<greater>(peaks));
+    const Floats before = all(row.peak), peak = all(folded<greater>(peaks));
     for (int n = 0; n < VECTORS; n++) {
         const Floats weights = inside[n] ? exp(found[n] - peak) : Floats{};
         store(scores + n * WIDE, weights);
         total += weights;
     }
-    *row.shrink = exp(before - peak)[0];
-    *row.total = *row.total * *row.shrink + folded<sum>(total);
-    *row.peak = peak[0];
+    const float shrink = exp(before - peak)[0];
+    row = {peak[0], row.total * shrink + folded<sum>(total), shrink};
 }
 
 }  // namespace

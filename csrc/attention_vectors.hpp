@@ -47,24 +47,22 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }  // b where one is no number
 inline Floats sum(Floats a, Floats b) { return a + b; }
 
-// Index bit BIT of numbers exchanged with the one that tells two vectors apart: one of the two.
-template <int BIT, bool HIGH> struct Exchanged {
-    static constexpr int at(int i) { return (i & BIT ? WIDE : 0) + (HIGH ? i | BIT : i & ~BIT); }
-};
-template <int BIT> using Low = Exchanged<BIT, false>;
-template <int BIT> using High = Exchanged<BIT, true>;
+// Index bit BIT of numbers exchanged with the one that tells two vectors apart.
+template <int BIT> void exchange(Floats &a, Floats &b) {
+    shuffle<float, Runs<float, BIT, 2 * BIT, 0>, Runs<float, BIT, 2 * BIT, 1>>(a, b);
+}
 
 // Number j of vector i becomes number i of vector j.
 template <int BIT = 1> void transpose(Floats (&x)[WIDE]) {
     for (int i = 0; i < WIDE; i++)
-        if (!(i & BIT)) shuffle<float, Low<BIT>, High<BIT>>(x[i], x[i | BIT]);
+        if (!(i & BIT)) exchange<BIT>(x[i], x[i | BIT]);
     if constexpr (2 * BIT < WIDE) transpose<2 * BIT>(x);
 }
 
 // The sum of vector i as number i; x is used up.
 template <int BIT = 1> Floats sums(Floats *x) {
     for (int i = 0; 2 * i * BIT < WIDE; i++) {
-        shuffle<float, Low<BIT>, High<BIT>>(x[2 * i], x[2 * i + 1]);
+        exchange<BIT>(x[2 * i], x[2 * i + 1]);
         x[i] = x[2 * i] + x[2 * i + 1];
     }
     if constexpr (2 * BIT < WIDE) return sums<2 * BIT>(x);
@@ -74,7 +72,7 @@ template <int BIT = 1> Floats sums(Floats *x) {
 // All numbers of a vector put together by `both`, which is the same in either order.
 template <Floats both(Floats, Floats), int BIT = 1> float folded(Floats x) {
     Floats other = x;
-    shuffle<float, Low<BIT>, High<BIT>>(x, other);
+    exchange<BIT>(x, other);
     x = both(x, other);
     if constexpr (2 * BIT < WIDE) return folded<both, 2 * BIT>(x);
     else return x[0];

@@ -59,15 +59,18 @@ inline void require_dim(int dim, Span dct) {
     floats(dct, m * m, "the DCT is not that of the dim's odd factor");
 }
 
+// Numbers [heads, tokens, dim] of `each` bytes, whose heads are `apart` numbers apart.
+inline void require_numbers(Span numbers, int64_t each, int64_t heads, int64_t tokens, int64_t dim,
+                            int64_t apart) {
+    require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
+    const int64_t reach = heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
+    require(numbers.size >= size_t(reach * each), "numbers have too little memory");
+    require(numbers.at % each == 0, "numbers are not aligned");
+}
+
 inline void require_size(int64_t heads, int64_t tokens, int64_t dim) {
     require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
                 && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
-}
-
-// Numbers from the first to the last of [heads, tokens, dim] whose heads are `apart` numbers apart.
-inline int64_t reach(int64_t heads, int64_t tokens, int64_t dim, int64_t apart) {
-    require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
-    return heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
 }
 
 // Cosines and sines [tokens, dim / 2]; null where nothing is rotated.

@@ -48,9 +48,7 @@ public:
         const int64_t dim = shape_.dim, each = shape_.bfloat16 ? 2 : 4;
         require(parts_.size() < parts_.capacity(), "the line is full");
         Part part = checked_part(int(dim), codes, info, scales, mean, cos, sin, heads, tokens);
-        const int64_t needed = reach(heads, tokens, dim, apart) * each;
-        require(numbers.size >= size_t(needed), "numbers have too little memory");
-        require(numbers.at % each == 0, "numbers are not aligned");
+        require_numbers(numbers, each, heads, tokens, dim, apart);
         part.numbers = numbers.as<void>();
         part.apart = apart;
         for (size_t n = 0; n < owners_.size(); n++)

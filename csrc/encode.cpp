@@ -14,9 +14,7 @@ Source checked(const Given &given, bool coded) {
     const auto &[numbers, half, heads, tokens, apart, dim, cos, sin, mean, widths, dct, out] = given;
     require_dim(dim, dct);
     require_size(heads, tokens, dim);
-    const int64_t needed = reach(heads, tokens, dim, apart) * (half ? 2 : 4);
-    require(numbers.size >= size_t(needed), "there are fewer numbers");
-    require(numbers.at % (half ? 2 : 4) == 0, "numbers are not aligned");
+    require_numbers(numbers, half ? 2 : 4, heads, tokens, dim, apart);
     const size_t rows = size_t(heads * tokens);
     const auto [cosines, sines] = angles(cos, sin, tokens, dim);
     require(!mean.at || (tokens && mean.size == size_t(heads * (4 + dim))), "the mean has too little memory");
@@ -53,8 +51,7 @@ void run(const std::vector<Given> &given, bool coded, int threads) {
 void rotate(Span rows, int64_t heads, int64_t tokens, int64_t apart, int dim, Span cos, Span sin) {
     require(dim > 0 && dim <= 1 << 16, "no kernel rotates rows of this dim");
     require_size(heads, tokens, dim);
-    require(rows.size >= size_t(reach(heads, tokens, dim, apart)) * 4, "there are fewer rows");
-    require(rows.at % 4 == 0, "rows are not aligned");
+    require_numbers(rows, 4, heads, tokens, dim, apart);
     if (!tokens) return;
     require(cos.at, "there are no cosines");
     const auto [cosines, sines] = angles(cos, sin, tokens, dim);
