@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkvshare.kernels.attention import Codes, attend
+from qkvshare.kernels.attention import Piece, attend
 from qkvshare.kernels.native import native
 
 LOWEST = torch.finfo(torch.float32).min
@@ -161,7 +161,7 @@ def test_a_number_that_is_none_is_told() -> None:
         lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 89)),
         lambda q, k, v: (q, k, v, torch.zeros(1, 1, 2, 90)),
         lambda q, k, v: (q, k, v, torch.zeros(2, 1, 1, 90)),
-        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 90), Codes((), 1, ())),
+        lambda q, k, v: (q, k, v, torch.zeros(1, 1, 1, 90), ((Piece(1, None, ()), 1),)),
         lambda q, k, v: (q.expand(2, -1, -1, -1), k, v, None),
     ],
     ids=[

@@ -15,7 +15,7 @@ from qkvshare.codecs import LayerBits, Packed, Shape, empty
 from qkvshare.codecs.layers import LayerKV, RotatedKV
 from qkvshare.hf.cache.coded import CodedRun
 from qkvshare.hf.model.rotation import Rotation
-from qkvshare.kernels.attention import Codes, Piece, attend
+from qkvshare.kernels.attention import Piece, attend, first_codes
 from qkvshare.kernels.native import native
 
 from .test_attention import LOWEST, causal
@@ -77,7 +77,7 @@ def compare(
     ]
     query = torch.randn(batch, new, kv_heads * group, dim, generator=draw).transpose(1, 2)
     mask = causal(batch, new, kept + tail, LOWEST) if masked else None
-    found = attend(query, *tails, mask, 0.1, Codes.of(pieces, kept))
+    found = attend(query, *tails, mask, 0.1, first_codes(pieces, kept))
     torch.testing.assert_close(found, attend(query, *whole, mask, 0.1), atol=1e-5, rtol=1e-4)
 
 
@@ -114,7 +114,7 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(attend(query, key, value, mask, 0.1, Codes.of([one.piece], 1500)))
+            found.append(attend(query, key, value, mask, 0.1, first_codes([one.piece], 1500)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
@@ -124,7 +124,7 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
 def test_a_copy_has_the_addresses_of_what_it_holds() -> None:
     one, _ = coded(1, 100, 64, 0, True, 0)
     assert one.piece is not None
-    codes = Codes.of([one.piece], 100)
+    codes = first_codes([one.piece], 100)
     assert copy.deepcopy(one).piece is one.piece
     assert copy.deepcopy(codes) is codes
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkvshare.kernels.planes import pack_planes, planes, unpack_planes
+from qkvshare.kernels.reference import pack_planes, planes, unpack_planes
 
 
 @given(

@@ -91,7 +91,7 @@ def attention_forward(
     many = why is not None or causal_alone or new >= _MANY
     if not many:
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
-        codes = None if layer is None else layer.codes()
+        codes = () if layer is None else layer.codes()
         found = attend(query, key, value, attention_mask, scale, codes)
         if found is not None:
             return found, None

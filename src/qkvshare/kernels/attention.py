@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -49,30 +50,17 @@ class Piece:
         return self
 
 
-@dataclass(frozen=True, eq=False)
-class Codes:
-    """Pieces that follow each other from token 0 on, up to ``tokens``.
+# Pieces that follow each other from token 0 on, and how many tokens of each count.
+Codes = tuple[tuple[Piece, int], ...]
 
-    Attributes:
-        used: each piece for the kernel, and how many of its tokens count.
-    """
 
-    pieces: tuple[Piece, ...]
-    tokens: int
-    used: tuple[tuple[Any, int], ...]
-
-    @classmethod
-    def of(cls, pieces: Sequence[Piece], tokens: int) -> Self:
-        """The first ``tokens`` of ``pieces``."""
-        used, first = [], 0
-        for piece in pieces:
-            used.append((piece.native, max(0, min(piece.tokens, tokens - first))))
-            first += piece.tokens
-        return cls(tuple(pieces), tokens, tuple(used))
-
-    def __deepcopy__(self, _: object) -> Self:
-        """Nobody changes it."""
-        return self
+def first_codes(pieces: Sequence[Piece], tokens: int) -> Codes:
+    """The first ``tokens`` of ``pieces``."""
+    ends = accumulate((piece.tokens for piece in pieces), initial=0)
+    return tuple(
+        (piece, max(0, min(piece.tokens, tokens - first)))
+        for piece, first in zip(pieces, ends, strict=False)
+    )
 
 
 def attend(
@@ -81,7 +69,7 @@ def attend(
     value: Tensor,
     mask: Tensor | None,
     scaling: float,
-    codes: Codes | None = None,
+    codes: Codes = (),
 ) -> Tensor | None:
     """``query [batch, heads, new, dim]``, ``key`` and ``value`` ``[batch, kv_heads, tokens, dim]``,
     ``mask [batch or 1, 1, new, tokens or more]``, added, or None; returns ``[batch, new, heads,
@@ -109,7 +97,7 @@ def attend(
         return None
     if torch.is_grad_enabled() and any(at.requires_grad for at in (query, key, value)):
         return None
-    first = 0 if codes is None else codes.tokens
+    first = sum(used for _, used in codes)
     if mask is not None and not _reads(mask, query, first + tokens):
         return None
     out = torch.empty(batch, new, heads, dim)
@@ -120,7 +108,7 @@ def attend(
         _numbers(out),
         scaling,
         key.dtype == torch.bfloat16,
-        () if codes is None else codes.used,
+        [(piece.native, used) for piece, used in codes],
         torch.get_num_threads(),
     )
     return out

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...card.digest import Bytes
 from ...card.errors import UnsupportedModelError
 from ...codecs import Attended, Codec, LayerKV, Shape
-from ...kernels.attention import Codes, Piece
+from ...kernels.attention import Codes, Piece, first_codes
 from ..attention import NAME
 from ..model.rotation import Rotation
 from .buffers import Target
@@ -99,7 +99,7 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
         """``runs`` follow each other from token 0."""
         super().__init__()
         self._layer_idx, self._runs, self.kept, self.scratch = layer_idx, tuple(runs), kept, scratch
-        self._codes: Codes | None = None
+        self._codes: Codes = ()
         shape = runs[0].shape
         self.dtype, self.device, self.is_initialized = scratch.dtype, scratch.device, True
         self.keys, self.values = (
@@ -149,9 +149,9 @@ class CodedLayer(FullLayer):  # type: ignore[no-untyped-call]
     def codes(self) -> Codes:
         """For attention: those of the tokens before the keys and values that are numbers."""
         self.scratch.unread = None
-        if self._codes is None or self._codes.tokens != self.kept:
+        if sum(used for _, used in self._codes) != self.kept:
             pieces = [piece for run in self._runs if (piece := run.piece) is not None]
-            self._codes = Codes.of(pieces, self.kept)
+            self._codes = first_codes(pieces, self.kept)
         return self._codes
 
     def plain(self) -> FullLayer:
