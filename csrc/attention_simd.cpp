@@ -101,15 +101,15 @@ void attend_codes(const Attention &order, const Piece &piece, int64_t batch, int
     const int64_t dim = order.dim, parts = parts_of(piece.keys.part.tokens);
     const int64_t own = head * parts + part, all = order.kv_heads * parts;
     auto rows_of = [&](const Coded &of, char *memory) {
-        return Rows(of.part, int(dim), of.before + all * 8, of.before + own * 8, memory);
+        return Rows(of.part, of.before + all * 8, of.before + own * 8, memory);
     };
     Rows keys = rows_of(piece.keys, space.rows[0]), values = rows_of(piece.values, space.rows[1]);
     const int64_t start = part * PART, end = start + PART;
     const int64_t stop = piece.used < end ? piece.used : end;
     for (int64_t token = start; token < stop; token += TILE) {
         const int64_t count = stop - token < TILE ? stop - token : TILE;
-        write_rows(keys, piece.keys.part, nullptr, head, token, count, space.decoded[0]);
-        write_rows(values, piece.values.part, nullptr, head, token, count, space.decoded[1]);
+        write_rows(keys, piece.keys.part, head, token, count, space.decoded[0]);
+        write_rows(values, piece.values.part, head, token, count, space.decoded[1]);
         attend_tile(order, batch, piece.first + token, count, space.decoded[0], dim,
                     space.decoded[1], dim, space, sums);
     }

@@ -85,8 +85,8 @@ struct Rows {
 
     // Of each tier there are `total` rows, and `gone` are behind. No rows if there are fewer codes:
     // whoever shares the memory may have changed what was checked. `space`: see decode_space.
-    Rows(const Part &part, int dim, const int64_t *total, const int64_t *gone, char *space)
-        : dim(dim), runs(dim == 64 || dim == 128 || dim == 256),
+    Rows(const Part &part, const int64_t *total, const int64_t *gone, char *space)
+        : dim(part.dim), runs(dim == 64 || dim == 128 || dim == 256),
           codes(reinterpret_cast<uint8_t *>(space)),
           numbers(reinterpret_cast<float *>(space + BLOCK * eights(dim) + CHUNK)) {
         const int64_t wide = eights(dim);
@@ -199,8 +199,7 @@ void write_any(const int16_t *levels, float scale, const float *mean, const floa
 
 // Rows of a head from `token` on, one behind the other. False if there are fewer. DIM 0: any dim.
 template <int DIM, bool ROTATED, class Out>
-bool write_rows(Rows &rows, const Part &part, const float *dct, int64_t head, int64_t token, int64_t count,
-                Out *out) {
+bool write_rows(Rows &rows, const Part &part, int64_t head, int64_t token, int64_t count, Out *out) {
     const int dim = DIM ? DIM : rows.dim, half = ROTATED ? dim / 2 : 0;
     const uint8_t *info = part.info + head * part.tokens + token;
     const float *mean = part.mean ? part.mean + head * dim : ZEROS;
@@ -212,17 +211,16 @@ bool write_rows(Rows &rows, const Part &part, const float *dct, int64_t head, in
             __builtin_prefetch(reinterpret_cast<char *>(out + AHEAD * dim) + at, 1);
         const float scale = part.scales[info[n] >> 3];
         if constexpr (DIM) write_row<DIM, ROTATED>(levels, scale, mean, cos, sin, out);
-        else write_any<ROTATED>(levels, scale, mean, cos, sin, out, dim, dct, rows.numbers);
+        else write_any<ROTATED>(levels, scale, mean, cos, sin, out, dim, part.dct, rows.numbers);
     }
     return true;
 }
 
 template <class Out>
-bool write_rows(Rows &rows, const Part &part, const float *dct, int64_t head, int64_t token, int64_t count,
-                Out *out) {
+bool write_rows(Rows &rows, const Part &part, int64_t head, int64_t token, int64_t count, Out *out) {
     auto of_dim = [&]<int DIM> {
-        return part.cos ? write_rows<DIM, true>(rows, part, dct, head, token, count, out)
-                        : write_rows<DIM, false>(rows, part, dct, head, token, count, out);
+        return part.cos ? write_rows<DIM, true>(rows, part, head, token, count, out)
+                        : write_rows<DIM, false>(rows, part, head, token, count, out);
     };
     switch (rows.dim) {
         case 64: return of_dim.template operator()<64>();

@@ -6,6 +6,7 @@
 #include "decode.hpp"
 #include "bind.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -24,18 +25,15 @@ Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span c
     const auto [cosines, sines] = angles(cos, sin, tokens, dim);
     return {codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
             mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr, cosines, sines,
-            nullptr, heads, tokens, 0, int64_t(codes.size)};
+            heads, tokens, int64_t(codes.size), dim};
 }
 
 namespace {
 
 class Line {
 public:
-    Line(int dim, bool bfloat16, Span dct, size_t capacity) {
-        require_dim(dim, dct);
+    explicit Line(size_t capacity) {
         require(capacity <= 1 << 20, "a line is not for so many parts");
-        dct_.assign(dct.as<const float>(), dct.as<const float>() + dct.size / 4);
-        shape_ = {dim, bfloat16, dct_.data()};
         done_.reset(new std::atomic<bool>[capacity]{});
         parts_.reserve(capacity);
     }
@@ -43,14 +41,17 @@ public:
     ~Line() { stop(); }
 
     // The memory is `owner`'s, which is kept until the part is decoded, and let go by a later call.
-    void add(Span codes, Span info, Span scales, Span mean, Span cos, Span sin, Span numbers,
-             int64_t heads, int64_t tokens, int64_t apart, nb::object owner) {
-        const int64_t dim = shape_.dim, each = shape_.bfloat16 ? 2 : 4;
+    void add(Span codes, Span info, Span scales, Span mean, Span cos, Span sin, Span numbers, bool bfloat16,
+             int64_t heads, int64_t tokens, int64_t apart, int dim, Span dct, nb::object owner) {
         require(parts_.size() < parts_.capacity(), "the line is full");
-        Part part = checked_part(int(dim), codes, info, scales, mean, cos, sin, heads, tokens);
-        require_numbers(numbers, each, heads, tokens, dim, apart);
+        require_dim(dim, dct);
+        Part part = checked_part(dim, codes, info, scales, mean, cos, sin, heads, tokens);
+        require_numbers(numbers, bfloat16 ? 2 : 4, heads, tokens, dim, apart);
         part.numbers = numbers.as<void>();
         part.apart = apart;
+        part.bfloat16 = bfloat16;
+        part.dct = dct.as<const float>();
+        space_ = std::max(space_, decode_space(dim));
         for (size_t n = 0; n < owners_.size(); n++)
             if (done_[n]) owners_[n].reset();
         parts_.push_back(part);
@@ -63,14 +64,14 @@ public:
     // Take parts until those that nobody has begun have at most so many numbers.
     void decode(int64_t waiting) {
         if (waiting_ <= waiting) return;
-        std::unique_ptr<char[]> space(new char[decode_space(shape_.dim)]);
+        std::unique_ptr<char[]> space(new char[space_]);
         while (waiting_ > waiting && decode_next(space.get())) {}
     }
 
     // Have another thread take parts until the line is closed.
     void start() {
         require(!other_.joinable() && !closed_, "the line has another thread");
-        std::unique_ptr<char[]> own(new char[decode_space(shape_.dim)]);
+        std::unique_ptr<char[]> own(new char[decode_space(MOST_DIM)]);
         other_ = std::thread([this, space = std::move(own)] {
             while (!closed_) {
                 const size_t seen = ready_;
@@ -103,16 +104,15 @@ private:
             if (closed_ || at >= ready_) return false;
         } while (!next_.compare_exchange_weak(at, at + 1));
         const Part &part = parts_[at];
-        waiting_ -= part.heads * part.tokens * shape_.dim;
-        if (!PICK(decode)(part, shape_, space)) damaged_ = true;
+        waiting_ -= part.heads * part.tokens * part.dim;
+        if (!PICK(decode)(part, space)) damaged_ = true;
         done_[at] = true;
         return true;
     }
 
-    std::vector<float> dct_;
-    Shape shape_{};
     std::vector<Part> parts_;  // never moved, so threads read what is ready
     std::vector<nb::object> owners_;
+    size_t space_ = 0;  // bytes that a part needs at most
     std::atomic<size_t> next_{0}, ready_{0};
     std::atomic<int64_t> waiting_{0};  // numbers
     std::atomic<bool> closed_{false}, damaged_{false};
@@ -126,7 +126,7 @@ void bind_decode(nb::module_ &m) {
     using release = nb::call_guard<nb::gil_scoped_release>;
     m.def("widths", &widths);
     nb::class_<Line>(m, "Line")
-        .def(nb::init<int, bool, Span, size_t>())
+        .def(nb::init<size_t>())
         .def("add", &Line::add)
         .def("decode", &Line::decode, nb::arg("waiting") = 0, release())
         .def("start", &Line::start)

@@ -14,24 +14,20 @@ struct Part {
     const float *scales;          // 32
     const float *mean;            // [heads, dim], or null
     const float *cos, *sin;       // [tokens, dim / 2], or null
-    void *numbers;                // [heads, tokens, dim]; heads are `apart` numbers apart
-    int64_t heads, tokens, apart;
-    int64_t nbytes;               // of codes
+    int64_t heads, tokens, nbytes;  // bytes of codes
+    int dim;                      // m * h, m odd and h a power of two up to 256
+    void *numbers = nullptr;      // [heads, tokens, dim]; heads are `apart` numbers apart
+    int64_t apart = 0;
+    bool bfloat16 = false;        // else float32
+    const float *dct = nullptr;   // [m, m]
 };
 
 // The sum of rows' widths, in bits a number, of their bytes.
 int64_t widths(Span info);
 
-// A part that is what it says it is, but for where its numbers go. Raises ValueError.
+// A part that is what it says it is, as far as its rows go. Raises ValueError.
 Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
                   int64_t heads, int64_t tokens);
-
-// All parts of a line are alike.
-struct Shape {
-    int dim;            // m * h, m odd and h a power of two up to 256
-    bool bfloat16;      // else float32
-    const float *dct;   // [m, m]
-};
 
 constexpr int MOST_DIM = 4096;
 inline constexpr float ZEROS[MOST_DIM] = {};  // a mean that is none
@@ -45,7 +41,7 @@ constexpr size_t decode_space(int dim) {
 #define DECLARE(isa) \
     namespace isa { \
     /* False if `info` asks for more codes than there were when it was counted. */ \
-    bool decode(const Part &part, const Shape &shape, char *space); \
+    bool decode(const Part &part, char *space); \
     }
 FOR_EACH_ISA(DECLARE)
 #undef DECLARE

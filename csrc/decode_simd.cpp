@@ -5,21 +5,21 @@
 namespace ISA {
 namespace {
 
-template <class Out> bool decode(const Part &part, const float *dct, Rows &rows) {
+template <class Out> bool decode(const Part &part, Rows &rows) {
     Out *out = static_cast<Out *>(part.numbers);
     for (int64_t head = 0; head < part.heads; head++, out += part.apart)
-        if (!write_rows(rows, part, dct, head, 0, part.tokens, out)) return false;
+        if (!write_rows(rows, part, head, 0, part.tokens, out)) return false;
     return true;
 }
 
 }  // namespace
 
-bool decode(const Part &part, const Shape &shape, char *space) {
+bool decode(const Part &part, char *space) {
     if (!part.tokens) return true;
     int64_t total[8] = {}, gone[8] = {};
     for (int64_t n = 0; n < part.heads * part.tokens; n++) total[part.info[n] & 7]++;
-    Rows rows(part, shape.dim, total, gone, space);
-    return shape.bfloat16 ? decode<uint16_t>(part, shape.dct, rows) : decode<float>(part, shape.dct, rows);
+    Rows rows(part, total, gone, space);
+    return part.bfloat16 ? decode<uint16_t>(part, rows) : decode<float>(part, rows);
 }
 
 }  // namespace ISA

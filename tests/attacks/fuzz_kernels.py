@@ -146,16 +146,18 @@ def factor(dim: int) -> Array:
 
 def decode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
     """A line of some parts; some decoded by a thread, some that change after a check."""
-    dim, half, parts = any_dim(draw), draw.chance(0.5), draw.choice((1, 1, 1, 2, 3))
+    parts = draw.choice((1, 1, 1, 2, 3))
     held, given = [], []
     for _ in range(parts):
+        dim, half = any_dim(draw), draw.chance(0.5)
         heads, tokens, apart = shape(draw, dim)
         numbers = np.full(reach(heads, tokens, apart, dim), 0x5555, "u2" if half else "f4")
-        held.append((numbers, heads, tokens, apart))
-        given.append([*coded(draw, dim, heads, tokens), numbers, heads, tokens, apart])
-    arguments = [dim, half, factor(dim), parts], given
-    head, given = spoiled = spoil(arguments)
-    line = native.Line(*head)
+        held.append((numbers, heads, tokens, apart, dim))
+        rows = coded(draw, dim, heads, tokens)
+        given.append([*rows, numbers, half, heads, tokens, apart, dim, factor(dim)])
+    arguments = parts, given
+    most, given = spoiled = spoil(arguments)
+    line = native.Line(most)
     try:
         if draw.chance(0.05):
             line.start()
@@ -166,7 +168,7 @@ def decode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
         line.decode()
     finally:
         line.close()  # a thread uses these arrays until then
-    for numbers, heads, tokens, apart in held if spoiled is arguments else ():
+    for numbers, heads, tokens, apart, dim in held if spoiled is arguments else ():
         for head in range(heads - 1):  # nothing is written between heads
             assert (numbers[head * apart + tokens * dim : (head + 1) * apart] == 0x5555).all()
 

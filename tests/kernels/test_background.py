@@ -42,7 +42,7 @@ def some_parts(dim: int, dtype: torch.dtype, count: int = COUNT) -> tuple[list[P
 def decode(
     parts: list[Part], beforehand: int = 1 << 20, between: Callable[[int], None] = lambda _: None
 ) -> None:
-    with BackgroundDecoder(parts[1].numbers, len(parts), beforehand) as decoder:
+    with BackgroundDecoder(len(parts), beforehand) as decoder:
         for n, part in enumerate(parts):
             decoder.add([part])
             between(n)
@@ -66,7 +66,7 @@ def test_of_several_dims() -> None:
     """As heads whose values are shorter than their keys."""
     keys, values = some_parts(64, torch.float32), some_parts(128, torch.float32)
     both = [part for pair in zip(keys[0], values[0], strict=True) for part in pair]
-    with BackgroundDecoder(keys[0][1].numbers, len(both), 1 << 20) as decoder:
+    with BackgroundDecoder(len(both), 1 << 20) as decoder:
         for part in both:
             decoder.add([part])
     assert same(*keys)
@@ -91,8 +91,8 @@ def test_alone_where_torch_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("background", "decode"):
-        monkeypatch.setattr(f"qkvshare.kernels.{module}.fits", lambda dim: False)
+    monkeypatch.setattr("qkvshare.kernels.background.native", None)
+    monkeypatch.setattr("qkvshare.kernels.decode.fits", lambda dim: False)
     parts, right = some_parts(64, torch.float32, 5)
     decode(parts)
     assert same(parts, right)
@@ -115,7 +115,7 @@ def test_after_an_error_nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What had not begun is not begun, and what had is waited for."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     parts, _ = some_parts(64, torch.float32)
-    decoder = BackgroundDecoder(parts[1].numbers, len(parts), 1 << 30)
+    decoder = BackgroundDecoder(len(parts), 1 << 30)
     decoder._beforehand = 1 << 30
     decoder.add(parts)
     decoder.__exit__(KeyError, KeyError("damaged"), None)
@@ -127,7 +127,7 @@ def test_after_an_error_nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_after_an_error_the_second_thread_has_ended() -> None:
     parts, _ = some_parts(64, torch.float32)
-    with suppress(KeyError), BackgroundDecoder(parts[1].numbers, COUNT, 1 << 30) as decoder:
+    with suppress(KeyError), BackgroundDecoder(COUNT, 1 << 30) as decoder:
         decoder.add(parts)
         raise KeyError("damaged")
     before = [part.numbers.clone() for part in parts]
@@ -138,7 +138,7 @@ def test_after_an_error_the_second_thread_has_ended() -> None:
 def test_what_goes_wrong_on_the_second_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     parts, _ = some_parts(64, torch.float32, 2)
-    decoder = BackgroundDecoder(parts[1].numbers, len(parts), 1 << 30)
+    decoder = BackgroundDecoder(len(parts), 1 << 30)
     decoder._beforehand = 1 << 30
     decoder.add(parts)
     line, info = decoder._line, parts[1].info
@@ -156,7 +156,7 @@ def test_memory_of_codes_goes_when_they_are_decoded() -> None:
     parts, right = some_parts(64, torch.float32)
     numbers, held = [part.numbers for part in parts], [weakref.ref(part) for part in parts]
     parts.reverse()
-    with BackgroundDecoder(numbers[1], COUNT, 10_000) as decoder:
+    with BackgroundDecoder(COUNT, 10_000) as decoder:
         while parts:
             decoder.add([parts.pop()])
             kept = sum(one() is not None for one in held) - len(parts)

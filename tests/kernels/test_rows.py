@@ -19,7 +19,7 @@ from torch import Tensor
 from qkvshare.codecs.packed_torch import encode_part
 from qkvshare.kernels import reference
 from qkvshare.kernels.ahead import ahead, at_once
-from qkvshare.kernels.decode import add, decode_parts, line_of, widths
+from qkvshare.kernels.decode import add, decode_parts, widths
 from qkvshare.kernels.encode import Source, encode, measure
 from qkvshare.kernels.levels import DISTORTION, TIERS, UNIT, levels, thresholds
 from qkvshare.kernels.native import dct_span, native, span
@@ -324,7 +324,7 @@ def test_bytes_that_change_meanwhile_reach_no_memory_beside_them() -> None:
     """A card's file belongs to others; what it says was counted before."""
     given = part()
     codes, info = given["codes"].clone(), given["info"]
-    line = line_of(64, torch.float32, 1)
+    line = native.Line(1)
     one = Part(**given)
     add(line, one)
     info.fill_(7)  # more codes than there are
@@ -364,8 +364,9 @@ def test_encoders_refuse_what_does_not_fit() -> None:
 
 def test_many_heads_without_tokens_take_no_time() -> None:
     none, heads = (0, 0), 1 << 39
-    line = line_of(64, torch.float32, 1)
-    line.add(none, none, span(torch.ones(32)), none, none, none, none, heads, 0, 0, ())
+    line = native.Line(1)
+    own = none, none, span(torch.ones(32)), none, none, none, none
+    line.add(*own, False, heads, 0, 0, 64, dct_span(64), ())
     line.decode()
     line.close()
     native.rotate(none, heads, 0, 0, 64, none, none)

@@ -117,7 +117,7 @@ def _decode_there(
     """By two threads: see `BackgroundDecoder`. ``then`` is called when all are decoded."""
     require_dims(layers[0].shape, CardFormatError)  # before the first layer's rotation is made
     wild = list[LayerKV]()
-    with BackgroundDecoder(layers[0].keys, 2 * len(layers), _BEFOREHAND) as decoder:
+    with BackgroundDecoder(2 * len(layers), _BEFOREHAND) as decoder:
         for blob, layer in pairs:
             decoder.add(opened([(blob, layer)], wild))
             del blob

@@ -6,6 +6,7 @@ They get addresses and sizes, and check that these fit each other before they wr
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -54,6 +55,7 @@ def rows_span(of: Tensor) -> tuple[int, int]:
     return of.data_ptr(), reach * of.element_size()
 
 
+@cache
 def dct_span(dim: int) -> Span:
     """The DCT over the odd factor of ``dim``, which is kept."""
     return span(dct(dim // power_of_two(dim)))
