@@ -239,6 +239,10 @@ def test_a_weight_on_several_devices_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(TwoTensor, "device_mesh", None, raising=False)
     with pytest.raises(UnsupportedModelError, match="TwoTensor is spread over several devices"):
         identify(composed(tiny_model(), 1.0))
+    model = tiny_model()
+    model._tp_size = 2  # where each process has plain tensors, as in older transformers
+    with pytest.raises(UnsupportedModelError, match="without tensor parallelism"):
+        capture(model, None, CONTEXT)
 
 
 class _Wrapper:
@@ -291,7 +295,7 @@ def test_quanto_beside_frozen_weights_is_refused(llama: Any, frozen: bool) -> No
     if frozen:
         quanto.freeze(model)
     model.eval()
-    reason = "quantizes activations" if frozen else "call optimum.quanto.freeze"
+    reason = "quantizes what its cache is made of" if frozen else "Call optimum.quanto.freeze"
     for call in (lambda: capture(model, None, CONTEXT), lambda: card.inputs(model, new=NEW)):
         with pytest.raises(UnsupportedModelError, match=reason):
             call()

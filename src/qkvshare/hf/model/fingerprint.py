@@ -28,8 +28,8 @@ class Survey(NamedTuple):
             all else, and what modules of quantizers keep beside them.
         unsaved: the other buffers.
         adapted: whether any module is one of peft's layers.
-        unfit: why a quantized module has no identity that lasts, or no cache of numbers; None
-            where all have.
+        unfit: why the model has no identity that lasts, or no cache of numbers, and what to do;
+            None where it has.
         training: whether any module is in training mode.
         traits: what else may change what a module computes: its class, plain attributes, hooks,
             and ``forward``.
@@ -81,22 +81,24 @@ def survey(model: nn.Module) -> Survey:
 
 
 def _unfit(own: dict[str, Any]) -> str | None:
-    """Why a quantized model or module cannot be carried; ``own`` is its dictionary."""
+    """Why a model or module cannot be carried, and what to do; ``own`` is its dictionary."""
+    if (own.get("_tp_size") or 1) > 1:
+        return "its weights are spread over several devices. Load it without tensor parallelism."
     if "ct_decompress_hook" in own:
         return (
             "compressed-tensors unpacks its weights when it first reads. Let it read a token "
-            "first, or load it with CompressedTensorsConfig(dequantize=True)"
+            "first, or load it with CompressedTensorsConfig(dequantize=True)."
         )
     weight = own["_parameters"].get("weight")
     if own.get("support_avx512bf16_for_cpu") and weight is not None and weight.is_cpu:
         return (
             "bitsandbytes packs 4-bit weights anew when it first reads on this processor, and "
-            "rounds their scales"
+            "rounds their scales. Load it in 8 bits, or with another quantization."
         )
     if own.get("activation_qtype") is not None:
-        return "quanto quantizes activations too, so that its cache is not one of numbers"
+        return "quanto quantizes what its cache is made of too. Quantize the weights alone."
     if own.get("weight_qtype") is not None and type(weight) in PLAIN:
-        return "quanto has not frozen its weights; call optimum.quanto.freeze(model)"
+        return "quanto has not frozen its weights. Call optimum.quanto.freeze(model) first."
     return None
 
 

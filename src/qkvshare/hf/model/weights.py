@@ -58,8 +58,7 @@ def weights_of(model: PreTrainedModel, found: Survey) -> Weights:
         )
     if found.unfit is not None:
         raise UnsupportedModelError(
-            f"a card cannot carry what {type(model).__name__} has read: {found.unfit}. Or load it "
-            "without quantization, or with another one of the weights alone."
+            f"a card cannot carry what {type(model).__name__} has read: {found.unfit}"
         )
     try:
         adapters = _active_adapters(innermost(model)) if found.adapted else {}
