@@ -12,10 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from qkvshare.card import Allocation, CacheCard, Hop, Identity, Layer, Manifest, Segment
+from qkvshare.card import (
+    Allocation,
+    CacheCard,
+    Hop,
+    Identity,
+    Layer,
+    Manifest,
+    Segment,
+    StateBits,
+    StateTensor,
+)
 from qkvshare.card.container import MAGIC, Array, blob_name, ids_name
 from qkvshare.card.digest import Bytes, digest_bytes, empty_chain, extend_chain
 from qkvshare.codecs import BitMap, Codec, LayerBits, LayerKV, Raw, Tiered
+from qkvshare.codecs.states import encode_states
 
 IDENTITY = Identity(
     weights="1" * 64,
@@ -29,6 +40,12 @@ IDENTITY = Identity(
 LAYERS = [
     Layer(kind="full", kv_heads=2, head_dim=8, v_head_dim=8),
     Layer(kind="sliding", kv_heads=2, head_dim=8, v_head_dim=8, window=4),
+]
+STATES = [
+    StateTensor(layer=1, kind="conv", index=0, shape=[6, 4], dtype="float32"),
+    StateTensor(layer=1, kind="recurrent", index=0, shape=[2, 3, 5], dtype="float32"),
+    StateTensor(layer=2, kind="conv", index=1, shape=[3], dtype="int64"),
+    StateTensor(layer=2, kind="recurrent", index=1, shape=[4, 8], dtype="bfloat16"),
 ]
 
 
@@ -58,10 +75,12 @@ def make_card(
     seed: int = 0,
     joined: bool = False,
     salt: str | None = None,
+    states: bool = False,
+    state_bits: StateBits | None = None,
 ) -> CacheCard:
     """A card of random state: two layers, one segment for each length in ``runs``.
 
-    With ``joined`` a segment's layers are in one blob.
+    With ``joined`` a segment's layers are in one blob. With ``states`` each has `STATES`.
     """
     codec = codec or Raw()
     generator = torch.Generator().manual_seed(seed)
@@ -79,6 +98,9 @@ def make_card(
             keys = torch.randn(shape, generator=generator)
             layers.append(LayerKV(keys, torch.randn(shape, generator=generator)))
         blobs = encode(codec, layers)
+        if states:
+            made = [random_state(state, generator) for state in STATES]
+            blobs.append(encode_states(made, STATES, state_bits))
         sizes = [len(blob) for blob in blobs] if joined else None
         if joined:
             blobs = [np.concatenate(blobs)]
@@ -96,6 +118,7 @@ def make_card(
                 blobs=[digest_bytes(blob, salt) for blob in blobs],
                 first=first,
                 sizes=sizes,
+                state_bits=state_bits,
             )
         )
         lineage.append(Hop(hop=index, agent="test", tokens_added=count))
@@ -107,8 +130,17 @@ def make_card(
         segments=segments,
         lineage=lineage,
         salt=salt,
+        states=STATES if states else [],
     )
     return CacheCard(manifest, tensors)
+
+
+def random_state(state: StateTensor, generator: torch.Generator) -> torch.Tensor:
+    """Numbers, or token ids, of a state's shape."""
+    if state.dtype == "int64":
+        return torch.randint(100, state.shape, generator=generator)
+    dtype: torch.dtype = getattr(torch, state.dtype)
+    return torch.randn(state.shape, generator=generator).to(dtype)
 
 
 def card_of(

@@ -37,6 +37,7 @@ EACH_SHAPE = {
     "longer": make_card(Packed(), (9, 3)),
     "joined": make_card(Packed(), (2, 1), joined=True),
     "compacted": make_card(Packed(), (2, 1)).compact(),
+    "states": make_card(Packed(), (2,), states=True, state_bits=4),
     "thin": make_card(Packed(), (2, 1)).without(make_card(Packed(), (2,))),
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.codecs import Kivi, Uniform
@@ -18,6 +19,7 @@ from qkvshare import CacheCard, Raw
 from qkvshare.card import Key, Signer
 from qkvshare.card.digest import digest_bytes
 from qkvshare.codecs import Codec, Packed, Transform, decode_runs
+from qkvshare.codecs.states import decode_states
 from qkvshare.profile import Profile
 
 from ..cards import make_card
@@ -51,6 +53,13 @@ def describe(card: CacheCard) -> dict[str, Any]:
         for layer in run
         for part in (layer.keys, layer.values)
     ]
+    states = [
+        digest_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        for number, segment in enumerate(card.manifest.segments if card.manifest.states else [])
+        for tensor in decode_states(
+            card.state_blob(number), card.manifest.states, segment.state_bits
+        )
+    ]
     # Float sums, unlike what is coded, may differ between machines in their last bits.
     summed = card.manifest.segments[0].codec.profile is not None
     return {
@@ -63,7 +72,7 @@ def describe(card: CacheCard) -> dict[str, Any]:
             else digest_bytes(part.numpy().tobytes())
             for part in decoded
         ],
-    }
+    } | ({"states": states} if states else {})
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.card")))
@@ -99,6 +108,8 @@ if __name__ == "__main__":
     chain = make_card(Packed(), (9, 3))
     cards |= {"joined": make_card(Packed(), (9, 3), joined=True), "compacted": chain.compact()}
     cards |= {"salted": make_card(Packed(), salt="5a" * 32)}
+    cards |= {"states": make_card(states=True), "states8": make_card(states=True, state_bits=8)}
+    cards["states4"] = make_card(Packed(), joined=True, states=True, state_bits=4)
     for name, card in cards.items():
         card.save(FOLDER / f"{name}.card").chmod(0o644)
         (FOLDER / f"{name}.json").write_text(json.dumps(describe(card), indent=1) + "\n")

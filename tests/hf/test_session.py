@@ -117,7 +117,7 @@ def test_reading_keeps_what_capture_would(session: Session, store: Store) -> Non
 def test_long_prompts_are_read_in_pieces_to_the_same_end(
     session: Session, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qkvshare.hf.capture.reading._PIECE", 7)
+    monkeypatch.setattr("qkvshare.hf.cache.complete._PIECE", 7)
     prompt = session.prompt(store, READ)
     assert session.answer(prompt, SHORT).text == said(session, prompt.ids)
 

@@ -35,6 +35,13 @@ def capture(
     scorer: ScorerName = None,
     allocator: AllocatorName = None,
     bits: Bits = None,
+    state_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Bits per number of recurrent states, for models that keep them: 4, 8 or 32 "
+            "(all that the model has)."
+        ),
+    ] = None,
     profile: ProfileFile = None,
     agent: AgentName = "",
     key: KeyFile = None,
@@ -77,6 +84,7 @@ def capture(
             codec=with_strategy(chosen, judge, spender),
             bits=bits,
             agent=agent,
+            state_bits=state_bits,
         )
         if signer is not None:
             card = card.signed(signer)

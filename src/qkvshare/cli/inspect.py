@@ -73,6 +73,10 @@ def _rows(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "", ", ".join(f"{k} {v:,}" for k, v in known["bytes"].items() if v and k != "total")
     kinds = Counter(f"{at['kind']} {at['kv_heads']}×{at['head_dim']}" for at in known["layers"])
     yield "layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    if states := Counter(
+        f"{at['kind']} {'×'.join(map(str, at['shape']))}" for at in known["states"]
+    ):
+        yield "states", ", ".join(f"{count} {kind}" for kind, count in states.items())
     for name, value in known["identity"].items():
         yield name.replace("_", " "), "none" if value is None else str(value)
     for run in known["segments"]:
@@ -80,6 +84,8 @@ def _rows(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
         made = f"{codec['name']} {codec['parameters'] or ''}"
         if "profile" in codec:
             made += f", profile {codec['profile']}"
+        if run["state_bits"] is not None:
+            made += f", states in {run['state_bits']} bits"
         if not run["here"]:
             made += ", not in this file"
         yield f"segment {run['segment']}", f"tokens [{run['start']}, {run['end']}), {made}"

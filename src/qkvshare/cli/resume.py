@@ -66,8 +66,8 @@ def resume(
     with progress.status("loading the model …") as status:
         import torch
 
+        from ..hf.cache.complete import complete
         from ..hf.capture.capture import capture_cache
-        from ..hf.capture.reading import complete
         from ..hf.inject.inject import prefill
         from ..hf.model.load import load_model
         from ..hf.session.costs import choose

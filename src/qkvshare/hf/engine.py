@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from ..card import CacheCard
 from ..card.errors import CaptureError
+from .cache.complete import complete
 from .capture.capture import capture_cache
-from .capture.reading import complete
 from .inject.inject import inject as inputs
 
 __all__ = ["extend", "inputs"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -10,17 +10,16 @@ import torch
 from transformers import Cache, PreTrainedModel
 
 from ...card.digest import TokenIds
-from ...card.errors import CancelledError, CaptureError
+from ...card.errors import CaptureError
 from ...scoring import Scorer
+from ..cache.complete import complete, forward
 from ..cache.layers import attention_layers, empty_cache
-from ..cache.observe import observe, positions
+from ..cache.observe import observe
 from ..cache.states import take_states
 from ..model.text_only import forget_positions
 from ..text.tokens import Ids, as_ids, require_length, require_vocabulary
 from .probe import Watch, can_watch_reading, watched
 from .state import State, state_of
-
-_PIECE = 512  # tokens read at once, between which a caller can call it off
 
 
 def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ()) -> State:
@@ -38,7 +37,7 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
         _remember_one_more(model, cache, len(ids))
     if len(ids) > apart:
         with watched(model, watch) if watch.scorers else nullcontext():
-            _forward(model, cache, ids[: len(ids) - apart])
+            forward(model, cache, ids[: len(ids) - apart])
     state = finish(model, cache, ids)
     seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
     if apart:  # nobody has looked at the last token, which counts as the one before it
@@ -69,42 +68,12 @@ def finish(model: PreTrainedModel, cache: Cache, ids: TokenIds) -> State:
     return replace(state, snapshot=snapshot, final=final)
 
 
-def complete(
-    model: PreTrainedModel,
-    cache: Cache,
-    ids: Ids,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> None:
-    """Let ``model`` read those of ``ids`` that ``cache`` lacks, so that it has all of them.
-
-    After ``generate`` that is the last sampled token: it was returned, and never read. ``ids`` are
-    of the whole context, ``[tokens]`` or ``[1, tokens]``. ``cancelled`` is asked before each 512
-    tokens, and at the end. Raises `PromptError` for more than one sequence, and `CancelledError`.
-    """
-    rest = as_ids(ids)
-    at, stepwise = cache.get_seq_length(), observe(model).stepwise
-    while at < len(rest) and not cancelled():
-        piece = rest[at : at + (1 if stepwise and at else _PIECE)]
-        _forward(model, cache, piece)
-        at += len(piece)
-    if cancelled():
-        raise CancelledError("reading was called off.")
-
-
 def require_context(model: PreTrainedModel, ids: TokenIds) -> None:
     """Raise `CaptureError` or `PromptError` for a context that no model can read."""
     if len(ids) == 0:
         raise CaptureError("the context is empty; expected at least one token.")
     require_vocabulary(model, ids, "context")
     require_length(model, len(ids))
-
-
-def _forward(model: PreTrainedModel, cache: Cache, ids: TokenIds) -> None:
-    tokens = torch.from_numpy(ids).long()[None].to(model.device)
-    more = positions(model, cache.get_seq_length(), len(ids))
-    with torch.no_grad():
-        # One row of logits: the vocabulary projection of the others would be thrown away.
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
 
 
 def _remember_one_more(model: PreTrainedModel, cache: Cache, tokens: int) -> None:

@@ -12,12 +12,12 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from ...card import CacheCard
 from ...card.errors import CodecError
 from ...codecs import Raw, from_record
+from ..cache.complete import complete
 from ..cache.layers import attention_layers, empty_cache, place_layer
 from ..cache.states import put_states, take_states
 from ..text.tokens import Ids
 from .capture import capture_cache
 from .live import decode
-from .reading import complete
 
 
 class SavedCache(NamedTuple):

@@ -19,9 +19,9 @@ from ...card.errors import CodecError, PromptError, UnsupportedModelError
 from ...codecs import Shape, dtype_of, find_codec, from_record
 from ..cache.card_cache import CardCache, GuardedCache, Use
 from ..cache.coded import CodedLayer, CodedRun, Scratch
+from ..cache.complete import complete, forward
 from ..cache.growing import HalfLayer
 from ..cache.observe import positions
-from ..capture.reading import complete
 from ..model.config import innermost
 from ..model.identity import identify
 from ..model.text_only import forget_positions, require_text
@@ -135,12 +135,10 @@ def prefill(
     bound = BoundCard(card, model, tokenizer)
     prompt = _prompt(bound, tokenizer, new, prompt_ids)
     kept = min(card.tokens, len(prompt) - 1)
-    ids = torch.from_numpy(card.token_ids[:kept].astype(np.int64))[None].to(model.device)
     with torch.inference_mode(False), torch.no_grad():
         cache = GuardedCache(config=model.config)
         if kept:
-            more = positions(model, 0, kept)
-            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
+            forward(model, cache, card.token_ids[:kept])
     if bound.stepwise:
         complete(model, cache, prompt[:-1])
     return _arguments(bound, prompt, cache, new_only)

@@ -20,11 +20,11 @@ from ...card.digest import TokenIds
 from ...card.errors import CancelledError, CardNotFoundError, IdentityError, PromptError
 from ...codecs import Codec
 from ...store import Store
+from ..cache.complete import complete
 from ..cache.growing import FullLayer
 from ..cache.layers import empty_cache
 from ..cache.observe import observe, require_geometry
 from ..capture.capture import capture, capture_cache
-from ..capture.reading import complete
 from ..model.config import text_config
 from ..model.identity import identify
 from ..text.chat import Chat

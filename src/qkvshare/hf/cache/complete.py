@@ -1,0 +1,46 @@
+"""Let a model read what its cache lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from ...card.digest import TokenIds
+from ...card.errors import CancelledError
+from ..text.tokens import Ids, as_ids
+from .observe import observe, positions
+
+_PIECE = 512  # tokens read at once, between which a caller can call it off
+
+
+def complete(
+    model: PreTrainedModel,
+    cache: Cache,
+    ids: Ids,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Let ``model`` read those of ``ids`` that ``cache`` lacks, so that it has all of them.
+
+    After ``generate`` that is the last sampled token: it was returned, and never read. ``ids`` are
+    of the whole context, ``[tokens]`` or ``[1, tokens]``. ``cancelled`` is asked before each 512
+    tokens, and at the end. Raises `PromptError` for more than one sequence, and `CancelledError`.
+    """
+    rest = as_ids(ids)
+    at, stepwise = cache.get_seq_length(), observe(model).stepwise
+    while at < len(rest) and not cancelled():
+        piece = rest[at : at + (1 if stepwise and at else _PIECE)]
+        forward(model, cache, piece)
+        at += len(piece)
+    if cancelled():
+        raise CancelledError("reading was called off.")
+
+
+def forward(model: PreTrainedModel, cache: Cache, ids: TokenIds) -> None:
+    """Let ``model`` read ``ids`` at once, behind what ``cache`` has."""
+    tokens = torch.from_numpy(ids).long()[None].to(model.device)
+    more = positions(model, cache.get_seq_length(), len(ids))
+    with torch.no_grad():
+        # One row of logits: the vocabulary projection of the others would be thrown away.
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)

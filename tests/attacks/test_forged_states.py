@@ -1,0 +1,121 @@
+"""Cards with states whose digests are all right, and which somebody made to do harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from msgspec.structs import replace
+
+from qkvshare import CacheCard, Packed
+from qkvshare.card import StateTensor
+from qkvshare.card.container import blob_name
+from qkvshare.card.digest import digest_bytes
+from qkvshare.card.errors import CardFormatError
+from qkvshare.card.geometry import state_nbytes
+from qkvshare.codecs.states import decode_states, encode_states
+
+from ..cards import LAYERS, STATES, edit_manifest, make_card, random_state
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return make_card(Packed(), states=True, state_bits=8).save(tmp_path / "card")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.pop("states"),
+        lambda m: m["states"].pop(),
+        lambda m: m["states"].reverse(),
+        lambda m: m["states"].append(m["states"][-1]),
+        lambda m: m["states"][0].update(kind="memory"),
+        lambda m: m["states"][0].update(shape=[]),
+        lambda m: m["states"][0].update(shape=[0, 4]),
+        lambda m: m["states"][0].update(shape=[2**20] * 8),
+        lambda m: m["states"][0].update(shape=[6, 5]),
+        lambda m: m["states"][0].update(dtype="float64"),
+        lambda m: m["states"][0].update(layer=-1),
+        lambda m: m["segments"][0].update(state_bits=4),
+        lambda m: m["segments"][0].update(state_bits=5),
+        lambda m: m["segments"][0].pop("state_bits"),
+        lambda m: m["segments"][0]["blobs"].pop(),
+    ],
+)
+def test_a_header_that_breaks_a_rule(path: Path, edit: Callable[[Any], Any]) -> None:
+    edit_manifest(path, edit)
+    with pytest.raises(CardFormatError):
+        CacheCard.load(path)
+
+
+@pytest.mark.parametrize("state_bits", [None, 8, 4])
+def test_sizes_of_joined_blobs(tmp_path: Path, state_bits: Any) -> None:
+    card = make_card(Packed(), joined=True, states=True, state_bits=state_bits)
+    path = card.save(tmp_path / "card")
+    CacheCard.load(path).verify()
+
+    def edit(manifest: Any) -> None:
+        sizes = manifest["segments"][0]["sizes"]
+        sizes[0], sizes[-1] = sizes[0] + 1, sizes[-1] - 1
+
+    edit_manifest(path, edit)
+    with pytest.raises(CardFormatError, match=r"bytes of states"):
+        CacheCard.load(path)
+
+
+def test_states_of_a_card_without_them(tmp_path: Path) -> None:
+    path = make_card(Packed()).save(tmp_path / "card")
+    edit_manifest(path, lambda m: m["segments"][0].update(state_bits=8))
+    with pytest.raises(CardFormatError, match=r"has no states"):
+        CacheCard.load(path)
+
+
+@pytest.mark.parametrize("state_bits", [None, 8, 4])
+@pytest.mark.parametrize(("state", "number"), [(0, 0x7F), (1, 0x7F), (3, 0x7F), (2, 0xFF)])
+def test_bytes_that_stand_for_no_numbers(state_bits: Any, state: int, number: int) -> None:
+    """NaN, infinity, numbers beyond all bounds, ids that no vocabulary has."""
+    card = make_card(states=True, state_bits=state_bits, runs=(6,))
+    blob = card.state_blob(0).copy()
+    at = state_nbytes(STATES[:state], state_bits)
+    blob[at : at + 8] = number
+    name, segment = blob_name(len(LAYERS), 0), card.manifest.segments[0]
+    blobs = [*segment.blobs[:-1], digest_bytes(blob, None)]
+    manifest = replace(card.manifest, segments=[replace(segment, blobs=blobs)])
+    forged = CacheCard(manifest, {**card.tensors, name: blob})
+    with pytest.raises(CardFormatError, match=r"states|token ids"):
+        forged.verify()
+
+
+def test_a_blob_of_another_length() -> None:
+    with pytest.raises(CardFormatError, match=r"has 3 bytes"):
+        decode_states(np.zeros(3, np.uint8), STATES, None)
+
+
+def test_states_come_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    made = [random_state(state, generator) for state in STATES]
+    found = decode_states(encode_states(made, STATES, None), STATES, None)
+    for one, other in zip(found, made, strict=True):
+        assert torch.equal(one, other)
+
+
+@given(
+    arrays(np.float32, (3, 5), elements=st.floats(-(2.0**30), 2.0**30, width=32)),
+    st.sampled_from([4, 8]),
+)
+def test_rounding_errs_by_half_a_step(numbers: Any, bits: Any) -> None:
+    state = StateTensor(0, "recurrent", 0, [3, 5], "float32")
+    tensor = torch.from_numpy(numbers)
+    (found,) = decode_states(encode_states([tensor], [state], bits), [state], bits)
+    # Scales have 8 bits, so the largest number may lie half a percent outside.
+    step = tensor.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    allowed = (0.5 + 0.004 * (2 ** (bits - 1) - 1)) * step * 1.01
+    assert ((found - tensor).abs() <= allowed + 1e-37).all()
