@@ -20,6 +20,7 @@ from qkvshare.hf.cache.buffers import Buffer, Target, allocate
 from qkvshare.hf.cache.card_cache import CardCache
 from qkvshare.hf.cache.growing import STEP
 from qkvshare.hf.cache.layers import empty_cache
+from qkvshare.hf.cache.observe import observe
 from qkvshare.hf.capture.state import State
 from qkvshare.hf.model.rope import Rope
 from qkvshare.kernels.parts import Part
@@ -83,7 +84,7 @@ class CardStaged(Card):
         assert self.card is not None
         tokens, dtype = self.card.tokens, dtype_of(self.card)
         known = self.card.manifest.layers
-        cache = CardCache(self.card, tokens, empty_cache(self.model))
+        cache = CardCache(self.card, tokens, empty_cache(self.model), observe(self.model).numbers)
         device = self.model.device
         buffers = allocate([Buffer(Shape.of(at, tokens + STEP), dtype, device) for at in known])
         rope, positions, parts, targets = Rope(self.model, range(len(known))), range(tokens), [], []

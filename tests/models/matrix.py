@@ -168,10 +168,11 @@ def check(name: str) -> Result:
         return Result(name, "differs", str(error), kinds)
     except Exception as error:
         return Result(name, "crash", f"{type(error).__name__}: {error} @ {_place(error)}", kinds)
-    layers = card.manifest.layers
+    layers, states = card.manifest.layers, card.manifest.states
+    kinds = ", ".join(dict.fromkeys(part.kind for part in [*layers, *states]))
     placed = {layer.placed for layer in layers}
     keys = "before RoPE" if placed == {False} else "as cached" if placed == {True} else "both"
-    return Result(name, "equal", "", ", ".join(dict.fromkeys(layer.kind for layer in layers)), keys)
+    return Result(name, "equal", "", kinds, keys)
 
 
 _HEAD = """\

@@ -17,6 +17,7 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**20)]
 StateBits = Literal[4, 8]
+LayerKind = Literal["full", "sliding", "indexer"]
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}
 SCALE_BYTES = 2  # bfloat16
 
@@ -28,11 +29,13 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 class Layer(Strict, frozen=True):
     """Geometry of one attention layer.
 
-    ``window``, in tokens, is of sliding layers only. The keys of a layer that is ``placed`` are
-    stored as the model caches them by every codec: their positions cannot be taken out.
+    ``window``, in tokens, is of sliding layers only. An "indexer" layer has the keys by which the
+    layer before it picks the tokens that it looks at, half of each as keys, half as values. The
+    keys of a layer that is ``placed`` are stored as the model caches them by every codec: their
+    positions cannot be taken out.
     """
 
-    kind: Literal["full", "sliding"]
+    kind: LayerKind
     kv_heads: Size
     head_dim: Size
     v_head_dim: Size

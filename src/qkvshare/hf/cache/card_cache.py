@@ -26,7 +26,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 from ...card import CacheCard
 from ...card.errors import PromptError
 from .growing import growing
-from .layers import attention_numbers
+from .layers import numbered
 from .states import growing_state, repeat_states
 
 
@@ -158,9 +158,11 @@ class CardCache(GuardedCache):
 
     layers: list[Any]
 
-    def __init__(self, card: CacheCard, decoded: int, empty: DynamicCache) -> None:
+    def __init__(
+        self, card: CacheCard, decoded: int, empty: DynamicCache, numbers: list[int]
+    ) -> None:
         """With the layers of an ``empty`` cache of the model, in kinds that grow in place."""
-        self.numbers = attention_numbers(empty)
+        self.numbers = numbers
         layers: list[Any] = [copy(layer) for layer in empty.layers]
         for number, layer in enumerate(layers):
             if isinstance(layer, LinearAttentionLayer):
@@ -173,7 +175,7 @@ class CardCache(GuardedCache):
     @property
     def of_card(self) -> list[Any]:
         """Those of its layers that a card has, in the card's order."""
-        return [self.layers[number] for number in self.numbers]
+        return numbered(self, self.numbers)
 
     def crop(self, *arguments: Any, **named: Any) -> None:
         """As ``DynamicCache.crop``; what is read again after it is not the card's any more."""

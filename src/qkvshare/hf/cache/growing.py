@@ -13,7 +13,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from ...codecs import LayerKV
 from ..attention import NAME
@@ -152,8 +156,14 @@ class SlidingLayer(DynamicSlidingWindowLayer, FullLayer):  # type: ignore[no-unt
             self.cumulative_length = seq_len
 
 
+class IndexedLayer(DynamicIndexedLayer, FullLayer):  # type: ignore[no-untyped-call]
+    """Full attention beside an indexer's keys, which grow as those of transformers do."""
+
+
 def growing(layer: DynamicLayer) -> FullLayer:
     """An empty layer of the same kind."""
+    if isinstance(layer, DynamicIndexedLayer):
+        return IndexedLayer()  # type: ignore[no-untyped-call]
     if isinstance(layer, DynamicSlidingWindowLayer):
         return SlidingLayer(layer.sliding_window)
     return FullLayer()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import (
+    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionLayer,
@@ -14,8 +16,11 @@ from transformers.cache_utils import (
 
 from ...card import Layer
 from ...card.errors import CaptureError, UnsupportedModelError
+from ...card.geometry import LayerKind
+from ...codecs import LayerKV
 from .coded import CodedLayer
-from .growing import FullLayer, HalfLayer, SlidingLayer
+from .growing import FullLayer, HalfLayer, IndexedLayer, SlidingLayer
+from .indexer import IndexKeys
 from .states import STATE_AND_ATTENTION
 
 # Layers without anything of their own; older releases of transformers leave them out of the cache.
@@ -46,8 +51,9 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
 def attention_numbers(cache: Cache) -> list[int]:
     """Which of the cache's layers hold keys and values: a card has those, in this order.
 
-    The others read what another layer holds, keep a state, or hold nothing. Raises
-    `UnsupportedModelError` where one holds something else.
+    A layer that holds an indexer's keys, too, is there twice, once it has read a token. The others
+    read what another layer holds, keep a state, or hold nothing. Raises `UnsupportedModelError`
+    where one holds something else.
     """
     if not isinstance(cache, DynamicCache):
         raise UnsupportedModelError(
@@ -55,10 +61,12 @@ def attention_numbers(cache: Cache) -> list[int]:
             "made with DynamicCache(config=model.config)."
         )
     out = []
-    for number, layer in enumerate(cache.layers):
+    for number, layer in enumerate(cast(list[Any], cache.layers)):
         # Subclasses keep more than keys and values, or keep them in another form.
         if type(layer) in _KINDS:
             out.append(number)
+        elif type(layer) in (DynamicIndexedLayer, IndexedLayer):
+            out += [number] if layer.indexer_keys is None else [number, number]
         elif type(layer) is not LinearAttentionLayer and not isinstance(layer, _NOTHING):
             raise UnsupportedModelError(
                 f"layer {number} of the model is of kind {type(layer).__name__!r}; a card carries "
@@ -76,9 +84,17 @@ def attention_numbers(cache: Cache) -> list[int]:
 def attention_layers(cache: Cache) -> list[DynamicLayer]:
     """The cache's layers that hold keys and values; codes as numbers. Raises as
     `attention_numbers`."""
-    numbers = attention_numbers(cache)
-    layers = [cast(DynamicLayer, cache.layers[number]) for number in numbers]
+    layers = numbered(cache, attention_numbers(cache))
     return [layer.plain() if isinstance(layer, CodedLayer) else layer for layer in layers]
+
+
+def numbered(cache: Cache, numbers: Sequence[int]) -> list[Any]:
+    """The layers of these `attention_numbers`; `IndexKeys` where a number comes the second time."""
+    out: list[Any] = []
+    for before, number in zip([-1, *numbers], numbers, strict=False):
+        layer: Any = cache.layers[number]
+        out.append(IndexKeys(layer) if before == number else layer)
+    return out
 
 
 def window_of(layer: DynamicLayer) -> int | None:
@@ -91,8 +107,12 @@ def describe(number: int, layer: DynamicLayer) -> Layer:
     if layer.keys is None or layer.values is None:
         raise CaptureError(f"layer {number} of the cache is empty; expected keys and values.")
     window = window_of(layer)
+    if isinstance(layer, IndexKeys):
+        kind: LayerKind = "indexer"
+    else:
+        kind = "full" if window is None else "sliding"
     return Layer(
-        kind="full" if window is None else "sliding",
+        kind=kind,
         kv_heads=layer.keys.shape[1],
         head_dim=layer.keys.shape[3],
         v_head_dim=layer.values.shape[3],
@@ -103,6 +123,9 @@ def describe(number: int, layer: DynamicLayer) -> Layer:
 def place_layer(layer: DynamicLayer, keys: Tensor, values: Tensor, seq_len: int) -> None:
     """Make ``[kv_heads, tokens, dim]`` the state of an empty layer that has seen ``seq_len``."""
     if seq_len == 0:
+        return
+    if isinstance(layer, IndexKeys):
+        layer.attach(LayerKV(keys, values), slice(0, seq_len), seq_len)
         return
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values = keys[None], values[None]

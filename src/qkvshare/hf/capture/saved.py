@@ -13,7 +13,7 @@ from ...card import CacheCard
 from ...card.errors import CodecError
 from ...codecs import Raw, from_record
 from ..cache.complete import complete
-from ..cache.layers import attention_layers, empty_cache, place_layer
+from ..cache.layers import empty_cache, numbered, place_layer
 from ..cache.states import put_states, take_states
 from ..text.tokens import Ids
 from .capture import capture_cache
@@ -80,7 +80,7 @@ def load_cache(path: str | Path, model: PreTrainedModel) -> SavedCache:
             )
     cache, decoded, states = empty_cache(model), decode(model, card), card.manifest.states
     complete(model, decoded, card.token_ids)
-    for slot, layer in zip(attention_layers(cache), decoded.of_card, strict=True):
+    for slot, layer in zip(numbered(cache, decoded.numbers), decoded.of_card, strict=True):
         place_layer(slot, layer.keys[0], layer.values[0], card.tokens)
     put_states(cache, states, take_states(decoded, states))
     return SavedCache(cache, torch.tensor(card.token_ids, device=model.device).long()[None])

@@ -20,9 +20,9 @@ from ...codecs import Codec, LayerKV, RotatedKV
 from ...scoring import Scorer
 from ..cache.growing import HalfLayer
 from ..cache.layers import (
-    attention_layers,
     describe,
     empty_cache,
+    numbered,
     place_layer,
 )
 from ..cache.observe import observe, require_geometry
@@ -69,7 +69,7 @@ class State:
         cache = empty_cache(self.model)
         known = len(self.ids)
         for slot, cached, layer in zip(
-            attention_layers(cache), self.cached, self.layers, strict=True
+            numbered(cache, observe(self.model).numbers), self.cached, self.layers, strict=True
         ):
             keep = min(known, cached.keys.shape[1], (layer.window or known + 1) - 1)
             skip = cached.keys.shape[1] - keep

@@ -62,10 +62,8 @@ class BoundCard:
     def cache(self, decoded: int) -> CardCache:
         """A cache for the first ``decoded`` tokens of the card: without keys and values yet, with
         the states after those tokens. Raises the `CardError` family."""
-        cache, states = (
-            CardCache(self.card, decoded, self._observed.empty),
-            self.card.manifest.states,
-        )
+        states, observed = self.card.manifest.states, self._observed
+        cache = CardCache(self.card, decoded, observed.empty, observed.numbers)
         if states and decoded:
             put_states(cache, states, self._states())
         return cache
@@ -89,8 +87,10 @@ class BoundCard:
 
     @property
     def shares_layers(self) -> bool:
-        """Whether a layer keeps states beside keys and values."""
-        return any(state.layer in self._observed.numbers for state in self.card.manifest.states)
+        """Whether a layer keeps something else beside keys and values."""
+        numbers = self._observed.numbers
+        states = any(state.layer in numbers for state in self.card.manifest.states)
+        return states or len(set(numbers)) < len(numbers)
 
     @property
     def stepwise(self) -> bool:

@@ -51,8 +51,8 @@ def inject(
     bound = BoundCard(card, model, tokenizer)
     if kv_format != "model" and bound.shares_layers:
         raise UnsupportedModelError(
-            f"kv_format={kv_format!r} is not for {type(model).__name__}, whose layers keep states "
-            "beside keys and values. Use kv_format='model'."
+            f"kv_format={kv_format!r} is not for {type(model).__name__}, whose layers keep "
+            "something else beside keys and values. Use kv_format='model'."
         )
     prompt = _prompt(bound, tokenizer, new, prompt_ids)
     # Memory made in inference mode could not be written outside of it.
