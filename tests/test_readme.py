@@ -13,6 +13,9 @@ import pytest
 
 from qkvshare.hf.model.load import embedded_folder
 
+from .conftest import tiny_tokenizer
+from .models.tiny import tiny_model
+
 ROOT = Path(__file__).parents[1]
 TEXT = "The ink is made from walnut shells. It dries in an hour."
 
@@ -28,6 +31,32 @@ def test_the_example_of_the_readme(
     exec(code.replace(hub, local), {})
     assert "walnut shells" in capsys.readouterr().out
     assert Path("answered.card").stat().st_size > Path("manual.card").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_5_text", "deepseek_v3"])
+def test_two_processes_run_the_example_on_any_model(name: str, tmp_path: Path) -> None:
+    """A hybrid model and one with latent attention; the one half of the example captures."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tiny_model(name).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "manual.txt").write_text(TEXT)
+    code = code.replace(hub, str(tmp_path / "model"))
+    head, sender, receiver = re.split(r"(?m)^(?=card = )", code)
+    said = []
+    for half in (sender, receiver):
+        done = subprocess.run(
+            [sys.executable, "-c", head + half],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(done.stdout)
+    assert len(said[1].strip()) > 0
+    assert (tmp_path / "answered.card").stat().st_size > (tmp_path / "manual.card").stat().st_size
 
 
 @pytest.mark.slow

@@ -22,10 +22,12 @@ from qkvshare import (
     load_cache,
     save_cache,
 )
-from qkvshare.card.errors import BudgetError, CardThinError, PromptError
+from qkvshare.card.errors import BudgetError, CaptureError, CardThinError, PromptError
 from qkvshare.codecs.stats import describe, sizes
 from qkvshare.hf.cache.observe import observe
 from qkvshare.hf.model.identity import identify
+from tests.conftest import tiny_model as small
+from tests.conftest import tiny_tokenizer
 from tests.models.tiny import greedy, some_ids, tiny_model
 
 # Gated delta rule, short convolutions, Mamba 2, states and attention in one layer, states beside
@@ -240,3 +242,60 @@ def test_a_store_finds_the_longest_beginning(model: Any, tmp_path: Path) -> None
     said = greedy(model, 24, **card.inputs(model, prompt_ids=prompt))[0]
     assert said == from_text(model, prompt.tolist(), 24)
     assert store.audit().ok
+
+
+@pytest.mark.parametrize("checkpoints", [20, [30, 31, 71], [72]])
+def test_checkpoints_serve_prompts_that_go_on_otherwise(
+    model: Any, checkpoints: Any, tmp_path: Path
+) -> None:
+    ids, new = ids_of(model), ids_of(model, 5, seed=3)
+    card = raw(model, ids, checkpoints=checkpoints, agent="A")
+    ends = [segment.end for segment in card.manifest.segments]
+    assert ends == ([20, 40, 60, 72] if checkpoints == 20 else sorted({*checkpoints, 72}))
+    assert [(hop.agent, hop.tokens_added) for hop in card.manifest.lineage] == [("A", 72)]
+    card = CacheCard.load(card.save(tmp_path / "card"))
+    assert from_card(model, card, new, 24) == from_text(model, ids + new, 24)
+    for end in ends:
+        head = card.head(end)
+        assert from_card(model, head, new, 24) == from_text(model, ids[:end] + new, 24)
+        # Nemotron-H in transformers computes one token at a time by other limits than many at once.
+        assert from_card(model, head, [], 8) == from_text(model, ids[:end], 8)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_checkpoints_of_models_without_states(family: str) -> None:
+    other, new = small(family), [9, 8, 7]
+    ids = ids_of(other)
+    card = raw(other, ids, checkpoints=[10, 40])
+    assert [segment.end for segment in card.manifest.segments] == [10, 40, 72]
+    for end in (10, 40, 72):
+        found = from_card(other, card.head(end), new, 24)
+        assert found == from_text(other, ids[:end] + new, 24)
+        assert from_card(other, card.head(end), [], 24) == from_text(other, ids[:end], 24)
+
+
+def test_checkpoints_at_messages() -> None:
+    llama, tokenizer = small("llama"), tiny_tokenizer()
+    messages = [
+        {"role": "user", "content": "the tide is low"},
+        {"role": "assistant", "content": "at noon"},
+        {"role": "user", "content": "and then?"},
+    ]
+    card = capture(llama, tokenizer, messages, codec=Raw(), checkpoints="messages")
+    starts = [segment.start for segment in card.manifest.segments]
+    said = [tokenizer.decode(card.token_ids[at : at + 6]) for at in starts]
+    assert said == ["[user]", "[assis", "[user]"]
+    for wrong in (0, [0], [1000], "words", -3):
+        with pytest.raises(CaptureError, match=r"checkpoints="):
+            capture(llama, tokenizer, messages, checkpoints=wrong)  # type: ignore[arg-type]
+    with pytest.raises(CaptureError, match=r"checkpoints="):
+        capture(llama, tokenizer, "a text", checkpoints="messages")
+
+
+def test_checkpoints_go_on_from_a_parent(qwen: Any) -> None:
+    ids = ids_of(qwen)
+    parent = raw(qwen, ids[:30], agent="A")
+    card = raw(qwen, ids, parent=parent, checkpoints=20, agent="B")
+    assert [segment.end for segment in card.manifest.segments] == [30, 40, 60, 72]
+    hops = [(hop.agent, hop.tokens_added, hop.parent) for hop in card.manifest.lineage]
+    assert hops == [("A", 30, None), ("B", 42, parent.digest)]

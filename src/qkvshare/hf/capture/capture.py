@@ -18,11 +18,12 @@ from ...codecs import Codec, Packed, from_record
 from ..model.identity import identify
 from ..model.text_only import require_text
 from ..text.tokens import Ids, Message, ids_of
+from .checkpoints import Checkpoints, as_one_hop, ends_of
 from .encode import encode
 from .live import pick_row
 from .measured import measured
 from .new_card import NewCard
-from .reading import read
+from .reading import read, read_to
 from .state import State
 from .strategy import scorer_of
 
@@ -42,6 +43,7 @@ def capture(
     ttl: float | None = None,
     salt: str | None = None,
     state_bits: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> CacheCard:
     """Read ``source`` and make a card of what the model understood.
 
@@ -63,6 +65,9 @@ def capture(
         state_bits: bits per number of recurrent states, for a model that keeps them: 8, 4, or 32
             for all that the model has. By default the parent's, else 8, and 32 if the codec is
             lossless. ``bits`` does not count them, since they do not grow with the context.
+        checkpoints: where segments end, for prompts that go on otherwise from there: after each
+            so many tokens, after these numbers of tokens, or after each message with "messages".
+            By default there is one segment. See `CacheCard.head`.
 
     Raises:
         CaptureError, PromptError: the source cannot be read, or does not go on from the parent.
@@ -76,9 +81,15 @@ def capture(
     scorer = scorer_of(codec)
     ids = ids_of(tokenizer, source)
     require_text(model, ids)
-    state = read(model, ids, [] if scorer is None else [scorer])
     how: dict[str, Any] = {"agent": agent, "ttl": ttl, "salt": salt, "state_bits": state_bits}
-    return make_card(state, identity, codec, bits, parent=parent, **how)
+    if checkpoints is None:
+        state = read(model, ids, [] if scorer is None else [scorer])
+        return make_card(state, identity, codec, bits, parent=parent, **how)
+    start, card = 0 if parent is None else parent.tokens, parent
+    for state in read_to(model, ids, ends_of(checkpoints, tokenizer, source, ids, start)):
+        card = make_card(state, identity, codec, bits, parent=card, **how)
+    assert card is not None
+    return as_one_hop(card, parent, agent)
 
 
 def capture_cache(

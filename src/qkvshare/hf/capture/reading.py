@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -45,6 +45,20 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
             seen[scorer] = [torch.cat([score, score[:, -1:]], 1) for score in scores]
     whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.cached)}
     return replace(state, scores=whole)
+
+
+def read_to(model: PreTrainedModel, ids: TokenIds, ends: Sequence[int]) -> Iterator[State]:
+    """The state after each of ``ends``, as ``model`` reads ``ids`` to them. Raises as `read`.
+
+    A state is of the same memory as the cache, which the model reads on into: use it at once.
+    """
+    require_context(model, ids)
+    forget_positions(model)
+    cache = empty_cache(model)
+    if not observe(model).states:
+        _remember_one_more(model, cache, len(ids))
+    for end in ends:
+        yield finish(model, cache, ids[:end])
 
 
 def finish(model: PreTrainedModel, cache: Cache, ids: TokenIds) -> State:
