@@ -12,6 +12,7 @@ from qkvshare.hf.cache.card_cache import CardCache
 from qkvshare.hf.check import cache_bytes, check
 
 from ..conftest import FAMILIES, some_ids, tiny_model
+from ..models.tiny import tiny_model as any_model
 
 CONTEXT, NEW = np.array(some_ids(40), np.int32), np.array(some_ids(5, seed=1), np.int32)
 
@@ -23,6 +24,12 @@ def test_a_model_whose_text_is_the_same(family: str) -> None:
     assert isinstance(found.bits["raw"], float)
     assert found.bits["raw"] > found.bits["packed"]  # type: ignore[operator]
     assert "needs a profile" in str(found.bits["transform"])
+
+
+def test_a_model_with_states() -> None:
+    found = check(any_model("granitemoehybrid"), CONTEXT, NEW)
+    assert found.differs is None
+    assert {state.kind for state in found.states} == {"conv", "recurrent"}
 
 
 def test_a_model_whose_text_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from importlib.resources import files
 import typer
 
 from ..card import Layer
+from ..card.geometry import state_nbytes
 from .options import Model, progress, say
 from .tables import print_table
 
@@ -31,6 +32,12 @@ def check(model: Model = "smollm2-135m") -> None:
     say(f"{type(loaded).__name__} in {loaded.dtype}: {size:,} bytes a token in its own cache")
     rows = [(str(count), *kind) for kind, count in Counter(map(_kind, found.layers)).items()]
     print_table(["layers", "kind", "KV heads", "head dims", "positions"], rows, keys=2)
+    if found.states:
+        kinds = Counter((at.kind, "×".join(map(str, at.shape)), at.dtype) for at in found.states)
+        rows = [(str(count), *kind) for kind, count in kinds.items()]
+        print_table(["states", "kind", "shape", "format"], rows, keys=2)
+        exact, rounded = (state_nbytes(found.states, bits) for bits in (None, 8))
+        say(f"states: {exact:,} bytes in each segment, {rounded:,} at 8 bits a number")
     rows = [
         (name, f"{bits:.2f} bits a value" if isinstance(bits, float) else bits)
         for name, bits in found.bits.items()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..card import CacheCard, Layer
+from ..card import CacheCard, Layer, StateTensor
 from ..card.digest import TokenIds
 from ..card.errors import QKVShareError
 from ..codecs import CODECS, Raw
@@ -27,6 +27,7 @@ class Check:
 
     Attributes:
         layers: geometry of the layers that a card holds.
+        states: the recurrent and convolution states that it holds.
         differs: the first generated token that is another after a lossless hand-off; None where
             all are the same.
         layer: the first layer whose keys or values are others then; None where none is.
@@ -35,6 +36,7 @@ class Check:
     """
 
     layers: list[Layer]
+    states: list[StateTensor]
     differs: int | None
     layer: int | None
     bits: dict[str, float | str]
@@ -65,6 +67,7 @@ def check(model: PreTrainedModel, ids: TokenIds, new: TokenIds, tokens: int = 32
     differs = (found != expected).nonzero()
     return Check(
         layers=card.manifest.layers,
+        states=card.manifest.states,
         differs=int(differs[0]) if len(differs) else None,
         layer=layer,
         bits={name: _bits(model, ids, name) for name in CODECS},

@@ -117,9 +117,10 @@ def capture_cache(
 
     Args:
         model: the model that made the cache.
-        cache: a ``DynamicCache`` of exactly ``ids``, from position 0. The keys of its first layer
-            are compared with the ids; that the model made the other layers is not checked. Tokens
-            that a sliding first layer has forgotten are read again.
+        cache: a ``DynamicCache`` or ``StaticCache`` of exactly ``ids``, from position 0. The keys
+            of its first layer are compared with the ids; that the model made the other layers is
+            not checked. What the keys cannot prove is read again: tokens that a sliding first
+            layer has forgotten, all tokens of a ``QuantizedCache`` and of models with states.
         ids: token ids ``[tokens]``; of a batch ``[batch, tokens]``.
         tokenizer: the model's, to bind the card to it.
         attention_mask: ``[batch, tokens]`` of a padded batch. The card is without the padding.

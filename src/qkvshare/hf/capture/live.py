@@ -22,6 +22,7 @@ from ...codecs import LayerKV
 from ..cache.card_cache import CardCache
 from ..cache.layers import attention_layers, attention_numbers, describe, empty_cache
 from ..cache.observe import observe
+from ..cache.sources import as_dynamic
 from ..inject.fill import BoundCard, fill
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
@@ -40,14 +41,13 @@ def pick_row(
     attention_mask: Tensor | None = None,
     row: int | None = None,
 ) -> State:
-    """One sequence of a live cache, which is left as it is.
+    """One sequence of a live cache, which is left as it is; of a quantized one the ids are read.
 
     ``token_ids`` and ``attention_mask`` are ``[batch, tokens]``. Raises `CaptureError`,
     `PromptError` or `UnsupportedModelError`.
     """
-    slots = attention_layers(cache)
-    describe(0, slots[0])  # refuses an empty cache
-    batch, length = cast(Tensor, slots[0].keys).shape[0], cache.get_seq_length()
+    source = as_dynamic(model, cache)
+    batch, length = _size(cache, source, token_ids)
     if row is None and batch > 1:
         raise CaptureError(f"the cache holds {batch} sequences; pick one with row=.")
     row = row or 0
@@ -70,7 +70,9 @@ def pick_row(
         ids = ids[real.numpy()]
     require_context(model, ids)
     require_text(model, ids)
-    state = state_of(model, slots, row, ids, real, length)
+    if source is None:
+        return read(model, ids)
+    state = state_of(model, attention_layers(source), row, ids, real, length)
     card = cache.card if isinstance(cache, CardCache) else None
     known = 0 if card is None else min(_require_ids_of(card, ids), cast(CardCache, cache).decoded)
     first = max(known, state.first(0)) if observe(model).provable else len(ids)
@@ -79,6 +81,15 @@ def pick_row(
         return replace(_read_again(model, card, ids), card=card)
     cached = [LayerKV(at.keys.to(model.dtype), at.values.to(model.dtype)) for at in state.cached]
     return replace(state, card=card, cached=cached)
+
+
+def _size(cache: Cache, source: Cache | None, token_ids: Ids) -> tuple[int, int]:
+    """Sequences and tokens of a live cache. Raises `CaptureError` where it is empty."""
+    if source is None:  # its numbers are packed; the ids say how many rows there are
+        return len(np.atleast_2d(as_array(token_ids))), int(cache.get_seq_length())
+    first = attention_layers(source)[0]
+    describe(0, first)  # refuses an empty cache
+    return cast(Tensor, first.keys).shape[0], source.get_seq_length()
 
 
 def decode(model: PreTrainedModel, card: CacheCard) -> CardCache:
