@@ -39,10 +39,13 @@ public:
     Codes(int64_t heads, int64_t tokens, int dim, const Spans &keys, const Spans &values)
         : dim(dim) {
         require(dim == 64 || dim == 128 || dim == 256, "no kernel reads codes of this dim");
+        require_size(heads, tokens, dim);
         require(heads < MOST_SIZE, "a size out of range");
         for (int n : {0, 1}) {
             const auto &[codes, info, scales, mean, cos, sin] = n ? values : keys;
-            parts[n] = checked_part(dim, codes, info, scales, mean, cos, sin, heads, tokens);
+            const auto [cosines, sines] = angles(cos, sin, tokens, dim);
+            const Numbers none{nullptr, false, heads, tokens, 0, dim, cosines, sines, nullptr};
+            parts[n] = checked_part(none, codes, info, scales, mean);
             before[n].resize((heads * parts_of(tokens) + 1) * 8);
             count(parts[n], before[n].data());
         }

@@ -52,22 +52,6 @@ inline float *floats(Span span, int64_t count, const char *what) {
 
 constexpr int64_t MOST = int64_t(1) << 40;  // numbers of a part, so that no product overflows
 
-// Rows of `dim` = m h numbers, m odd, of which `dct` is the DCT over m.
-inline void require_dim(int dim, Span dct) {
-    require(dim > 0 && dim <= MOST_DIM && (dim & -dim) <= 256, "no kernel has rows of this dim");
-    const int64_t m = dim / (dim & -dim);
-    floats(dct, m * m, "the DCT is not that of the dim's odd factor");
-}
-
-// Numbers [heads, tokens, dim] of `each` bytes, whose heads are `apart` numbers apart.
-inline void require_numbers(Span numbers, int64_t each, int64_t heads, int64_t tokens, int64_t dim,
-                            int64_t apart) {
-    require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
-    const int64_t reach = heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
-    require(numbers.size >= size_t(reach * each), "numbers have too little memory");
-    require(numbers.at % each == 0, "numbers are not aligned");
-}
-
 inline void require_size(int64_t heads, int64_t tokens, int64_t dim) {
     require(heads >= 0 && tokens >= 0 && heads < MOST && tokens < MOST
                 && heads * (tokens >> 20) < (MOST >> 20) / dim, "a part is too large");
@@ -80,4 +64,21 @@ inline std::pair<const float *, const float *> angles(Span cos, Span sin, int64_
     require(dim % 2 == 0, "an odd dim has no pairs to rotate");
     return {floats(cos, tokens * (dim / 2), "a token has dim / 2 cosines"),
             floats(sin, tokens * (dim / 2), "a token has dim / 2 sines")};
+}
+
+// Memory, whether bfloat16, heads, tokens, apart, dim, cosines, sines, DCT: see Numbers.
+using GivenNumbers = std::tuple<Span, bool, int64_t, int64_t, int64_t, int, Span, Span, Span>;
+
+inline Numbers checked(const GivenNumbers &given) {
+    const auto &[numbers, half, heads, tokens, apart, dim, cos, sin, dct] = given;
+    require(dim > 0 && dim <= MOST_DIM && (dim & -dim) <= 256, "no kernel has rows of this dim");
+    const int64_t m = dim / (dim & -dim), each = half ? 2 : 4;
+    require_size(heads, tokens, dim);
+    require(heads <= 1 || (apart >= tokens * dim && apart < MOST / heads), "heads overlap");
+    const int64_t reach = heads && tokens ? (heads - 1) * apart + tokens * dim : 0;
+    require(numbers.size >= size_t(reach * each), "numbers have too little memory");
+    require(numbers.at % each == 0, "numbers are not aligned");
+    const auto [cosines, sines] = angles(cos, sin, tokens, dim);
+    return {numbers.as<void>(), half, heads, tokens, apart, dim, cosines, sines,
+            floats(dct, m * m, "the DCT is not that of the dim's odd factor")};
 }

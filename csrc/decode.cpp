@@ -17,15 +17,12 @@ int64_t widths(Span info) {
     return bits;
 }
 
-Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
-                  int64_t heads, int64_t tokens) {
-    require_size(heads, tokens, dim);
-    require(info.size == size_t(heads * tokens), "a row has one byte");
+Part checked_part(const Numbers &numbers, Span codes, Span info, Span scales, Span mean) {
+    const int64_t heads = numbers.heads, dim = numbers.dim;
+    require(info.size == size_t(heads * numbers.tokens), "a row has one byte");
     require(codes.size >= size_t(widths(info) * (eights(dim) / 8)), "rows have more codes than there are");
-    const auto [cosines, sines] = angles(cos, sin, tokens, dim);
-    return {codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
-            mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr, cosines, sines,
-            heads, tokens, int64_t(codes.size), dim};
+    return {numbers, codes.as<const uint8_t>(), info.as<const uint8_t>(), floats(scales, 32, "scales are 32"),
+            mean.at ? floats(mean, heads * dim, "a head has one mean") : nullptr, int64_t(codes.size)};
 }
 
 namespace {
@@ -41,22 +38,15 @@ public:
     ~Line() { stop(); }
 
     // The memory is `owner`'s, which is kept until the part is decoded, and let go by a later call.
-    void add(Span codes, Span info, Span scales, Span mean, Span cos, Span sin, Span numbers, bool bfloat16,
-             int64_t heads, int64_t tokens, int64_t apart, int dim, Span dct, nb::object owner) {
+    void add(const GivenNumbers &given, Span codes, Span info, Span scales, Span mean, nb::object owner) {
         require(parts_.size() < parts_.capacity(), "the line is full");
-        require_dim(dim, dct);
-        Part part = checked_part(dim, codes, info, scales, mean, cos, sin, heads, tokens);
-        require_numbers(numbers, bfloat16 ? 2 : 4, heads, tokens, dim, apart);
-        part.numbers = numbers.as<void>();
-        part.apart = apart;
-        part.bfloat16 = bfloat16;
-        part.dct = dct.as<const float>();
-        space_ = std::max(space_, decode_space(dim));
+        const Part part = checked_part(checked(given), codes, info, scales, mean);
+        space_ = std::max(space_, decode_space(part.dim));
         for (size_t n = 0; n < owners_.size(); n++)
             if (done_[n]) owners_[n].reset();
         parts_.push_back(part);
         owners_.push_back(std::move(owner));
-        waiting_ += heads * tokens * dim;
+        waiting_ += part.heads * part.tokens * part.dim;
         ready_.fetch_add(1);
         ready_.notify_one();
     }

@@ -9,25 +9,28 @@
 #include <cstddef>
 #include <cstdint>
 
-struct Part {
+// Numbers of a layer's keys or values, in a cache or to be put there.
+struct Numbers {
+    void *numbers;                // [heads, tokens, dim]; heads are `apart` numbers apart
+    bool bfloat16;                // else float32
+    int64_t heads, tokens, apart;
+    int dim;                      // m * h, m odd and h a power of two up to 256
+    const float *cos, *sin;       // [tokens, dim / 2], or null
+    const float *dct;             // [m, m]
+};
+
+struct Part : Numbers {
     const uint8_t *codes, *info;  // of tier after tier; a byte a row: 3 bits of tier, 5 of scale
     const float *scales;          // 32
     const float *mean;            // [heads, dim], or null
-    const float *cos, *sin;       // [tokens, dim / 2], or null
-    int64_t heads, tokens, nbytes;  // bytes of codes
-    int dim;                      // m * h, m odd and h a power of two up to 256
-    void *numbers = nullptr;      // [heads, tokens, dim]; heads are `apart` numbers apart
-    int64_t apart = 0;
-    bool bfloat16 = false;        // else float32
-    const float *dct = nullptr;   // [m, m]
+    int64_t nbytes;               // of codes
 };
 
 // The sum of rows' widths, in bits a number, of their bytes.
 int64_t widths(Span info);
 
-// A part that is what it says it is, as far as its rows go. Raises ValueError.
-Part checked_part(int dim, Span codes, Span info, Span scales, Span mean, Span cos, Span sin,
-                  int64_t heads, int64_t tokens);
+// Rows of `numbers`. Raises ValueError where they are not what they say they are.
+Part checked_part(const Numbers &numbers, Span codes, Span info, Span scales, Span mean);
 
 constexpr int MOST_DIM = 4096;
 inline constexpr float ZEROS[MOST_DIM] = {};  // a mean that is none

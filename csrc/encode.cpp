@@ -7,16 +7,14 @@
 
 namespace {
 
-// numbers, whether bfloat16, heads, tokens, apart, dim, cos, sin, mean, widths, dct, out
-using Given = std::tuple<Span, bool, int64_t, int64_t, int64_t, int, Span, Span, Span, Span, Span, Span>;
+// Numbers, mean, widths, out.
+using Given = std::tuple<GivenNumbers, Span, Span, Span>;
 
 Source checked(const Given &given, bool coded) {
-    const auto &[numbers, half, heads, tokens, apart, dim, cos, sin, mean, widths, dct, out] = given;
-    require_dim(dim, dct);
-    require_size(heads, tokens, dim);
-    require_numbers(numbers, half ? 2 : 4, heads, tokens, dim, apart);
+    const auto &[numbers, mean, widths, out] = given;
+    Numbers from = checked(numbers);
+    const int64_t heads = from.heads, tokens = from.tokens, dim = from.dim;
     const size_t rows = size_t(heads * tokens);
-    const auto [cosines, sines] = angles(cos, sin, tokens, dim);
     require(!mean.at || (tokens && mean.size == size_t(heads * (4 + dim))), "the mean has too little memory");
     if (coded) {
         require(widths.size == rows, "a row has one width");
@@ -30,8 +28,8 @@ Source checked(const Given &given, bool coded) {
     } else {
         floats(out, int64_t(rows), "a row has one mean square");
     }
-    return {numbers.as<void>(), half, tokens ? heads : 0, tokens, apart, dim, cosines, sines,
-            mean.as<uint8_t>(), widths.as<const uint8_t>(), dct.as<const float>(), out.as<void>()};
+    if (!tokens) from.heads = 0;
+    return {from, mean.as<uint8_t>(), widths.as<const uint8_t>(), out.as<void>()};
 }
 
 void run(const std::vector<Given> &given, bool coded, int threads) {
@@ -48,15 +46,13 @@ void run(const std::vector<Given> &given, bool coded, int threads) {
     });
 }
 
-void rotate(Span rows, int64_t heads, int64_t tokens, int64_t apart, int dim, Span cos, Span sin) {
-    require(dim > 0 && dim <= 1 << 16, "no kernel rotates rows of this dim");
-    require_size(heads, tokens, dim);
-    require_numbers(rows, 4, heads, tokens, dim, apart);
-    if (!tokens) return;
-    require(cos.at, "there are no cosines");
-    const auto [cosines, sines] = angles(cos, sin, tokens, dim);
+void rotate(const GivenNumbers &given) {
+    const Numbers rows = checked(given);
+    require(!rows.bfloat16, "only float32 are rotated in place");
+    if (!rows.tokens) return;
+    require(rows.cos, "there are no cosines");
     nb::gil_scoped_release release;
-    PICK(rotate)(rows.as<float>(), heads, tokens, apart, dim, cosines, sines);
+    PICK(rotate)(rows);
 }
 
 }  // namespace

@@ -213,11 +213,13 @@ void encode(const Source &source, char *memory) {
     }
 }
 
-void rotate(float *rows, int64_t heads, int64_t tokens, int64_t apart, int dim, const float *cos,
-            const float *sin) {
-    for (int64_t head = 0; head < heads; head++)
-        for (int64_t token = 0; token < tokens; token++)
-            rotate_pairs(rows + head * apart + token * dim, dim / 2, cos + token * (dim / 2), sin + token * (dim / 2));
+void rotate(const Numbers &rows) {
+    const int64_t dim = rows.dim, half = dim / 2;
+    for (int64_t head = 0; head < rows.heads; head++) {
+        float *row = static_cast<float *>(rows.numbers) + head * rows.apart;
+        for (int64_t token = 0; token < rows.tokens; token++, row += dim)
+            rotate_pairs(row, int(half), rows.cos + token * half, rows.sin + token * half);
+    }
 }
 
 }  // namespace ISA

@@ -153,8 +153,9 @@ def decode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
         heads, tokens, apart = shape(draw, dim)
         numbers = np.full(reach(heads, tokens, apart, dim), 0x5555, "u2" if half else "f4")
         held.append((numbers, heads, tokens, apart, dim))
-        rows = coded(draw, dim, heads, tokens)
-        given.append([*rows, numbers, half, heads, tokens, apart, dim, factor(dim)])
+        *rows, cos, sin = coded(draw, dim, heads, tokens)
+        own = (numbers, half, heads, tokens, apart, dim, cos, sin, factor(dim))
+        given.append([own, *rows])
     arguments = parts, given
     most, given = spoiled = spoil(arguments)
     line = native.Line(most)
@@ -163,8 +164,8 @@ def decode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
             line.start()
         for one in given:
             line.add(*one, one)
-            if draw.chance(0.02) and isinstance(one[1], np.ndarray):
-                one[1][:] = 7  # more codes than there are
+            if draw.chance(0.02) and isinstance(one[2], np.ndarray):
+                one[2][:] = 7  # more codes than there are
         line.decode()
     finally:
         line.close()  # a thread uses these arrays until then
@@ -219,10 +220,10 @@ def encode(draw: Draw, spoil: Callable[[Any], Any]) -> None:
         size = 2 + rows + int(widths.sum(dtype=int)) * (-(-dim // 8))
         out = np.zeros(rows, np.float32) if measured else np.zeros(size, np.uint8)
         turn = angles(draw, dim, tokens)
-        given = [numbers, half, heads, tokens, apart, dim, *turn, mean, widths, factor(dim), out]
-        sources.append(given)
+        own = (numbers, half, heads, tokens, apart, dim, *turn, factor(dim))
+        sources.append((own, mean, widths, out))
     work = native.measure if measured else native.encode
-    work([tuple(one) for one in spoil(sources)], some_threads(draw))
+    work(spoil(sources), some_threads(draw))
 
 
 def rotate(draw: Draw, spoil: Callable[[Any], Any]) -> None:
@@ -230,7 +231,7 @@ def rotate(draw: Draw, spoil: Callable[[Any], Any]) -> None:
     heads, tokens, apart = shape(draw, dim)
     rows = draw.array("f4", reach(heads, tokens, apart, dim))
     turn = [draw.array("f4", tokens * dim // 2) for _ in range(2)]
-    native.rotate(*spoil([rows, heads, tokens, apart, dim, *turn]))
+    native.rotate(spoil((rows, False, heads, tokens, apart, dim, *turn, factor(dim))))
 
 
 def look(draw: Draw, spoil: Callable[[Any], Any]) -> None:

@@ -342,14 +342,16 @@ def test_encoders_refuse_what_does_not_fit() -> None:
     good = source.row()
     native.encode([good], 1)
     assert not (out == 7).all()
-    short, (where, size) = torch.ones(4, 32), good[0]
+    flat, short, (where, size) = [*good[0], *good[1:]], torch.ones(4, 32), good[0][0]
     for at, bad in ((0, (where + 1, size)), (0, (where, size - 1)), (2, -1), (2, 2),
                     (3, 4), (3, 1 << 41), (5, 512), (5, 80),
-                    (6, (0, 0)), (6, span(short)), (7, span(short)), (8, np.zeros(67, np.uint8)),
-                    (9, span(widths[:, 1:])), (10, dct_span(80)), (11, out[1:])):  # fmt: skip
+                    (6, (0, 0)), (6, span(short)), (7, span(short)), (8, dct_span(80)),
+                    (9, np.zeros(67, np.uint8)), (10, span(widths[:, 1:])),
+                    (11, out[1:])):  # fmt: skip
         out.fill(7)
+        changed = [*flat[:at], bad, *flat[at + 1 :]]
         with pytest.raises(ValueError, match="."):
-            native.encode([(*good[:at], bad, *good[at + 1 :])], 1)
+            native.encode([(tuple(changed[:9]), *changed[9:])], 1)
         assert (out == 7).all()
     numbers, wide = torch.randn(1, 5, 64), torch.full((1, 5), 7, dtype=torch.uint8)
     bytes_ = np.full(2 + 5 + 5 * 56, 7, np.uint8)
@@ -365,14 +367,13 @@ def test_encoders_refuse_what_does_not_fit() -> None:
 def test_many_heads_without_tokens_take_no_time() -> None:
     none, heads = (0, 0), 1 << 39
     line = native.Line(1)
-    own = none, none, span(torch.ones(32)), none, none, none, none
-    line.add(*own, False, heads, 0, 0, 64, dct_span(64), ())
+    numbers = none, False, heads, 0, 0, 64, none, none, dct_span(64)
+    line.add(numbers, none, none, span(torch.ones(32)), none, ())
     line.decode()
     line.close()
-    native.rotate(none, heads, 0, 0, 64, none, none)
+    native.rotate(numbers)
     out = np.zeros(2, np.uint8)
-    row = none, False, heads, 0, 0, 64, none, none, none, none, dct_span(64), out
-    native.encode([row], 1)
+    native.encode([(numbers, none, none, out)], 1)
     assert out.any()  # the least exponent
 
 

@@ -15,7 +15,7 @@ import torch
 
 from . import reference
 from .levels import TIERS
-from .native import Array, dct_span, fits, native, rows_span, span
+from .native import Array, fits, native, numbers_of, span
 from .parts import Part
 from .rotation import rotate_pairs
 
@@ -46,10 +46,8 @@ def takes(part: Part) -> bool:
 def add(line: Any, part: Part) -> None:
     """To a line of parts that threads share, which keeps it until it is decoded, see
     ``csrc/decode.cpp``."""
-    heads, tokens, dim = part.numbers.shape
-    numbers, half = rows_span(part.numbers), part.numbers.dtype == torch.bfloat16
-    apart = part.numbers.stride(0)
-    line.add(*part.spans(), numbers, half, heads, tokens, apart, dim, dct_span(dim), part)
+    rows = map(span, (part.codes, part.info, part.scales, part.mean))
+    line.add(numbers_of(part.numbers, part.angles), *rows, part)
 
 
 def widths(info: Array) -> int:

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from .native import dct_span, native, rows_span, span
+from .native import native, numbers_of, span
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,8 @@ class Source:
 
     def row(self) -> tuple[Any, ...]:
         """What kernels are told."""
-        heads, tokens, dim = self.numbers.shape
-        numbers, half = rows_span(self.numbers), self.numbers.dtype == torch.bfloat16
-        cos, sin = self.angles or (None, None)
-        return (
-            *(numbers, half, heads, tokens, self.numbers.stride(0), dim, span(cos), span(sin)),
-            *(span(self.mean), span(self.widths), dct_span(dim), span(self.out)),
-        )
+        numbers = numbers_of(self.numbers, self.angles)
+        return numbers, span(self.mean), span(self.widths), span(self.out)
 
 
 def measure(sources: Sequence[Source], threads: int = 1) -> None:

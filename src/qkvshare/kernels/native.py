@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from .rotation import dct, power_of_two
@@ -59,3 +60,14 @@ def rows_span(of: Tensor) -> tuple[int, int]:
 def dct_span(dim: int) -> Span:
     """The DCT over the odd factor of ``dim``, which is kept."""
     return span(dct(dim // power_of_two(dim)))
+
+
+def numbers_of(of: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
+    """What kernels are told of numbers ``[heads, tokens, dim]``, float32 or bfloat16, whose heads
+    lie apart, and of the angles that rotate them."""
+    heads, tokens, dim = of.shape
+    cos, sin = angles or (None, None)
+    return (
+        *(rows_span(of), of.dtype == torch.bfloat16, heads, tokens, of.stride(0), dim),
+        *(span(cos), span(sin), dct_span(dim)),
+    )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.native import native, rows_span, span
+from ...kernels.native import fits, native, numbers_of
 from ...kernels.rotation import rotate_pairs
 
 Function = Callable[..., Any]  # the model's ``apply_rotary_pos_emb``
@@ -80,9 +80,8 @@ class Rotation:
         if self.angles is None:
             turned_keys = _apply(self.function, x[None, ..., : self.dim], self.of)[0]
             x = torch.cat([turned_keys, x[..., self.dim :]], -1)
-        elif native is not None and x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
-            cos, sin = map(span, self.angles)
-            native.rotate(rows_span(x), *x.shape[:2], x.stride(0), x.shape[2], cos, sin)
+        elif fits(x.shape[2]) and x.device.type == "cpu" and x.stride()[1:] == (x.shape[2], 1):
+            native.rotate(numbers_of(x, self.angles))
         else:
             x = rotate_pairs(x, *self.angles)
         return keys if x.data_ptr() == keys.data_ptr() else keys.copy_(x)
