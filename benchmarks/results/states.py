@@ -89,8 +89,12 @@ def train(kind: str, text: bytes, steps: int, rows: int = 8, length: int = 256) 
     return model.eval()
 
 
+FORGOTTEN = "recurrent states all zero, keys and values as they are"  # do they matter at all?
+
+
 def ways() -> Iterator[tuple[str, Codec, float | None, int]]:
     """Name, codec, bits per value of the context, bits per number of states."""
+    yield FORGOTTEN, Raw(), None, 32
     yield "states 8, keys and values as they are", Raw(), None, 8
     yield "states 4, keys and values as they are", Raw(), None, 4
     for bits in (4.0, 3.0):
@@ -109,17 +113,21 @@ def measure(model: Any, text: bytes, contexts: int) -> None:
         for at in range(0, contexts * stride, stride):
             ids, after = np.split(data[at : at + CONTEXT + AFTER], [CONTEXT])
             card = capture(model, None, ids, codec=codec, bits=bits, state_bits=state_bits)
-            found.append([card.bits_per_value, card.state_bytes / 1e3, *_off(model, card, after)])
+            off = _off(model, card, after, forgotten=name == FORGOTTEN)
+            found.append([card.bits_per_value, card.state_bytes / 1e3, *off])
         mean = np.mean(found, 0)
         print(f"| {name} | {mean[0]:.2f} | {mean[1]:,.0f} | {mean[2]:.6f} | {mean[3]:.3f} |")
 
 
-def _off(model: Any, card: CacheCard, after: Any) -> tuple[float, float]:
+def _off(model: Any, card: CacheCard, after: Any, forgotten: bool) -> tuple[float, float]:
     """KL of the next tokens in nats, and how often the likeliest is the same."""
     whole = torch.from_numpy(np.concatenate([card.token_ids, after])).long()[None]
     with torch.no_grad():
         expected = model(input_ids=whole).logits[0, -len(after) :].log_softmax(-1)
         inputs = card.inputs(model, new=after, new_only=True)
+        for layer in inputs["past_key_values"].layers if forgotten else ():
+            for state in getattr(layer, "recurrent_states", {}).values():
+                state.zero_()
         found = model(**inputs).logits[0, -len(after) :].log_softmax(-1)
     kl = kl_div(found, expected, log_target=True, reduction="none").sum(-1).mean()
     return float(kl), float((found.argmax(-1) == expected.argmax(-1)).float().mean())

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import qkvshare
-from qkvshare.card.errors import IdentityError
+from qkvshare.card.errors import IdentityError, UnsupportedModelError
 from qkvshare.hf.cache.observe import observe, require_geometry
 
 from ..conftest import VOCABULARY, greedy, greedy_from_text, some_ids, tiny_model
@@ -75,6 +75,20 @@ def test_a_model_is_looked_at_once() -> None:
     assert len(calls) == looked > 0
     model.config.max_position_embeddings += 1
     assert observe(model) is not first
+
+
+def test_a_model_that_keeps_more_than_its_cache_shows() -> None:
+    """As an architecture of tomorrow may; a card would lose it without a word."""
+
+    def remember(_module: Any, _arguments: Any, named: Any, out: Any) -> Any:
+        cache = named["past_key_values"]
+        cache.more = getattr(cache, "more", 0) + out.sum(1, keepdim=True)
+        return out + cache.more
+
+    model = tiny_model("llama")
+    model.model.layers[1].register_forward_hook(remember, with_kwargs=True)
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 of .* is the first to compute"):
+        observe(model)
 
 
 def test_positions_that_a_card_claims_for_its_keys_must_be_the_models() -> None:

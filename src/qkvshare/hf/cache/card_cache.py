@@ -13,7 +13,6 @@ Assisted generation also reads the whole ids twice (``_assisted_decoding`` of tr
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any
@@ -25,9 +24,8 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from ...card import CacheCard
 from ...card.errors import PromptError
-from .growing import growing
-from .layers import numbered
-from .states import growing_state, repeat_states
+from .layers import growing_layers, numbered
+from .states import repeat_states
 
 
 @dataclass
@@ -162,14 +160,9 @@ class CardCache(GuardedCache):
         self, card: CacheCard, decoded: int, empty: DynamicCache, numbers: list[int]
     ) -> None:
         """With the layers of an ``empty`` cache of the model, in kinds that grow in place."""
+        # Not as DynamicCache, which makes layers of its own.
+        Cache.__init__(self, layers=growing_layers(empty, numbers))
         self.numbers = numbers
-        layers: list[Any] = [copy(layer) for layer in empty.layers]
-        for number, layer in enumerate(layers):
-            if isinstance(layer, LinearAttentionLayer):
-                layers[number] = growing_state(layer)
-            elif number in self.numbers:
-                layers[number] = growing(layer)
-        Cache.__init__(self, layers=layers)  # not as DynamicCache, which makes layers of its own
         self.card, self.decoded = card, decoded
 
     @property

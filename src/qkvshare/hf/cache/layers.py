@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, cast
 
 from torch import Tensor
@@ -19,9 +20,9 @@ from ...card.errors import CaptureError, UnsupportedModelError
 from ...card.geometry import LayerKind
 from ...codecs import LayerKV
 from .coded import CodedLayer
-from .growing import FullLayer, HalfLayer, IndexedLayer, SlidingLayer
+from .growing import FullLayer, HalfLayer, IndexedLayer, SlidingLayer, growing
 from .indexer import IndexKeys
-from .states import STATE_AND_ATTENTION
+from .states import STATE_AND_ATTENTION, growing_state
 
 # Layers without anything of their own; older releases of transformers leave them out of the cache.
 _NOTHING: Any = getattr(cache_utils, "DummyLayer", ())
@@ -95,6 +96,18 @@ def numbered(cache: Cache, numbers: Sequence[int]) -> list[Any]:
         layer: Any = cache.layers[number]
         out.append(IndexKeys(layer) if before == number else layer)
     return out
+
+
+def growing_layers(empty: Cache, numbers: Sequence[int]) -> list[Any]:
+    """Those of an ``empty`` cache, in kinds that grow in place; ``numbers`` are its
+    `attention_numbers`."""
+    layers: list[Any] = [copy(layer) for layer in empty.layers]
+    for number, layer in enumerate(layers):
+        if isinstance(layer, LinearAttentionLayer):
+            layers[number] = growing_state(layer)
+        elif number in numbers:
+            layers[number] = growing(layer)
+    return layers
 
 
 def window_of(layer: DynamicLayer) -> int | None:

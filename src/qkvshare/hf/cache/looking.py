@@ -1,11 +1,13 @@
 """What a model keeps of its tokens, found by letting it read a few.
 
 Nothing is assumed of a model's class or of the names in its configuration: its own cache shows
-how many heads and numbers each layer keeps, and where. Three questions are answered by comparison.
+how many heads and numbers each layer keeps, and where. Four questions are answered by comparison.
 
 - Can a codec take the positions out of a layer's keys? One token alone sees only itself, so its
   keys at two positions must differ by the rotation that `Rope` knows, and by nothing else.
 - Is a text that was read in two parts the text? Otherwise no cache can be gone on from.
+- Does the model go on from a copy of its cache as from the cache itself? Otherwise it keeps
+  something that a card does not carry.
 - Do the first layer's keys depend on token and position alone? Then they can prove which tokens a
   live cache was made of.
 """
@@ -23,10 +25,18 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ...card import Layer, StateTensor
 from ...card.errors import UnsupportedModelError
+from ...codecs import LayerKV
 from ..model.config import text_config
 from ..model.rope import Rope
-from .layers import attention_layers, attention_numbers, describe, empty_cache
-from .states import describe_states, take_states
+from .layers import (
+    attention_layers,
+    attention_numbers,
+    describe,
+    empty_cache,
+    growing_layers,
+    numbered,
+)
+from .states import describe_states, put_states, take_states
 
 _FAR = 19  # the second position; rotations by it are large
 # Relative error of a key that was rotated to another position, in any number format; where a
@@ -74,8 +84,13 @@ class _Reader:
     model: PreTrainedModel
     told: bool
 
-    def read(self, *parts: list[int], start: int | None = None) -> DynamicCache:
-        """All ``parts``, one after the other. ``start`` is the first position, if it is said."""
+    def read(
+        self, *parts: list[int], start: int | None = None, handed_over: bool = False
+    ) -> DynamicCache:
+        """All ``parts``, one after the other. ``start`` is the first position, if it is said.
+
+        With ``handed_over`` a copy of the cache goes on after the first part, as from a card.
+        """
         device, cache = self.model.device, empty_cache(self.model)
         at, said, more = start or 0, self.told or start is not None, dict[str, Tensor]()
         for part in parts:
@@ -83,8 +98,19 @@ class _Reader:
                 more = {"position_ids": torch.arange(at, at + len(part), device=device)[None]}
             given: Any = torch.tensor([part], device=device)
             cast(Any, self.model)(input_ids=given, past_key_values=cache, use_cache=True, **more)
+            cache = self._copy(cache) if handed_over and at == (start or 0) else cache
             at += len(part)
         return cache
+
+    def _copy(self, cache: DynamicCache) -> DynamicCache:
+        numbers, states = attention_numbers(cache), describe_states(cache)
+        other, seq_len = empty_cache(self.model), cache.get_seq_length()
+        other.layers = growing_layers(other, numbers)
+        for slot, layer in zip(numbered(other, numbers), attention_layers(cache), strict=True):
+            keys, values = cast(Tensor, layer.keys)[0], cast(Tensor, layer.values)[0]
+            slot.attach(LayerKV(keys.clone(), values.clone()), slice(0, keys.shape[1]), seq_len)
+        put_states(other, states, take_states(cache, states))
+        return other
 
 
 def look(model: PreTrainedModel, told: bool) -> Observed:
@@ -96,12 +122,14 @@ def look(model: PreTrainedModel, told: bool) -> Observed:
     try:
         cache, whole, parts = reader.read(alone), reader.read(text), reader.read(before, rest)
         layers = [describe(number, layer) for number, layer in enumerate(attention_layers(cache))]
-        states, stepwise = describe_states(whole), False
+        states, stepwise, pieces = describe_states(whole), False, [rest]
         errors = _errors(whole, parts, states)
         if states and max(errors.values()) > _ROUNDING:
-            steps = _errors(whole, reader.read(before, *([one] for one in rest)), states)
-            if stepwise := max(errors.values()) > 4 * max(steps.values()):
-                errors = steps
+            steps = reader.read(before, *([one] for one in rest))
+            by_step = _errors(whole, steps, states)
+            if stepwise := max(errors.values()) > 4 * max(by_step.values()):
+                errors, parts, pieces = by_step, steps, [[one] for one in rest]
+        handed_over = reader.read(before, *pieces, handed_over=True)
     except UnsupportedModelError:
         raise
     except Exception as error:  # code of somebody else, which may do anything
@@ -115,6 +143,13 @@ def look(model: PreTrainedModel, told: bool) -> Observed:
                 f"layer {number} of {type(model).__name__} computes something else when a text is "
                 "read in parts than when it is read at once, without any card: what it has read "
                 "cannot be gone on from. Hand over text instead."
+            )
+    for number, off in _errors(parts, handed_over, states).items():
+        if off > _TOLERANCE:
+            raise UnsupportedModelError(
+                f"layer {number} of {type(model).__name__} is the first to compute something else "
+                "behind a copy of the cache than behind the cache itself: a card does not carry "
+                "all that the model keeps. Hand over text instead."
             )
     first = _keys(cache)
     try:

@@ -21,15 +21,16 @@ def as_dynamic(model: PreTrainedModel, cache: Cache) -> Cache | None:
         return None
     if not isinstance(cache, StaticCache):
         return cache
-    length, dynamic = int(cache.get_seq_length()), empty_cache(model)
-    layers = cast(list[Any], dynamic.layers)
-    for number, (layer, slot) in enumerate(zip(cast(list[Any], cache.layers), layers, strict=True)):
+    dynamic = empty_cache(model)
+    pairs = zip(cast(list[Any], cache.layers), cast(list[Any], dynamic.layers), strict=True)
+    for layer, slot in pairs:
         if type(layer) not in (StaticLayer, StaticSlidingWindowLayer):
             return None
+        if (length := int(layer.get_seq_length())) == 0:
+            continue
         keys, values = layer.keys[:, :, :length], layer.values[:, :, :length]
         slot.lazy_initialization(keys, values)
         slot.keys, slot.values = keys, values
         if type(layer) is StaticSlidingWindowLayer:
             slot.cumulative_length = length
-        assert slot.get_seq_length() == length, number
     return dynamic
