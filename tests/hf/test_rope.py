@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qkvshare import capture
+from qkvshare import CacheCard, PromptError, capture
 from qkvshare.card.digest import Bytes
 from qkvshare.codecs import CODECS, Codec, LayerKV, Raw, Shape, empty
 from qkvshare.codecs.base import leave
@@ -175,3 +176,35 @@ def test_far_positions_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             found, Rope(model, range(9)).rotate(0, keys, torch.arange(90, 110))
         )
     assert asked == [20] * 4
+
+
+CHANGING: dict[str, dict[str, Any]] = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [3.0, 3.5, 4.0, 4.5],
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", CHANGING)
+def test_frequencies_that_change_with_length(kind: str, tmp_path: Path) -> None:
+    """Up to the length at which they change a card is right, and beyond it there is none."""
+    longest = 64 if kind == "dynamic" else 256
+    model = tiny_model("llama", rope_parameters=CHANGING[kind], max_position_embeddings=longest)
+    card = CacheCard.load(capture(model, None, CONTEXT, codec=Raw()).save(tmp_path / "card"))
+    assert {layer.placed for layer in card.manifest.layers} == {True}
+    expected = greedy_from_text(model, CONTEXT + NEW)
+    assert greedy(model, **card.inputs(model, new=NEW)) == expected
+    with torch.no_grad():  # it computes all of its keys at other frequencies from here on
+        model(input_ids=torch.tensor([some_ids(longest + 20 if kind == "dynamic" else 80)]))
+    assert greedy(model, **card.inputs(model, new=NEW)) == expected
+    capture(model, None, CONTEXT)  # by the default codec
+    with pytest.raises(PromptError, match=r"more than the 64"):
+        capture(model, None, some_ids(65))
+    with pytest.raises(PromptError, match=r"more than the 64"):
+        card.inputs(model, new=some_ids(25))

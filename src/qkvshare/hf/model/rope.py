@@ -28,25 +28,46 @@ _KEPT, _PAGE = 1 << 15, 1 << 10
 
 # The frequencies of these types do not depend on how long the sequence has become.
 STATIC_TYPES = {"default", "linear", "llama3", "proportional", "yarn"}
+# Those of these types are others beyond a length, see `length_limit`.
+CHANGING_TYPES = {"dynamic", "longrope"}
 
 
 def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
     """The configuration's RoPE parameters, one dictionary for all layers or one per layer type;
     empty for a model whose positions are of another kind.
 
-    Raises `UnsupportedModelError` for types that change with length.
+    Raises `UnsupportedModelError` for a type that is not known here.
     """
     parameters = getattr(text_config(model), "rope_parameters", None) or {}
     parameters = {key: value for key, value in parameters.items() if value is not None}
-    nested = all(isinstance(value, dict) for value in parameters.values())
-    for each in parameters.values() if nested else [parameters]:
+    for each in _each(parameters):
         kind = each.get("rope_type", "default")
-        if kind not in STATIC_TYPES:
+        if kind not in STATIC_TYPES | CHANGING_TYPES:
             raise UnsupportedModelError(
-                f"RoPE type {kind!r} changes its frequencies with the length of the text, so keys "
-                f"cannot be carried; supported: {', '.join(sorted(STATIC_TYPES))}."
+                f"RoPE type {kind!r} is not known here, so keys cannot be carried; supported: "
+                f"{', '.join(sorted(STATIC_TYPES | CHANGING_TYPES))}."
             )
     return parameters
+
+
+def _each(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """One dictionary, or those of all layer types."""
+    nested = all(isinstance(value, dict) for value in parameters.values())
+    return [*parameters.values()] if nested else [parameters]
+
+
+def length_limit(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model reads; of RoPE types that change with length, the most that it
+    reads at the frequencies of short texts. None where it says nothing.
+
+    Beyond them all keys would be others, those that a cache has from before, too.
+    """
+    config = text_config(model)
+    found = [getattr(config, "max_position_embeddings", None)]
+    for each in _each(rope_parameters(model)):
+        if each.get("rope_type") == "longrope":
+            found.append(each.get("original_max_position_embeddings"))
+    return min((limit for limit in found if limit is not None), default=None)
 
 
 class Rope:
@@ -58,7 +79,10 @@ class Rope:
     def __init__(self, model: PreTrainedModel, numbers: Sequence[int]) -> None:
         """``numbers`` says which of the model's layers are the card's."""
         self._numbers = numbers
-        self._rotated = bool(rope_parameters(model))
+        parameters = rope_parameters(model)
+        self._rotated = bool(parameters)
+        kinds_of_rope = {each.get("rope_type") for each in _each(parameters)}
+        self._changes = not kinds_of_rope.isdisjoint(CHANGING_TYPES)
         decoder: nn.Module = cast(Any, model).get_decoder()
         if decoder not in _attention:  # to look at all modules takes longer than all else here
             _attention[decoder] = _attention_modules(decoder)
@@ -96,7 +120,7 @@ class Rope:
         attention = self._attention.get(layer)
         if not self._rotated or not getattr(attention, "use_rope", True):  # as in SmolLM3
             return None
-        if attention is None or self._embedding is None:
+        if attention is None or self._embedding is None or self._changes:
             raise UnsupportedModelError(
                 f"layer {layer} rotates keys in a way of its own, which nothing here undoes."
             )

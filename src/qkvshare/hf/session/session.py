@@ -25,8 +25,8 @@ from ..cache.growing import FullLayer
 from ..cache.layers import empty_cache
 from ..cache.observe import observe, require_geometry
 from ..capture.capture import capture, capture_cache
-from ..model.config import text_config
 from ..model.identity import identify
+from ..model.rope import length_limit
 from ..text.chat import Chat
 from ..text.literal import literal
 from ..text.tokens import Message, require_length, require_vocabulary, tokenize, too_long
@@ -75,7 +75,7 @@ class Session:
     @property
     def context_tokens(self) -> int:
         """What the model can read at most."""
-        return int(getattr(text_config(self.model), "max_position_embeddings", 2**31))
+        return length_limit(self.model) or 2**31
 
     @property
     def own_sampling(self) -> tuple[float, float]:

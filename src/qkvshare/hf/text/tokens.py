@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...card.digest import TokenIds
 from ...card.errors import CaptureError, ContextLengthExceededError, PromptError
 from ..model.config import text_config
+from ..model.rope import length_limit
 from .literal import Message as Message
 from .literal import find, literal
 
@@ -120,9 +121,11 @@ def too_long(limit: int, prompt: int, closing: int = 0) -> ContextLengthExceeded
 
 def require_length(model: PreTrainedModel, tokens: int) -> None:
     """Raise `PromptError` where the model's context would be exceeded."""
-    limit = getattr(text_config(model), "max_position_embeddings", None)
+    limit = length_limit(model)
     if limit is not None and tokens > limit:
+        own = getattr(text_config(model), "max_position_embeddings", limit)
+        why = "" if own == limit else " before all of its keys change (RoPE type 'longrope')"
         raise PromptError(
-            f"{tokens} tokens are more than the {limit} that the model can read; "
+            f"{tokens} tokens are more than the {limit} that the model can read{why}; "
             "shorten the context or the prompt."
         )
