@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from qkvshare import (
     Packed,
     Raw,
     Store,
+    Transform,
     UnsupportedModelError,
     capture,
     capture_cache,
@@ -24,7 +27,9 @@ from qkvshare import (
 )
 from qkvshare.card.errors import BudgetError, CaptureError, CardThinError, PromptError
 from qkvshare.codecs.stats import describe, sizes
+from qkvshare.codecs.trimming import trim
 from qkvshare.hf.cache.observe import observe
+from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.hf.model.identity import identify
 from tests.conftest import tiny_model as small
 from tests.conftest import tiny_tokenizer
@@ -299,3 +304,20 @@ def test_checkpoints_go_on_from_a_parent(qwen: Any) -> None:
     assert [segment.end for segment in card.manifest.segments] == [30, 40, 60, 72]
     hops = [(hop.agent, hop.tokens_added, hop.parent) for hop in card.manifest.lineage]
     assert hops == [("A", 30, None), ("B", 42, parent.digest)]
+
+
+def test_tokens_and_heads_are_measured(model: Any) -> None:
+    """Attention is watched and gradients pass, as in models without states."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*count alike.*")
+        capture(model, None, ids_of(model))
+
+
+def test_a_profile_serves_and_refinements_are_cut(qwen: Any) -> None:
+    profile = calibrate(qwen, [ids_of(qwen, 200, seed) for seed in range(8)], 40)
+    codec = replace(Transform.of(profile), refinements=1)
+    card = capture(qwen, None, ids_of(qwen, 200), codec=codec, bits=12)
+    smaller = trim(card, card.bits_per_value - 0.5)
+    assert smaller.bits_per_value <= card.bits_per_value - 0.5
+    assert smaller.state_bytes == card.state_bytes
+    assert len(from_card(qwen, smaller, [5, 6], 8)) == 8

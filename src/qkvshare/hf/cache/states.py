@@ -7,6 +7,7 @@ Gated linear attention, Mamba and short convolutions keep theirs in these layers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
@@ -111,6 +112,19 @@ def repeat_states(cache: Cache, batch: int) -> None:
             layer: Any = cache.layers[number]
             of = layer.conv_states if kind == "conv" else layer.recurrent_states
             of[index] = tensor.expand(batch, *tensor.shape[1:]).clone()
+
+
+def keep_gradients(cache: Cache) -> None:
+    """Let states be replaced, not overwritten: gradients need them as they were."""
+    for layer in cast(list[Any], cache.layers):
+        if isinstance(layer, LinearAttentionLayer):
+            layer.update_recurrent_state = partial(_replace, layer)  # type: ignore[method-assign]
+
+
+def _replace(layer: Any, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+    layer.recurrent_states[state_idx] = recurrent_states
+    layer.is_recurrent_states_initialized[state_idx] = True
+    return recurrent_states
 
 
 def _tensors(cache: Cache) -> list[tuple[int, int, str, Tensor]]:

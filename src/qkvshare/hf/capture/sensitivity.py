@@ -20,6 +20,7 @@ from ...card.errors import UnsupportedModelError
 from ...codecs import LayerKV
 from ...codecs.tiered import SINKS
 from ..cache.observe import positions
+from ..cache.states import keep_gradients
 from ..model.config import text_config
 from .reading import read
 
@@ -72,6 +73,7 @@ def fisher(
         ]
         after = following[None].to(model.device)
         cache = replace(state, cached=cached).cache()
+        keep_gradients(cache)
         more = positions(model, len(ids), len(following))
         out = model(input_ids=after, past_key_values=cache, use_cache=True, **more)
         logits = out.logits[0].float()
