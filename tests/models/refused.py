@@ -15,7 +15,6 @@ EXPECTED_REFUSED: dict[str, str] = {
         ("qwen4_exp", "qwen4_exp_text"), "it keeps positions beside its indexer's keys"
     ),
     "cpmant": "it puts tokens of its own before the text, and takes the whole text at each step",
-    "mllama": "its layers of cross-attention have no state without an image",
     "prophetnet": "its cache takes one token at a time",
     "moshi": "transformers' own cache of it forgets tokens that its attention still looks at",
 }

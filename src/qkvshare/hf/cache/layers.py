@@ -53,19 +53,20 @@ def attention_numbers(cache: Cache) -> list[int]:
     """Which of the cache's layers hold keys and values: a card has those, in this order.
 
     A layer that holds an indexer's keys, too, is there twice, once it has read a token. The others
-    read what another layer holds, keep a state, or hold nothing. Raises `UnsupportedModelError`
-    where one holds something else.
+    read what another layer holds, keep a state, or hold nothing, as cross-attention without a
+    picture. Raises `UnsupportedModelError` where one holds something else.
     """
     if not isinstance(cache, DynamicCache):
         raise UnsupportedModelError(
             f"the cache is a {type(cache).__name__}; a card is captured from a DynamicCache, "
             "made with DynamicCache(config=model.config)."
         )
-    out = []
-    for number, layer in enumerate(cast(list[Any], cache.layers)):
+    out, layers = [], cast(list[Any], cache.layers)
+    read = any(layer.is_initialized for layer in layers if type(layer) in _KINDS)
+    for number, layer in enumerate(layers):
         # Subclasses keep more than keys and values, or keep them in another form.
         if type(layer) in _KINDS:
-            out.append(number)
+            out += [number] if layer.is_initialized or not read else []
         elif type(layer) in (DynamicIndexedLayer, IndexedLayer):
             out += [number] if layer.indexer_keys is None else [number, number]
         elif type(layer) is not LinearAttentionLayer and not isinstance(layer, _NOTHING):
