@@ -68,16 +68,16 @@ CONFIGS: dict[str, Any] = {
 def train(kind: str, text: bytes, steps: int, rows: int = 8, length: int = 256) -> Any:
     """A model that has read ``steps × rows × length`` bytes of ``text``."""
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(CONFIGS[kind]()).train()
+    make: Any = AutoModelForCausalLM
+    model = make.from_config(CONFIGS[kind]()).train()
     data = torch.from_numpy(np.frombuffer(text, np.uint8).astype(np.int64))
     adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(adam, 3e-3, total_steps=steps)
-    loss = torch.zeros(())
     for step in range(steps):
         starts = torch.randint(len(data) - length - 1, (rows,))
         ids = torch.stack([data[at : at + length + 1] for at in starts])
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss: Any = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()

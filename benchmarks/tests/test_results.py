@@ -54,6 +54,20 @@ def test_attention_is_compared_for_every_length() -> None:
         assert f"\n{new} | {tokens} | " in page
 
 
+@pytest.mark.slow
+def test_rounded_states_are_measured_on_models_trained_here(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The ink is made from walnut shells. It dries in an hour. " * 40)
+    command = [sys.executable, "-m", "benchmarks.results.states", "--steps", "2"]
+    command += ["--text", str(text), "--held-out", str(text), "--contexts", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| st")]
+    assert len(rows) == 2 * 6
+    by_way = {way.strip(): int(state.replace(",", "")) for way, _, state, *_ in rows}
+    assert by_way["states 4, packed 4"] < by_way["states 8, packed 4"]
+
+
 def test_bits_at_equal_kl(tmp_path: Path) -> None:
     """Of a text that takes a quarter more; a row no better than one before is left out."""
     names = []
