@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from qkvshare import (
     CacheCard,
@@ -29,6 +31,7 @@ from qkvshare.card.errors import BudgetError, CaptureError, CardThinError, Promp
 from qkvshare.codecs.stats import describe, sizes
 from qkvshare.codecs.trimming import trim
 from qkvshare.hf.cache.observe import observe
+from qkvshare.hf.cache.states import take_states
 from qkvshare.hf.calibrate.calibrate import calibrate
 from qkvshare.hf.model.identity import identify
 from tests.conftest import tiny_model as small
@@ -321,3 +324,33 @@ def test_a_profile_serves_and_refinements_are_cut(qwen: Any) -> None:
     assert smaller.bits_per_value <= card.bits_per_value - 0.5
     assert smaller.state_bytes == card.state_bytes
     assert len(from_card(qwen, smaller, [5, 6], 8)) == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["qwen3_5_text", "granitemoehybrid", "lfm2", "falcon_h1"])
+def test_models_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    other = copy.deepcopy(tiny(name)).to(dtype)
+    ids, new = ids_of(other), ids_of(other, 5, seed=3)
+    card = raw(other, ids)
+    rows = torch.tensor([ids])
+    cache = DynamicCache(config=other.config)
+    with torch.no_grad():  # read as a card is: the last token behind all others
+        other(input_ids=rows[:, :-1], past_key_values=cache, use_cache=True)
+        rest = torch.tensor([[ids[-1], *new]])
+        expected = other(input_ids=rest, past_key_values=cache, use_cache=True).logits
+        found = other(**card.inputs(other, new=new, new_only=True)).logits
+    assert torch.equal(found, expected)
+
+
+def test_states_that_are_no_numbers(qwen: Any) -> None:
+    other = copy.deepcopy(qwen)
+    with torch.no_grad():
+        other.model.layers[0].linear_attn.A_log.fill_(float("nan"))
+    with pytest.raises((CaptureError, UnsupportedModelError)):
+        raw(other, ids_of(other))
+    cache = DynamicCache(config=qwen.config)
+    with torch.no_grad():
+        qwen(input_ids=torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
+    cache.layers[0].recurrent_states[0].fill_(float("inf"))
+    with pytest.raises(CaptureError, match=r"recurrent state of layer 0 contains NaN"):
+        take_states(cache, observe(qwen).states)

@@ -75,7 +75,7 @@ def describe_states(cache: Cache) -> list[StateTensor]:
 
 def take_states(cache: Cache, states: Sequence[StateTensor], row: int = 0) -> list[Tensor]:
     """A copy of what the layers of ``cache`` keep, each tensor of its ``shape``; of sequence
-    ``row``. Raises `CaptureError` where it is not as described."""
+    ``row``. Raises `CaptureError` where it is not as described, or not finite."""
     found = {(number, kind, index): at for number, index, kind, at in _tensors(cache)}
     out = []
     for state in states:
@@ -84,6 +84,11 @@ def take_states(cache: Cache, states: Sequence[StateTensor], row: int = 0) -> li
             raise CaptureError(
                 f"the {state.kind} state of layer {state.layer} has shape "
                 f"{None if tensor is None else [*tensor.shape[1:]]}, expected {state.shape}."
+            )
+        if tensor.is_floating_point() and not tensor[row].isfinite().all():
+            raise CaptureError(
+                f"the {state.kind} state of layer {state.layer} contains NaN or infinity; expected "
+                "finite numbers. The model overflowed: load it in bfloat16 or float32."
             )
         out.append(tensor[row].detach().clone())
     return out
