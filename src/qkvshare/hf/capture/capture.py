@@ -141,7 +141,6 @@ def capture_cache(
         salt = card.manifest.salt
     if parent is None and card is not None and card.tokens < len(state.ids) and not anew:
         parent = card
-    codec = codec or _inherited(parent)
     how: dict[str, Any] = {"agent": agent, "ttl": ttl, "salt": salt, "state_bits": state_bits}
     return make_card(state, identity, codec, bits, parent=parent, **how)
 
@@ -157,7 +156,7 @@ def require_numbers(bits: float | None, ttl: float | None) -> None:
 def make_card(
     state: State,
     identity: Identity,
-    codec: Codec,
+    codec: Codec | None,
     bits: float | None = None,
     *,
     parent: CacheCard | None = None,
@@ -166,7 +165,8 @@ def make_card(
     salt: str | None = None,
     state_bits: int | None = None,
 ) -> CacheCard:
-    """Score, allocate and encode ``state`` to a card. Raises as `capture`."""
+    """Score, allocate and encode ``state`` to a card, by ``codec`` or the parent's. Raises as
+    `capture`."""
     start = 0 if parent is None else _require_parent(parent, state, identity)
     salt = _salt(parent, salt)
     if parent is not None and identity.tokenizer is None:
@@ -177,7 +177,7 @@ def make_card(
             f"{parent.thin} segments are not at hand. Leave bits= out (the new tokens are "
             "then encoded as the parent's were), or put the parent together with card.whole(…)."
         )
-    codec = codec.for_model(identity.weights)
+    codec = (codec or _inherited(parent)).for_model(identity.weights)
     lineage = [] if parent is None else parent.manifest.lineage
     hop = Hop(
         hop=len(lineage),

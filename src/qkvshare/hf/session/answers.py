@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,3 +84,12 @@ class Answer:
     card: str | None = None
     card_bytes: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Note how long a stage takes, whatever its end is."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages_ms[stage] = 1e3 * (time.perf_counter() - begun)

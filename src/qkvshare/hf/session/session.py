@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -24,7 +24,8 @@ from ..cache.complete import complete
 from ..cache.growing import FullLayer
 from ..cache.layers import empty_cache
 from ..cache.observe import observe, require_geometry
-from ..capture.capture import capture, capture_cache
+from ..capture.capture import capture, capture_cache, make_card
+from ..capture.reading import finish
 from ..model.identity import identify
 from ..model.rope import length_limit
 from ..text.chat import Chat
@@ -148,14 +149,14 @@ class Session:
         with self._lock, torch.no_grad():
             begun = time.perf_counter()
             try:
-                with _timed(answer, "inject"):
+                with answer.timed("inject"):
                     cache = self._cache(prompt, store, cancelled)
                     answer.cached_tokens = cache.get_seq_length()
-                with _timed(answer, "read"):
+                with answer.timed("read"):
                     complete(self.model, cache, prompt.ids[:-1], cancelled)
             except CancelledError:
                 return answer
-            with _timed(answer, "say"):
+            with answer.timed("say"):
                 stream = AnswerStream(self.tokenizer, on_text, sampling.stop)
                 new = generate(self.model, prompt.ids, cache, sampling, stream, cancelled)
             answer.stages_ms["first"] = 1e3 * (stream.first_at - begun)
@@ -165,7 +166,7 @@ class Session:
             ended = int(new[-1]) in self._ends
             answer.finish = "stop" if ended or stream.stopped else "length"
             if keep is not None and store is not None:
-                with _timed(answer, "keep"):
+                with answer.timed("keep"):
                     ids, cache = self._close(prompt, store, stream.ids_of_text(new), cache)
                     self._keep(answer, store, keep, prompt.vouched, ids, cache)
         return answer
@@ -178,7 +179,7 @@ class Session:
             ids = tokenize(self.tokenizer, source)
         require_length(self.model, len(ids) + 1)
         answer = Answer("", "stop", len(ids), 0)
-        with self._lock, _timed(answer, "keep"):
+        with self._lock, answer.timed("keep"):
             self._keep(answer, store, keep, True, ids)
         return answer
 
@@ -204,14 +205,13 @@ class Session:
     def _close(
         self, prompt: Prompt, store: Store, new: TokenIds, cache: Cache
     ) -> tuple[TokenIds, Cache]:
-        """End the turn as the chat template does: all ids, and a cache that has read them."""
+        """End the turn as the chat template does: all ids, and a cache that lacks the last ones."""
         ids = np.concatenate([prompt.ids, new, self.chat.closing])
         surplus = cache.get_seq_length() - len(prompt.ids) - len(new)
         if surplus > 0 and all(type(layer) in (DynamicLayer, FullLayer) for layer in cache.layers):
             cache.crop(-surplus)
         elif surplus > 0:  # other layers have forgotten what came before it
             cache = self._cache(prompt, store, lambda: False)
-        complete(self.model, cache, ids)
         return ids, cache
 
     def _keep(
@@ -230,20 +230,20 @@ class Session:
         if cache is None:
             card = capture(self.model, self.tokenizer, ids, **how)
         else:
-            if getattr(cache, "card", None) is not None:
+            parent: CacheCard | None = getattr(cache, "card", None)
+            if parent is not None:
                 how["codec"] = None  # as the card that it goes on from
-            card = capture_cache(self.model, cache, ids, tokenizer=self.tokenizer, **how)
+            if observe(self.model).states:
+                # Nothing proves such a cache, so `capture_cache` would read all ids again. This one
+                # is the session's own.
+                identity = identify(self.model, self.tokenizer)
+                state = finish(self.model, cache, ids)
+                card = make_card(state, identity, parent=parent, **how)
+            else:
+                complete(self.model, cache, ids)
+                card = capture_cache(self.model, cache, ids, tokenizer=self.tokenizer, **how)
         answer.card, answer.card_bytes = store.put(card, vouched=vouched), card.nbytes
         self.tiers.keep(card)
         if keep.waits_on is not None:
             with suppress(CardNotFoundError):  # evicted or removed since
                 store.hold(answer.card, keep.waits_on)
-
-
-@contextmanager
-def _timed(answer: Answer, stage: str) -> Iterator[None]:
-    begun = time.perf_counter()
-    try:
-        yield
-    finally:
-        answer.stages_ms[stage] = 1e3 * (time.perf_counter() - begun)
