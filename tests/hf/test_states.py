@@ -40,10 +40,9 @@ from tests.models.tiny import greedy, some_ids, tiny_model
 
 # Gated delta rule, short convolutions, Mamba 2, states and attention in one layer, states beside
 # sliding windows, and a model that reads one new token at a time.
-NAMES = [
-    *("qwen3_5_text", "qwen3_next", "lfm2", "granitemoehybrid", "nemotron_h"),
-    *("falcon_h1", "inkling_text", "jamba"),
-]
+FEW = ["qwen3_5_text", "falcon_h1"]
+MORE = ["qwen3_next", "lfm2", "granitemoehybrid", "nemotron_h", "inkling_text", "jamba"]
+NAMES = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 CONTEXT = 72
 
 
@@ -169,22 +168,15 @@ def test_states_are_rounded_to_8_or_4_bits(qwen: Any) -> None:
     assert {round(card.bits_per_value, 1) for card in cards.values()} == {
         round(default.bits_per_value, 1)
     }
-    whole = torch.tensor([ids + new])
     with torch.no_grad():
-        expected = qwen(input_ids=whole).logits[0, -1].log_softmax(-1)
-        off = {
-            bits: float(
-                torch.nn.functional.kl_div(
-                    qwen(**card.inputs(qwen, new=new, new_only=True)).logits[0, -1].log_softmax(-1),
-                    expected,
-                    log_target=True,
-                    reduction="sum",
-                )
-            )
-            for bits, card in {**cards, 0: raw(qwen, ids)}.items()
-        }
-    assert off[0] < 1e-6 < off[4]
-    assert off[32] <= off[4]
+        expected = qwen(input_ids=torch.tensor([ids + new])).logits[0, -1].log_softmax(-1)
+        off = {}
+        for bits in cards:
+            exact = raw(qwen, ids, state_bits=bits)  # but for the states
+            found = qwen(**exact.inputs(qwen, new=new, new_only=True)).logits[0, -1]
+            off[bits] = float((found.log_softmax(-1) - expected).abs().mean())
+    assert 20 * off[32] < off[8]
+    assert 4 * off[8] < off[4]
     assert sizes(default)["total"] == default.nbytes
     assert sizes(default)["states"] == default.state_bytes > 0
     assert describe(default)["segments"][0]["state_bits"] == 8
