@@ -26,6 +26,12 @@ from .options import (
 )
 
 
+def _state_bits(bits: int | None) -> int | None:
+    if bits not in (None, 4, 8, 32):
+        raise typer.BadParameter(f"{bits} is none of 4, 8 and 32.")
+    return bits
+
+
 def capture(
     model: Model,
     output: Output,
@@ -38,8 +44,9 @@ def capture(
     state_bits: Annotated[
         int | None,
         typer.Option(
+            callback=_state_bits,
             help="Bits per number of recurrent states, for models that keep them: 4, 8 or 32 "
-            "(all that the model has)."
+            "(all that the model has).",
         ),
     ] = None,
     profile: ProfileFile = None,
