@@ -48,7 +48,7 @@ def capture(
     """Read ``source`` and make a card of what the model understood.
 
     Args:
-        model: a causal language model of ``transformers`` with full or sliding attention layers.
+        model: a causal language model of ``transformers``; docs/models.md says which.
         tokenizer: the model's. A text and messages need it; with ids it may be None, and then the
             card is bound to the model alone.
         source: a text, chat messages for the tokenizer's template, or token ids ``[tokens]``.
