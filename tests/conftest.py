@@ -37,6 +37,7 @@ _MODELS = (
     "tests/hf/test_chains.py",
     "tests/hf/test_generate.py",
     "tests/hf/test_generation_options.py",
+    "tests/hf/test_states.py",
 )
 _SERVERS = (
     "tests/serve/",
