@@ -344,5 +344,5 @@ def test_states_that_are_no_numbers(qwen: Any) -> None:
     with torch.no_grad():
         qwen(input_ids=torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
     cache.layers[0].recurrent_states[0].fill_(float("inf"))
-    with pytest.raises(CaptureError, match=r"recurrent state of layer 0 contains NaN"):
+    with pytest.raises(CaptureError, match=r"recurrent state of layer 0 contains NaN, infinity"):
         take_states(cache, observe(qwen).states)

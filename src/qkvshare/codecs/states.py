@@ -1,8 +1,8 @@
 """States of layers without keys, as bytes: as they are, or in 8 or 4 bits a number.
 
 A recurrent state has one row for each direction that a token can be looked up by. Each row has a
-scale, its largest magnitude. Every token adds to the same numbers, so an error stays for as long as
-the layer remembers.
+scale, by which its largest number is the largest code. Every token adds to the same numbers, so an
+error stays for as long as the layer remembers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..card import StateTensor
 from ..card.contents import MOST_IDS, Contents
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
-from ..card.geometry import SCALE_BYTES
+from ..card.geometry import SCALE_BYTES, state_nbytes
 from .finite import require_finite
 
 
@@ -41,7 +41,7 @@ def encode_states(
 
 def decode_states(blob: Bytes, states: Sequence[StateTensor], bits: int | None) -> list[Tensor]:
     """What `encode_states` was given, on the CPU. Raises `CardFormatError` for a forged blob."""
-    expected = sum(state.nbytes(bits) for state in states)
+    expected = state_nbytes(states, bits)
     if len(blob) != expected:
         raise CardFormatError(
             f"the state has {len(blob)} bytes, expected {expected}. Get the card again."

@@ -20,6 +20,7 @@ from transformers.cache_utils import (
 
 from ...card import StateTensor
 from ...card.errors import CaptureError, UnsupportedModelError
+from ...codecs.finite import most
 from .growing import FullLayer, SlidingLayer
 
 _DTYPES = ("float32", "bfloat16", "float16", "int64")
@@ -85,10 +86,12 @@ def take_states(cache: Cache, states: Sequence[StateTensor], row: int = 0) -> li
                 f"the {state.kind} state of layer {state.layer} has shape "
                 f"{None if tensor is None else [*tensor.shape[1:]]}, expected {state.shape}."
             )
-        if tensor.is_floating_point() and not tensor[row].isfinite().all():
+        # NaN is not below it either.
+        if tensor.is_floating_point() and not tensor[row].abs().max() <= most(tensor.dtype):
             raise CaptureError(
-                f"the {state.kind} state of layer {state.layer} contains NaN or infinity; expected "
-                "finite numbers. The model overflowed: load it in bfloat16 or float32."
+                f"the {state.kind} state of layer {state.layer} contains NaN, infinity or numbers "
+                f"beyond {most(tensor.dtype):g}; no receiver takes such a card. The model "
+                "overflowed: load it in bfloat16 or float32."
             )
         out.append(tensor[row].detach().clone())
     return out

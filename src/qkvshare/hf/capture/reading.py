@@ -30,17 +30,18 @@ def read(model: PreTrainedModel, token_ids: Ids, scorers: Sequence[Scorer] = ())
     ids = as_ids(token_ids)
     require_context(model, ids)
     forget_positions(model)
-    cache, apart = empty_cache(model), int(bool(observe(model).states))
+    cache, states = empty_cache(model), observe(model).states
+    now = len(ids) - bool(states)  # a snapshot is taken before the last token, see `finish`
     asked = [scorer for scorer in scorers if len(scorer.probes(len(ids))) and not scorer.rereads]
     watch = Watch(model, asked if can_watch_reading(model) else ())
-    if not apart:
+    if not states:
         _remember_one_more(model, cache, len(ids))
-    if len(ids) > apart:
+    if now:
         with watched(model, watch) if watch.scorers else nullcontext():
-            forward(model, cache, ids[: len(ids) - apart])
+            forward(model, cache, ids[:now])
     state = finish(model, cache, ids)
     seen = {scorer: list(layers.values()) for scorer, layers in watch.scores.items()}
-    if apart:  # nobody has looked at the last token, which counts as the one before it
+    if states:  # nobody has looked at the last token, which counts as the one before it
         for scorer, scores in seen.items():
             seen[scorer] = [torch.cat([score, score[:, -1:]], 1) for score in scores]
     whole = {scorer: scores for scorer, scores in seen.items() if len(scores) == len(state.cached)}
