@@ -61,9 +61,9 @@ class CardStaged(Card):
 
     def ready(self, state: State | None) -> None:
         """Read it, check it, put it there. Raises `CodecError` for other cards."""
+        from qkvshare.codecs.copies import Copies
         from qkvshare.codecs.packed_cuda import send
         from qkvshare.codecs.packed_layout import PackedLayout
-        from qkvshare.kernels.cuda import Copies
 
         super().ready(state)
         assert self.card is not None

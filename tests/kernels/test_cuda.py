@@ -142,9 +142,9 @@ class Rotated(LayerKV):
 @pytest.mark.parametrize("tokens", [5, 20])  # without a mean, and with
 def test_layers_of_packed(tokens: int) -> None:
     """As the decoder for processors, keys rotated on the way."""
+    from qkvshare.codecs.copies import Copies
     from qkvshare.codecs.packed_cuda import decode_job
     from qkvshare.codecs.packed_layout import PackedLayout
-    from qkvshare.kernels.cuda import Copies
 
     generator, codec = torch.Generator().manual_seed(0), Packed()
     layers = [LayerKV(*torch.randn(2, 2, tokens, 64, generator=generator).add(3)) for _ in range(2)]

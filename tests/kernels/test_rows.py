@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,6 @@ from torch import Tensor
 
 from qkvshare.codecs.packed_torch import encode_part
 from qkvshare.kernels import reference
-from qkvshare.kernels.ahead import ahead, at_once
 from qkvshare.kernels.decode import add, decode_parts, widths
 from qkvshare.kernels.encode import Source, encode, measure
 from qkvshare.kernels.levels import DISTORTION, TIERS, UNIT, levels, thresholds
@@ -239,52 +235,6 @@ def test_levels_ascend_and_mirror(bits: int) -> None:
     at = levels(bits).astype(int)
     assert (np.diff(at) > 0).all()
     assert np.abs(at + at[::-1]).max() <= 1  # halves are rounded up on either side
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_ahead_keeps_order_and_raises_in_place(threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert list(ahead(lambda x: x * x, range(20))) == [x * x for x in range(20)]
-        results = ahead(lambda x: 1 // (3 - x), range(20))
-        assert [next(results) for _ in range(3)] == [0, 0, 1]
-        with pytest.raises(ZeroDivisionError):
-            next(results)
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_at_once_begins_with_all_keeps_order_and_raises_in_place() -> None:
-    begun = [Event() for _ in range(3)]
-
-    def work(at: int) -> int:
-        begun[at].set()
-        return 1 // (1 - at)
-
-    results = at_once(work, range(3))
-    assert all(one.wait(20) for one in begun)  # before anything is asked for
-    assert next(results) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-    assert list(results) == []
-    assert list(at_once(lambda x: x * x, range(50))) == [x * x for x in range(50)]
-
-
-def test_a_child_process_has_a_thread_of_its_own() -> None:
-    """A fork copies no threads, so work given to the parent's would never be done."""
-    script = (
-        "import os, signal\n"
-        "from qkvshare.kernels.ahead import at_once\n"
-        "assert list(at_once(abs, [-1])) == [1]\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    signal.alarm(20)\n"
-        "    os._exit(next(at_once(abs, [-7])))\n"
-        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
-    )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
 
 
 def part(dim: int = 64, tokens: int = 40) -> dict[str, Any]:

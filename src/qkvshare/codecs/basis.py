@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..card.errors import ProfileError
-from ..kernels.product import summed
 from ..profile import Profile
 from .basis_arrays import check_arrays
 from .entropy import Tables
+from .product import summed
 
 
 @dataclass(frozen=True, eq=False)

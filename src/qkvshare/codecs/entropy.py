@@ -133,3 +133,13 @@ def gain(activity: npt.NDArray[Any], expected: npt.NDArray[Any]) -> Ints:
     """How many classes larger a token's numbers are than expected: ``[tokens]``, -8 to 8."""
     ratio = ((activity.astype(np.int64) * EXPECTED + 256) << 10) // (expected + 256)
     return np.asarray(np.searchsorted(_RATIOS, ratio, side="right") - 8, np.int32)
+
+
+def tally(z: Any, values: Any, rows: Any, table: Any, units: Any, counts: Any, sums: Any) -> None:
+    """Add to ``counts [tables, symbols]``, and to ``sums`` how far magnitudes are from integers."""
+    symbols = np.where(np.abs(values) <= LARGEST, values + LARGEST, ESCAPE)
+    place = (table[rows] * SYMBOLS + symbols).ravel()
+    counts += np.bincount(place, minlength=counts.size).reshape(counts.shape)
+    size = np.abs(z) * (np.float32(1) / units)[:, None]
+    far = (size - np.abs(values).astype(np.float64)).ravel()
+    sums += np.bincount(place, far, minlength=sums.size).reshape(sums.shape)

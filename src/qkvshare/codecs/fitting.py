@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.rans import SYMBOLS, quantize, tally
+from ..kernels.rans import SYMBOLS, quantize
 from .basis import PartBasis
 from .basis_arrays import KINDS
-from .entropy import CLASSES, DEAD, SHIFT, Tables, classes, make_tables, shifted
+from .entropy import CLASSES, DEAD, SHIFT, Tables, classes, make_tables, shifted, tally
 from .refining import REFINED, refine, refined_classes, refined_tables, tally_refined
 
 _RIDGE = 3e-3  # of the features' mean square

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..card.errors import CodecError
-from ..kernels.ahead import ahead
 from ..kernels.attention import Piece
 from ..kernels.cuda import fits
 from ..kernels.levels import DISTORTION, TIERS
 from ..kernels.reference import eights
 from ..scoring import Scorer
 from . import packed_cpu, packed_torch
+from .ahead import ahead
 from .base import ENCODER_ONLY, BitCounts, leave
 from .kinds import Attended
 from .layers import Into, LayerKV, RotatedKV, Shape

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
-from ..kernels.ahead import ahead
 from ..kernels.background import BackgroundDecoder
 from ..kernels.decode import decode_parts
 from ..kernels.encode import Source
@@ -19,6 +18,7 @@ from ..kernels.encode import measure as measure_sources
 from ..kernels.native import fits
 from ..kernels.parts import Part
 from ..kernels.reference import eights
+from .ahead import ahead
 from .finite import require_finite
 from .layers import Into, LayerKV
 from .packed_layout import MEAN_TOKENS, PackedLayout, mean_bytes, require_dims, scales

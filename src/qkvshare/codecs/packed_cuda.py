@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..card.digest import Bytes
-from ..kernels.cuda import Copies
 from ..kernels.cuda_decode import decode_parts
 from ..kernels.levels import LOWEST
 from ..kernels.parts import Part
 from . import packed_cpu
+from .copies import Copies
 from .layers import Into, LayerKV
 from .packed_cpu import require_tame, together
 from .packed_layout import HIGHEST, PackedLayout, Rows, scales

@@ -13,7 +13,7 @@ from ..card.container import Array, blob_name
 from ..card.contents import Contents
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError
-from ..kernels.ahead import at_once
+from .ahead import at_once
 from .base import leave
 from .layers import LayerKV, Shape, empty
 from .records import from_record

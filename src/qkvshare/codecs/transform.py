@@ -23,7 +23,6 @@ from torch import Tensor
 from ..card.digest import Bytes
 from ..card.errors import CardFormatError, CodecError, ProfileError
 from ..kernels import rans
-from ..kernels.product import add as add_product
 from ..profile import Profile
 from ..scoring import Scorer
 from . import streams
@@ -35,6 +34,7 @@ from .finite import require_finite
 from .kinds import Stepped, Trimmable
 from .layers import Into, LayerKV, Shape
 from .predictor import Predictor
+from .product import add as add_product
 from .refining import add, refine, refined_classes
 
 MOST = 4  # refinements

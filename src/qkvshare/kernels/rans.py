@@ -140,13 +140,3 @@ def _escaped(escapes: Any, far: int) -> tuple[int, int]:
         shift += 7
     size = (rest + 1) >> 1
     return (-size if rest & 1 else size), far
-
-
-def tally(z: Any, values: Any, rows: Any, table: Any, units: Any, counts: Any, sums: Any) -> None:
-    """Add to ``counts [tables, symbols]``, and to ``sums`` how far magnitudes are from integers."""
-    symbols = np.where(np.abs(values) <= LARGEST, values + LARGEST, ESCAPE)
-    place = (table[rows] * SYMBOLS + symbols).ravel()
-    counts += np.bincount(place, minlength=counts.size).reshape(counts.shape)
-    size = np.abs(z) * (np.float32(1) / units)[:, None]
-    far = (size - np.abs(values).astype(np.float64)).ravel()
-    sums += np.bincount(place, far, minlength=sums.size).reshape(sums.shape)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .native import native as kernels
+from ..kernels.native import native as kernels
 
 SHORT = 192
 

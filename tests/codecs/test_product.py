@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkvshare.kernels import product
+from qkvshare.codecs import product
 
 SHAPES = [
     (1, (3,)),
