@@ -79,6 +79,7 @@ inline Numbers checked(const GivenNumbers &given) {
     require(numbers.size >= size_t(reach * each), "numbers have too little memory");
     require(numbers.at % each == 0, "numbers are not aligned");
     const auto [cosines, sines] = angles(cos, sin, tokens, dim);
-    return {numbers.as<void>(), half, heads, tokens, apart, dim, cosines, sines,
+    // One head has no next one: a step from it would leave every memory.
+    return {numbers.as<void>(), half, heads, tokens, heads > 1 ? apart : 0, dim, cosines, sines,
             floats(dct, m * m, "the DCT is not that of the dim's odd factor")};
 }
