@@ -9,11 +9,8 @@ _OWN_CACHE = "its state is in a cache of the model's own"
 EXPECTED_REFUSED: dict[str, str] = {
     **dict.fromkeys(("falcon_mamba", "mamba", "mamba2"), _NO_ATTENTION),
     **dict.fromkeys(("openai-gpt", "reformer", "rwkv", "xlm", "xlnet", "xlstm"), _NO_CACHE),
-    **dict.fromkeys(("deepseek_v4", "minimax", "minimax_m3_vl_text"), _OWN_CACHE),
+    **dict.fromkeys(("deepseek_v4", "minimax"), _OWN_CACHE),
     "recurrent_gemma": "its state is in its modules",
-    **dict.fromkeys(
-        ("qwen4_exp", "qwen4_exp_text"), "it keeps positions beside its indexer's keys"
-    ),
     "cpmant": "it puts tokens of its own before the text, and takes the whole text at each step",
     "prophetnet": "its cache takes one token at a time",
     "moshi": "transformers' own cache of it forgets tokens that its attention still looks at",

@@ -24,6 +24,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from ...card import CacheCard
 from ...card.errors import PromptError
+from .indexer import beside, repeat_index_keys
 from .layers import growing_layers, numbered
 from .states import repeat_states
 
@@ -42,7 +43,7 @@ class Use:
         generating: ``generate`` was called, and has read nothing yet.
         guesses: it reads guesses of its own behind the new tokens, as assisted generation does.
         chunk: tokens that it reads at once of the new ones; 0 when all of them are read.
-        refused: a read was refused. Layers with states have read those tokens by then.
+        refused: a read was refused. Some layers have read those tokens by then, see `_keeps_more`.
     """
 
     model: ref[nn.Module]
@@ -102,8 +103,10 @@ class GuardedCache(DynamicCache):
         return next(n for n, at in enumerate(self.layers) if isinstance(at, CacheLayerMixin))
 
     @cached_property
-    def _has_states(self) -> bool:
-        return any(isinstance(layer, LinearAttentionLayer) for layer in self.layers)
+    def _keeps_more(self) -> bool:
+        """Whether a layer keeps something beside keys and values, or instead."""
+        layers: list[Any] = self.layers
+        return any(isinstance(at, LinearAttentionLayer) or beside(at) for at in layers)
 
     @property
     def _is_user_defined(self) -> bool:
@@ -114,7 +117,7 @@ class GuardedCache(DynamicCache):
         # generate says so of every cache that it was given, before anything is read.
         if self.use is not None:
             self.use.generate()
-            if self._has_states and (model := self.use.model()) is not None:
+            if self._keeps_more and (model := self.use.model()) is not None:
                 _before_first_read(model, self)
 
     def update(
@@ -122,7 +125,7 @@ class GuardedCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """As ``DynamicCache.update``. Raises `PromptError`."""
         if self.use is not None and layer_idx == self._first:
-            if self.use.refused and self._has_states:
+            if self.use.refused and self._keeps_more:
                 raise PromptError(
                     "a read of this cache was refused before, when some layers had read the wrong "
                     "tokens. Call card.inputs again."
@@ -179,20 +182,22 @@ class CardCache(GuardedCache):
 def _before_first_read(model: Any, cache: GuardedCache) -> None:
     """Prepare for what the next call of ``model.prepare_inputs_for_generation`` is given.
 
-    Its ids have a row for each beam or sample, and each needs a copy of the states; layers with
-    keys and values see that for themselves. Assisted generation reads the whole ids in its first
-    forward, whatever the cache has: those that it has are left out. All other kinds of generation
-    cut the ids there.
+    Its ids have a row for each beam or sample, and each needs a copy of the states and of an
+    indexer's keys; layers with keys and values see that for themselves. Assisted generation reads
+    the whole ids in its first forward, whatever the cache has: those that it has are left out. All
+    other kinds of generation cut the ids there.
     """
     prepare, mine = model.prepare_inputs_for_generation, ref(cache)
 
     @wraps(prepare)  # generate looks at its signature
     def cut(input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
         wanted = mine()
-        if wanted is None or kwargs.get("past_key_values") is wanted:
+        # Transformers 5.24 calls it `cache`.
+        if wanted is None or any(kwargs.get(at) is wanted for at in ("past_key_values", "cache")):
             vars(model).pop("prepare_inputs_for_generation", None)
             if wanted is not None:
                 repeat_states(wanted, len(input_ids))
+                repeat_index_keys(wanted, len(input_ids))
             if wanted is not None and wanted.use is not None and wanted.use.guesses:
                 next_sequence_length = input_ids.shape[1] - wanted.get_seq_length()
         return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)

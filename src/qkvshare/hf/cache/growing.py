@@ -163,7 +163,9 @@ class IndexedLayer(DynamicIndexedLayer, FullLayer):  # type: ignore[no-untyped-c
 def growing(layer: DynamicLayer) -> FullLayer:
     """An empty layer of the same kind."""
     if isinstance(layer, DynamicIndexedLayer):
-        return IndexedLayer()  # type: ignore[no-untyped-call]
+        other = IndexedLayer()  # type: ignore[no-untyped-call]
+        other.__dict__.update(vars(layer))
+        return other
     if isinstance(layer, DynamicSlidingWindowLayer):
         return SlidingLayer(layer.sliding_window)
     return FullLayer()

@@ -20,8 +20,8 @@ from ...card.errors import CaptureError, UnsupportedModelError
 from ...card.geometry import LayerKind
 from ...codecs import LayerKV
 from .coded import CodedLayer
-from .growing import FullLayer, HalfLayer, IndexedLayer, SlidingLayer, growing
-from .indexer import IndexKeys
+from .growing import FullLayer, HalfLayer, SlidingLayer, growing
+from .indexer import IndexKeys, beside
 from .states import STATE_AND_ATTENTION, growing_state
 
 # Layers without anything of their own; older releases of transformers leave them out of the cache.
@@ -30,6 +30,7 @@ _KINDS = (
     *(DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SlidingLayer, HalfLayer, CodedLayer),
     *STATE_AND_ATTENTION,
 )
+_GROWABLE = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer)
 
 
 def empty_cache(model: PreTrainedModel) -> DynamicCache:
@@ -67,8 +68,8 @@ def attention_numbers(cache: Cache) -> list[int]:
         # Subclasses keep more than keys and values, or keep them in another form.
         if type(layer) in _KINDS:
             out += [number] if layer.is_initialized or not read else []
-        elif type(layer) in (DynamicIndexedLayer, IndexedLayer):
-            out += [number] if layer.indexer_keys is None else [number, number]
+        elif (name := beside(layer)) is not None:
+            out += [number] if getattr(layer, name) is None else [number, number]
         elif type(layer) is not LinearAttentionLayer and not isinstance(layer, _NOTHING):
             raise UnsupportedModelError(
                 f"layer {number} of the model is of kind {type(layer).__name__!r}; a card carries "
@@ -100,13 +101,13 @@ def numbered(cache: Cache, numbers: Sequence[int]) -> list[Any]:
 
 
 def growing_layers(empty: Cache, numbers: Sequence[int]) -> list[Any]:
-    """Those of an ``empty`` cache, in kinds that grow in place; ``numbers`` are its
-    `attention_numbers`."""
+    """Those of an ``empty`` cache, in kinds that grow in place but for classes that a model adds;
+    ``numbers`` are its `attention_numbers`."""
     layers: list[Any] = [copy(layer) for layer in empty.layers]
     for number, layer in enumerate(layers):
         if isinstance(layer, LinearAttentionLayer):
             layers[number] = growing_state(layer)
-        elif number in numbers:
+        elif number in numbers and type(layer) in _GROWABLE:
             layers[number] = growing(layer)
     return layers
 
@@ -132,6 +133,14 @@ def describe(number: int, layer: DynamicLayer) -> Layer:
         v_head_dim=layer.values.shape[3],
         window=window,
     )
+
+
+def attach(layer: Any, buffer: LayerKV, used: slice, seq_len: int) -> None:
+    """As `FullLayer.attach`, to one of `growing_layers`, or to its `IndexKeys`."""
+    if isinstance(layer, FullLayer | IndexKeys):
+        layer.attach(buffer, used, seq_len)
+    else:
+        place_layer(layer, buffer.keys[:, used], buffer.values[:, used], seq_len)
 
 
 def place_layer(layer: DynamicLayer, keys: Tensor, values: Tensor, seq_len: int) -> None:

@@ -28,7 +28,9 @@ from ...card.errors import UnsupportedModelError
 from ...codecs import LayerKV
 from ..model.config import text_config
 from ..model.rope import Rope
+from .indexer import of_same_shape
 from .layers import (
+    attach,
     attention_layers,
     attention_numbers,
     describe,
@@ -63,7 +65,8 @@ class Observed:
             it reads as if nothing were before them.
         told: whether it must be told positions, as ``generate`` does: by itself it counts from
             another number, or from the beginning of what it reads at once.
-        empty: a cache of the model, to be left empty: to make one takes long.
+        empty: a cache of the model, to be copied and left empty: to make one takes long, and it
+            knows what its layers will keep.
     """
 
     layers: list[Layer]
@@ -104,11 +107,12 @@ class _Reader:
 
     def _copy(self, cache: DynamicCache) -> DynamicCache:
         numbers, states = attention_numbers(cache), describe_states(cache)
-        other, seq_len = empty_cache(self.model), cache.get_seq_length()
+        other, seq_len = of_same_shape(empty_cache(self.model), cache), cache.get_seq_length()
         other.layers = growing_layers(other, numbers)
         for slot, layer in zip(numbered(other, numbers), attention_layers(cache), strict=True):
             keys, values = cast(Tensor, layer.keys)[0], cast(Tensor, layer.values)[0]
-            slot.attach(LayerKV(keys.clone(), values.clone()), slice(0, keys.shape[1]), seq_len)
+            buffer = LayerKV(keys.clone(), values.clone())
+            attach(slot, buffer, slice(0, keys.shape[1]), seq_len)
         put_states(other, states, take_states(cache, states))
         return other
 
@@ -176,7 +180,7 @@ def look(model: PreTrainedModel, told: bool) -> Observed:
         state_devices=[state.device for state in take_states(whole, states)],
         stepwise=stepwise,
         told=told,
-        empty=empty_cache(model),
+        empty=of_same_shape(empty_cache(model), whole),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from ...card import CacheCard
 from ...card.errors import CodecError
 from ...codecs import Raw, from_record
 from ..cache.complete import complete
-from ..cache.layers import empty_cache, numbered, place_layer
+from ..cache.layers import numbered, place_layer
+from ..cache.observe import observe
 from ..cache.states import put_states, take_states
 from ..text.tokens import Ids
 from .capture import capture_cache
@@ -78,7 +80,8 @@ def load_cache(path: str | Path, model: PreTrainedModel) -> SavedCache:
                 f"{path} was encoded with {run.codec.name!r}, which loses something; expected what "
                 "save_cache wrote. Use CacheCard.load(path).inputs(model, …)."
             )
-    cache, decoded, states = empty_cache(model), decode(model, card), card.manifest.states
+    decoded, states = decode(model, card), card.manifest.states
+    cache = deepcopy(observe(model).empty)
     complete(model, decoded, card.token_ids)
     for slot, layer in zip(numbered(cache, decoded.numbers), decoded.of_card, strict=True):
         place_layer(slot, layer.keys[0], layer.values[0], card.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -21,7 +22,6 @@ from ...scoring import Scorer
 from ..cache.growing import HalfLayer
 from ..cache.layers import (
     describe,
-    empty_cache,
     numbered,
     place_layer,
 )
@@ -66,7 +66,7 @@ class State:
 
     def cache(self) -> DynamicCache:
         """A cache to go on from, over the same memory: what it grows by is its own."""
-        cache = empty_cache(self.model)
+        cache = deepcopy(observe(self.model).empty)
         known = len(self.ids)
         for slot, cached, layer in zip(
             numbered(cache, observe(self.model).numbers), self.cached, self.layers, strict=True

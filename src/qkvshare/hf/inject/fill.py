@@ -23,6 +23,7 @@ from ..cache.buffers import Buffer, Target, allocate
 from ..cache.card_cache import CardCache
 from ..cache.coded import CodedLayer
 from ..cache.growing import STEP, FullLayer, HalfLayer
+from ..cache.layers import attach
 from ..cache.observe import require_geometry
 from ..cache.states import put_states
 from ..model.config import text_config
@@ -179,7 +180,7 @@ class Slot:
         """Make the buffer the state of the layer, which has seen ``seq_len`` tokens."""
         if self.layer is not None:
             used = slice(self.needed - self.first, seq_len - self.first)
-            self.layer.attach(self.buffer, used, seq_len)
+            attach(self.layer, self.buffer, used, seq_len)
 
 
 def fill(
@@ -201,8 +202,7 @@ def fill(
     assert cache.card is card
     known = 0 if cached is None else cached.card.tokens
     runs = [run for run in card.manifest.runs if run.start >= known]
-    layers = range(len(cache.numbers))
-    slots = [Slot.plan(bound, cache, number, runs, known) for number in layers]
+    slots = [Slot.plan(bound, cache, at, runs, known) for at in range(len(cache.numbers))]
     buffers = allocate([slot.wanted for slot in slots])
     for slot, buffer in zip(slots, buffers, strict=True):
         slot.buffer = buffer
