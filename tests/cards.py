@@ -77,10 +77,12 @@ def make_card(
     salt: str | None = None,
     states: bool = False,
     state_bits: StateBits | None = None,
+    geometry: list[Layer] = LAYERS,
 ) -> CacheCard:
     """A card of random state: two layers, one segment for each length in ``runs``.
 
     With ``joined`` a segment's layers are in one blob. With ``states`` each has `STATES`.
+    ``geometry`` may have fewer layers, or none.
     """
     codec = codec or Raw()
     generator = torch.Generator().manual_seed(seed)
@@ -91,9 +93,9 @@ def make_card(
     for index, count in enumerate(runs):
         end = start + count
         ids = np.arange(start, end, dtype=np.int32) + 100 * seed
-        first = [start, max(start, end - 3)]
+        first = [start, max(start, end - 3)][: len(geometry)]
         layers = []
-        for layer, held_from in zip(LAYERS, first, strict=True):
+        for layer, held_from in zip(geometry, first, strict=True):
             shape = (layer.kv_heads, end - held_from, layer.head_dim)
             keys = torch.randn(shape, generator=generator)
             layers.append(LayerKV(keys, torch.randn(shape, generator=generator)))
@@ -116,7 +118,7 @@ def make_card(
                 codec=codec.record(),
                 allocation=Allocation(),
                 blobs=[digest_bytes(blob, salt) for blob in blobs],
-                first=first,
+                first=first or None,
                 sizes=sizes,
                 state_bits=state_bits,
             )
@@ -126,7 +128,7 @@ def make_card(
     manifest = Manifest(
         created=datetime(2026, 1, 1, tzinfo=UTC),
         identity=IDENTITY,
-        layers=LAYERS,
+        layers=geometry,
         segments=segments,
         lineage=lineage,
         salt=salt,

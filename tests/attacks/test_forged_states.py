@@ -56,6 +56,62 @@ def test_a_header_that_breaks_a_rule(path: Path, edit: Callable[[Any], Any]) -> 
         CacheCard.load(path)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.pop("states"),
+        lambda m: (m.pop("states"), m["segments"][0].pop("state_bits")),
+        lambda m: m["states"].clear(),
+        lambda m: m["states"].pop(),
+        lambda m: m.pop("layers"),
+        lambda m: m["segments"][0].update(state_bits=4),
+        lambda m: m["segments"][0].update(first=[0]),
+        lambda m: m["segments"][0].update(sizes=[]),
+        lambda m: m["segments"][0].update(sizes=[1]),
+        lambda m: m["segments"][0]["blobs"].clear(),
+        lambda m: m["segments"][0]["blobs"].append(m["segments"][0]["blobs"][0]),
+        lambda m: m["layers"].append({"kind": "full", "kv_heads": 1, "head_dim": 1}),
+    ],
+)
+def test_a_header_of_states_alone_that_breaks_a_rule(
+    tmp_path: Path, edit: Callable[[Any], Any]
+) -> None:
+    card = make_card(states=True, state_bits=8, geometry=[])
+    path = card.save(tmp_path / "card")
+    CacheCard.load(path).verify()
+    edit_manifest(path, edit)
+    with pytest.raises(CardFormatError):
+        CacheCard.load(path)
+
+
+def test_a_card_of_nothing(tmp_path: Path) -> None:
+    card = make_card(geometry=[], states=True)
+    nothing = replace(card.manifest, states=[])
+    path = CacheCard(nothing, card.tensors).save(tmp_path / "card")
+    with pytest.raises(CardFormatError, match=r"neither layers nor states"):
+        CacheCard.load(path)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_states_alone_are_cut_and_joined(joined: bool, tmp_path: Path) -> None:
+    card = make_card(Packed(), joined=joined, states=True, state_bits=8, geometry=[])
+    for made in (
+        card,
+        card.compact(),
+        card.compact().compact(),
+        card.head(6),
+        card.salted("1" * 64),
+    ):
+        again = CacheCard.load(made.save(tmp_path / "card"))
+        again.verify()
+        last = len(again.manifest.segments) - 1
+        assert again.state_bytes == (last + 1) * state_nbytes(STATES, 8)
+        assert again.state_blob(last).nbytes == state_nbytes(STATES, 8)
+    thin = card.without(card.head(6))
+    assert thin.thin == 1
+    assert thin.whole(card).digest == card.digest
+
+
 @pytest.mark.parametrize("state_bits", [None, 8, 4])
 def test_sizes_of_joined_blobs(tmp_path: Path, state_bits: Any) -> None:
     card = make_card(Packed(), joined=True, states=True, state_bits=state_bits)

@@ -110,6 +110,7 @@ if __name__ == "__main__":
     cards |= {"salted": make_card(Packed(), salt="5a" * 32)}
     cards |= {"states": make_card(states=True), "states8": make_card(states=True, state_bits=8)}
     cards["states4"] = make_card(Packed(), joined=True, states=True, state_bits=4)
+    cards["states-alone"] = make_card(states=True, state_bits=8, geometry=[])
     for name, card in cards.items():
         card.save(FOLDER / f"{name}.card").chmod(0o644)
         (FOLDER / f"{name}.json").write_text(json.dumps(describe(card), indent=1) + "\n")

@@ -132,7 +132,7 @@ def _hand_over(model: Any, ids: list[int], raw: CacheCard) -> CacheCard:
     _same("live cache", _said(_generated(live, model, new)), expected)
 
     packed = _loaded(capture(model, None, ids, codec=Packed()))
-    if not math.isfinite(packed.bits_per_value):
+    if packed.manifest.layers and not math.isfinite(packed.bits_per_value):
         raise Differs(f"packed: {packed.bits_per_value} bits per value")
     if len(_said(_generated(packed, model, new))) != TOKENS:
         raise Differs("packed: no text")
@@ -171,7 +171,8 @@ def check(name: str) -> Result:
     layers, states = card.manifest.layers, card.manifest.states
     kinds = ", ".join(dict.fromkeys(part.kind for part in [*layers, *states]))
     placed = {layer.placed for layer in layers}
-    keys = "before RoPE" if placed == {False} else "as cached" if placed == {True} else "both"
+    which = {(): "none", (False,): "before RoPE", (True,): "as cached"}
+    keys = which.get(tuple(placed), "both")
     return Result(name, "equal", "", kinds, keys)
 
 
@@ -190,7 +191,7 @@ Of {all} names:
 
 *Layers* are the kinds of state in the card. Where a model is refused, they are the classes of
 layers in the model's own cache. *Keys* tells whether codecs encode the keys as they are before
-RoPE, or as the model caches them.
+RoPE, or as the model caches them. A model without attention has none.
 
 | Name | Class | Result | Layers | Keys | Why |
 |---|---|---|---|---|---|

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-_NO_ATTENTION = "no layer has attention, and a card carries keys and values beside states"
 _NO_CACHE = "its state is not in a `DynamicCache`"
 _OWN_CACHE = "its state is in a cache of the model's own"
 
 EXPECTED_REFUSED: dict[str, str] = {
-    **dict.fromkeys(("falcon_mamba", "mamba", "mamba2"), _NO_ATTENTION),
     **dict.fromkeys(("openai-gpt", "reformer", "rwkv", "xlm", "xlnet", "xlstm"), _NO_CACHE),
     **dict.fromkeys(("deepseek_v4", "minimax"), _OWN_CACHE),
     "recurrent_gemma": "its state is in its modules",

@@ -12,10 +12,12 @@ import torch
 
 from qkvshare import Raw, Store, capture
 from qkvshare.card import Key
+from qkvshare.card.errors import BudgetError
+from qkvshare.hf.cache.observe import observe
 from qkvshare.hf.session.answers import Keep, Sampling
 from qkvshare.hf.session.session import Session
 from qkvshare.serve.app import create_app
-from qkvshare.serve.viewing import card_view
+from qkvshare.serve.viewing import card_view, overview
 
 from ..conftest import tiny_tokenizer
 from ..models.tiny import tiny_model
@@ -25,9 +27,13 @@ FIRST = [{"role": "user", "content": "the tide is low at noon"}]
 THEN = [{"role": "user", "content": "and at six?"}]
 
 
-@pytest.fixture(scope="module")
-def session() -> Session:
-    model = tiny_model("qwen3_5_text")
+# States beside attention, states alone, and these read one token at a time.
+NAMES = ["qwen3_5_text", "mamba2", pytest.param("mamba", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def session(request: pytest.FixtureRequest) -> Session:
+    model = tiny_model(request.param)
     model.config.max_position_embeddings = 512
     model.generation_config.suppress_tokens = [*range(4), *range(99, 128)]
     return Session(model, tiny_tokenizer(), codec=Raw())
@@ -96,3 +102,16 @@ def test_the_page_shows_what_states_take(session: Session, tmp_path: Path) -> No
     view = card_view(type(card).load(sealed, key=Key(b"Z" * 32)), session.tokenizer)
     assert view["bytes"]["states"] == card.state_bytes > 0
     assert {state["kind"] for state in view["states"]} == {"conv", "recurrent"}
+    assert (view["bits"] is None) == (view["bits_per_value"] is None) == (not view["layers"])
+
+
+def test_the_page_lists_cards_of_states_alone(session: Session, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    session.read("the tide is low at noon", store, Keep(agent="A"))
+    (card,) = overview(store)["cards"]
+    alone = not observe(session.model).layers
+    assert (card["bits_per_value"] is None) == alone
+    assert store.audit().ok
+    if alone:
+        with pytest.raises(BudgetError, match=r"keeps none"):
+            session.read("the tide is low at noon", store, Keep(bits=4.0))

@@ -97,10 +97,11 @@ class CacheCard(Contents):
 
     def __repr__(self) -> str:
         """In short: ``CacheCard(1024 tokens, 30 layers, 4.0 bits per value, 11.8 MB)``."""
-        agent = self.manifest.lineage[-1].agent
+        agent, what = self.manifest.lineage[-1].agent, f"{len(self.manifest.states)} states"
+        if self.manifest.layers:
+            what = f"{len(self.manifest.layers)} layers, {self.bits_per_value:.1f} bits per value"
         return (
-            f"CacheCard({self.tokens} tokens, {len(self.manifest.layers)} layers, "
-            f"{self.bits_per_value:.1f} bits per value, {self.nbytes / 1e6:.1f} MB"
+            f"CacheCard({self.tokens} tokens, {what}, {self.nbytes / 1e6:.1f} MB"
             f"{agent and f', agent {agent!r}'})"
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from math import nan
 
 import msgspec
 import numpy as np
@@ -190,9 +191,10 @@ class Contents:
     def bits_per_value(self) -> float:
         """8 × all bytes of the file ÷ number of values: the only size ever quoted.
 
-        States are apart: their size says nothing about the context. See `state_bytes`.
+        States are apart: their size says nothing about the context. See `state_bytes`. A card of
+        states alone has no values, and this is NaN.
         """
-        return 8 * self.context_bytes / self.values
+        return 8 * self.context_bytes / self.values if self.values else nan
 
     def _nbytes(self, layer: int, segment: int) -> int:
         if segment < self.thin:

@@ -19,7 +19,8 @@ class Inputs(TypedDict):
 
     input_ids: Any  # int64 [1, tokens]
     attention_mask: Any  # int64 [1, context + new]
-    past_key_values: Any  # the cache, a DynamicCache
+    past_key_values: NotRequired[Any]  # the cache, a DynamicCache
+    cache_params: NotRequired[Any]  # the cache instead, for a model without attention
     use_cache: bool  # True
     position_ids: NotRequired[Any]  # int64 [1, new], for a plain forward that must be told them
     cache_implementation: NotRequired[None]  # where the generation config names another cache

@@ -98,6 +98,8 @@ def decode_manifest(data: bytes) -> Manifest:
     Raises `CardFormatError` or `CardDigestError`.
     """
     manifest = _decode(data, Manifest)
+    if not manifest.layers and not manifest.states:
+        raise CardFormatError("the card has neither layers nor states; expected one at least.")
     for number, layer in enumerate(manifest.layers):
         if (layer.kind == "sliding") != (layer.window is not None):
             raise CardFormatError(f"layer {number} is {layer.kind} with window {layer.window}.")

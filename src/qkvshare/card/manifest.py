@@ -166,7 +166,7 @@ class Manifest(Strict, frozen=True):
 
     created: Time
     identity: Identity
-    layers: Annotated[list[Layer], Meta(min_length=1, max_length=4096)]
+    layers: Annotated[list[Layer], Meta(max_length=4096)]
     segments: Annotated[list[Segment], Meta(min_length=1, max_length=10_000)]
     lineage: Annotated[list[Hop], Meta(min_length=1, max_length=10_000)]
     expires: Time | None = None

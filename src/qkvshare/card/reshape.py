@@ -77,12 +77,11 @@ def merge(card: Contents) -> tuple[Segment, dict[str, Array]]:
         spans = [run.spans for run in own]
         for layer, blob in enumerate(card.blobs(index)):
             pieces[layer] += [blob if at is None else blob[at[layer]] for at in spans]
-    sizes = [[len(piece) for piece in of] for of in pieces]
     blobs = [np.concatenate(of) for of in pieces]
     states = [card.state_blob(len(manifest.segments) - 1)] if manifest.states else []
     parts = [
-        PartRecord(run.end, run.codec, run.allocation, list(each), run.first)
-        for run, each in zip(runs, zip(*sizes, strict=True), strict=True)
+        PartRecord(run.end, run.codec, run.allocation, [len(of[at]) for of in pieces], run.first)
+        for at, run in enumerate(runs)
     ]
     segment = replace(
         manifest.segments[-1],

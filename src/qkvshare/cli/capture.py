@@ -101,7 +101,5 @@ def capture(
         how = f"{written.name} {written.parameters or ''}".strip()
     else:  # which a receiver needs
         how = f"{written.name}, for receivers that have the profile {written.profile[:12]}…"
-    say(
-        f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes, "
-        f"{card.bits_per_value:.3f} bits per value ({how})"
-    )
+    each = f", {card.bits_per_value:.3f} bits per value" if card.manifest.layers else ""
+    say(f"{output}: {card.tokens} tokens in {card.nbytes:,} bytes{each} ({how})")

@@ -69,10 +69,12 @@ def _rows(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if known["expires"] is not None:
         yield "expires", _time(known["expires"])
     yield "tokens", f"{known['tokens']:,}"
-    yield "size", f"{known['nbytes']:,} bytes, {known['bits_per_value']:.3f} bits per value"
+    rate = known["bits_per_value"]
+    each = "" if rate is None else f", {rate:.3f} bits per value"
+    yield "size", f"{known['nbytes']:,} bytes{each}"
     yield "", ", ".join(f"{k} {v:,}" for k, v in known["bytes"].items() if v and k != "total")
     kinds = Counter(f"{at['kind']} {at['kv_heads']}×{at['head_dim']}" for at in known["layers"])
-    yield "layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    yield "layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
     if states := Counter(
         f"{at['kind']} {'×'.join(map(str, at['shape']))}" for at in known["states"]
     ):
@@ -128,6 +130,8 @@ def _write_json(target: str, card: CacheCard, known: dict[str, Any]) -> None:
 
 
 def _plot(card: CacheCard, target: Path) -> None:
+    if not card.manifest.layers:
+        raise OutputError(f"{target}: the card has states alone, and no bits per value to draw.")
     import matplotlib as mpl
 
     from ..codecs.stats import mean_bits

@@ -36,8 +36,9 @@ def describe(card: CacheCard) -> dict[str, Any]:
     """A card as JSON types: all that its header says, but for digests; nothing else is read.
 
     Times are ISO 8601, or None. The signature is not checked here. Sizes are of the whole file, and
-    ``bytes`` are by kind, see `sizes`. ``segments`` has one entry for each run of tokens that was
-    encoded at once, with the number of its segment and whether its bytes are ``here``.
+    ``bytes`` are by kind, see `sizes`. ``bits_per_value`` is None for a card of states alone.
+    ``segments`` has one entry for each run of tokens that was encoded at once, with the number of
+    its segment and whether its bytes are ``here``.
 
     Raises `CodecError` or `CardError` for a codec or parameters that are unknown here.
     """
@@ -51,7 +52,7 @@ def describe(card: CacheCard) -> dict[str, Any]:
         "signature": msgspec.to_builtins(card.signature),
         "tokens": card.tokens,
         "nbytes": card.nbytes,
-        "bits_per_value": card.bits_per_value,
+        "bits_per_value": card.bits_per_value if manifest.layers else None,
         "bytes": sizes(card),
         "identity": msgspec.to_builtins(manifest.identity),
         "layers": msgspec.to_builtins(manifest.layers),
@@ -96,13 +97,13 @@ def bytes_of(card: CacheCard, layer: int, run: Run) -> int:
 
 
 def token_bits(card: CacheCard) -> TokenBits | None:
-    """What the allocator gave each token; None where that were over `MOST_NUMBERS` numbers.
+    """What the allocator gave each token; None where that were no numbers, or over `MOST_NUMBERS`.
 
     A layer's add up to its bytes, see `Codec.token_bits`. Nothing is decoded, no profile is needed.
     Raises `CodecError` or the `CardError` family.
     """
     layers = card.manifest.layers
-    if card.tokens * len(layers) > MOST_NUMBERS:
+    if not 0 < card.tokens * len(layers) <= MOST_NUMBERS:
         return None
     bits = TokenBits(*(np.zeros((len(layers), card.tokens), np.float32) for _ in "kv"))
     read = lru_cache(maxsize=4)(card.blob)  # the parts of a compacted segment are in one

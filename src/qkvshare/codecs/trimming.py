@@ -35,6 +35,11 @@ def trim(card: CacheCard, bits: float) -> CacheCard:
     fits is returned as it is. Raises `BudgetError` where the card without refinements is still
     larger, and `CardError`.
     """
+    if not card.manifest.layers:
+        raise BudgetError(
+            f"the card cannot be trimmed to {bits:g} bits per value: it has states alone. Capture "
+            "with a smaller state_bits=."
+        )
     if card.bits_per_value <= bits:
         return card
     pieces = sorted(_pieces(card), key=lambda at: (-at.level, -at.layer, at.segment))

@@ -16,6 +16,8 @@ from ..card import CacheCard, Layer, StateTensor
 from ..card.digest import TokenIds
 from ..card.errors import QKVShareError
 from ..codecs import CODECS, Raw
+from .cache.card_cache import CardCache
+from .cache.counting import cache_in
 from .capture.capture import capture
 from .capture.reading import read
 from .inject.inject import inject
@@ -93,7 +95,7 @@ def _first_layer(model: Any, card: CacheCard, new: TokenIds) -> int | None:
     with torch.no_grad():
         model(**inputs)
     state = read(model, np.concatenate([card.token_ids, new]))
-    handed_over = inputs["past_key_values"].of_card
+    handed_over = cast(CardCache, cache_in(inputs)).of_card
     for number, (one, other) in enumerate(zip(handed_over, state.cached, strict=True)):
         for found, expected in ((one.keys[0], other.keys), (one.values[0], other.values)):
             both = min(found.shape[1], expected.shape[1])  # windows may have another token
@@ -107,6 +109,7 @@ def _bits(model: PreTrainedModel, ids: TokenIds, name: str) -> float | str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the model is used
-            return capture(model, None, ids, codec=CODECS[name]()).bits_per_value
+            card = capture(model, None, ids, codec=CODECS[name]())
+            return card.bits_per_value if card.manifest.layers else "states alone"
     except QKVShareError as error:
         return str(error)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..card import CacheCard
 from ..card.errors import CaptureError
 from .cache.complete import complete
+from .cache.states import states_batch
 from .capture.capture import capture_cache
 from .inject.inject import inject as inputs
 
@@ -30,7 +31,7 @@ def extend(
             "out was not generated from this card. Pass card.inputs(...) of the same card on to "
             "model.generate."
         )
-    rows = max(len(ids), *(len(layer.keys) for layer in cache.of_card))
+    rows = max([len(ids), states_batch(cache), *(len(layer.keys) for layer in cache.of_card)])
     if rows > 1:
         raise CaptureError(
             f"out has {rows} sequences or beams, and a card is of one. Generate without num_beams= "

@@ -55,7 +55,7 @@ class Captured:
     digest: str
     tokens: int
     bytes: int
-    bits_per_value: float
+    bits_per_value: float | None  # None for states alone
     milliseconds: float
 
 
@@ -79,7 +79,7 @@ class Inspected:
     digest: str
     tokens: int
     bytes: int
-    bits_per_value: float
+    bits_per_value: float | None  # None for states alone
     created: str
     expires: str | None
     identity: dict[str, Any]
@@ -102,7 +102,8 @@ class CardTools:
         kept = self._session.read(text, self._store, Keep(agent, budget, waits_on=waits_on))
         card = self._store.peek(str(kept.card))
         took = kept.stages_ms["keep"]
-        captured = Captured(card.digest, card.tokens, card.nbytes, card.bits_per_value, took)
+        bits = card.bits_per_value if card.manifest.layers else None
+        captured = Captured(card.digest, card.tokens, card.nbytes, bits, took)
         return _result(captured, self._links(card))
 
     async def resume(

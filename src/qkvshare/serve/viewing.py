@@ -35,9 +35,10 @@ def overview(store: Store) -> dict[str, Any]:
     """Cards, the last used first, and those of their ancestors that are not in the store.
 
     ``cards``: the fields of `Entry`, and from the header ``nbytes`` (of the whole file),
-    ``bits_per_value``, ``hop``, ``tokens_added`` and ``parent`` (a digest, or None); a card whose
-    header cannot be read has ``problem`` instead. ``gone``: digest, agent, hop and parent. Also
-    ``left_out``, the number of cards not read, and the store's ``stats``. Raises `StoreError`.
+    ``bits_per_value`` (None with states alone), ``hop``, ``tokens_added`` and ``parent`` (a digest,
+    or None); a card whose header cannot be read has ``problem`` instead. ``gone``: digest, agent,
+    hop and parent. Also ``left_out``, the number of cards not read, and the store's ``stats``.
+    Raises `StoreError`.
     """
     entries, ends = store.ls(), time.monotonic() + OVERVIEW_SECONDS
     cards, lineages, read = [], [], 0
@@ -72,7 +73,8 @@ def _header(store: Store, digest: str) -> tuple[dict[str, Any], list[Hop]]:
     """A card's size and last hop, and the end of its lineage."""
     card = store.peek(digest)
     lineage = card.manifest.lineage[-MOST_HOPS - 1 :]
-    known = {"nbytes": card.nbytes, "bits_per_value": card.bits_per_value}
+    bits = card.bits_per_value if card.manifest.layers else None
+    known = {"nbytes": card.nbytes, "bits_per_value": bits}
     return {**known, **structs.asdict(lineage[-1])}, lineage
 
 
@@ -89,8 +91,8 @@ def card_view(card: CacheCard, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     """What the page shows of one card: `describe` without the salt, and more.
 
     ``texts``: see `token_texts`; None if another tokenizer made the ids. ``bits``: see `_bits`;
-    None if there are too many. Raises `ServeError` for a card of more tokens or parts than the page
-    shows, `CodecError` or the `CardError` family.
+    None if there are none, or too many. Raises `ServeError` for a card of more tokens or parts than
+    the page shows, `CodecError` or the `CardError` family.
     """
     blobs = len(card.manifest.runs) * len(card.manifest.layers)
     if card.tokens > MOST_TOKENS or blobs > MOST_BLOBS:

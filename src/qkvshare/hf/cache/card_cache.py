@@ -7,14 +7,14 @@
 - ``generate`` moves the cache on, so a second call with the same arguments reads the wrong tokens.
 
 Assisted generation also reads the whole ids twice (``_assisted_decoding`` of transformers 5.23).
-`_before_first_read` mends that.
+`before_first_read` mends that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property
 from typing import Any
 from weakref import ref
 
@@ -24,9 +24,9 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from ...card import CacheCard
 from ...card.errors import PromptError
-from .indexer import beside, repeat_index_keys
+from .counting import CountingCache, before_first_read
+from .indexer import beside
 from .layers import growing_layers, numbered
-from .states import repeat_states
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Use:
         self.fresh = self.generating = False
 
 
-class GuardedCache(DynamicCache):
+class GuardedCache(CountingCache):
     """A ``DynamicCache`` with a `Use`, once `inject` hands it out."""
 
     use: Use | None = None
@@ -116,9 +116,25 @@ class GuardedCache(DynamicCache):
     def _is_user_defined(self, value: bool) -> None:
         # generate says so of every cache that it was given, before anything is read.
         if self.use is not None:
+            if self.states_alone:  # single tokens are read without a word
+                self.use.fresh &= self.seq_len == self.use.kept
             self.use.generate()
             if self._keeps_more and (model := self.use.model()) is not None:
-                _before_first_read(model, self)
+                before_first_read(model, self)
+
+    def read_at_once(self, count: int) -> None:
+        """Raises `PromptError` where the first read is not of the new tokens."""
+        if self.use is not None and self.use.fresh:
+            self.use.forward(count, self.seq_len)
+
+    def require_whole(self, given: int) -> None:
+        """Raises `PromptError` also where the first ids are not those that came with the cache."""
+        super().require_whole(given)
+        if self.use is not None and self.use.fresh and given != self.use.given:
+            raise PromptError(
+                f"generate reads {given} ids, expected the {self.use.given} of input_ids. Pass all "
+                "that card.inputs returns, without prefill_chunk_size."
+            )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -142,7 +158,7 @@ class GuardedCache(DynamicCache):
             model = self.use.model()
             if model is not None:
                 self.use.guesses = True
-                _before_first_read(model, self)
+                before_first_read(model, self, guesses=True)
 
 
 class CardCache(GuardedCache):
@@ -177,29 +193,3 @@ class CardCache(GuardedCache):
         """As ``DynamicCache.crop``; what is read again after it is not the card's any more."""
         super().crop(*arguments, **named)
         self.decoded = min(self.decoded, self.get_seq_length())
-
-
-def _before_first_read(model: Any, cache: GuardedCache) -> None:
-    """Prepare for what the next call of ``model.prepare_inputs_for_generation`` is given.
-
-    Its ids have a row for each beam or sample, and each needs a copy of the states and of an
-    indexer's keys; layers with keys and values see that for themselves. Assisted generation reads
-    the whole ids in its first forward, whatever the cache has: those that it has are left out. All
-    other kinds of generation cut the ids there.
-    """
-    prepare, mine = model.prepare_inputs_for_generation, ref(cache)
-
-    @wraps(prepare)  # generate looks at its signature
-    def cut(input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
-        wanted = mine()
-        # Transformers 5.24 calls it `cache`.
-        if wanted is None or any(kwargs.get(at) is wanted for at in ("past_key_values", "cache")):
-            vars(model).pop("prepare_inputs_for_generation", None)
-            if wanted is not None:
-                repeat_states(wanted, len(input_ids))
-                repeat_index_keys(wanted, len(input_ids))
-            if wanted is not None and wanted.use is not None and wanted.use.guesses:
-                next_sequence_length = input_ids.shape[1] - wanted.get_seq_length()
-        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-
-    model.prepare_inputs_for_generation = cut

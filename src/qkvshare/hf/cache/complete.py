@@ -10,6 +10,7 @@ from transformers import Cache, PreTrainedModel
 from ...card.digest import TokenIds
 from ...card.errors import CancelledError
 from ..text.tokens import Ids, as_ids
+from .counting import as_argument
 from .observe import observe, positions
 
 _PIECE = 512  # tokens read at once, between which a caller can call it off
@@ -43,4 +44,10 @@ def forward(model: PreTrainedModel, cache: Cache, ids: TokenIds) -> None:
     more = positions(model, cache.get_seq_length(), len(ids))
     with torch.no_grad():
         # One row of logits: the vocabulary projection of the others would be thrown away.
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
+        model(
+            input_ids=tokens,
+            use_cache=True,
+            logits_to_keep=1,
+            **as_argument(model, cache),
+            **more,
+        )

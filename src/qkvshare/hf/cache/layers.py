@@ -20,6 +20,7 @@ from ...card.errors import CaptureError, UnsupportedModelError
 from ...card.geometry import LayerKind
 from ...codecs import LayerKV
 from .coded import CodedLayer
+from .counting import CountingCache, states_alone
 from .growing import FullLayer, HalfLayer, SlidingLayer, growing
 from .indexer import IndexKeys, beside
 from .states import STATE_AND_ATTENTION, growing_state
@@ -47,7 +48,7 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
             "instead."
         ) from error
     attention_numbers(cache)
-    return cache
+    return CountingCache(model) if states_alone(cache) else cache
 
 
 def attention_numbers(cache: Cache) -> list[int]:
@@ -76,10 +77,10 @@ def attention_numbers(cache: Cache) -> list[int]:
                 "full and sliding-window attention and recurrent and convolution states, and "
                 "leaving this layer out would give wrong text. Hand over text instead."
             )
-    if not out:
+    if not out and not states_alone(cache):
         raise UnsupportedModelError(
-            "no layer of the model has attention, and a card carries keys and values. Hand over "
-            "text instead."
+            "no layer of the model keeps keys, values or states, so there is nothing to carry. "
+            "Hand over text instead."
         )
     return out
 

@@ -28,6 +28,7 @@ from ...card.errors import UnsupportedModelError
 from ...codecs import LayerKV
 from ..model.config import text_config
 from ..model.rope import Rope
+from .counting import as_argument, states_alone
 from .indexer import of_same_shape
 from .layers import (
     attach,
@@ -100,7 +101,8 @@ class _Reader:
             if said:
                 more = {"position_ids": torch.arange(at, at + len(part), device=device)[None]}
             given: Any = torch.tensor([part], device=device)
-            cast(Any, self.model)(input_ids=given, past_key_values=cache, use_cache=True, **more)
+            named = as_argument(self.model, cache)
+            cast(Any, self.model)(input_ids=given, use_cache=True, **named, **more)
             cache = self._copy(cache) if handed_over and at == (start or 0) else cache
             at += len(part)
         return cache
@@ -113,7 +115,7 @@ class _Reader:
             keys, values = cast(Tensor, layer.keys)[0], cast(Tensor, layer.values)[0]
             buffer = LayerKV(keys.clone(), values.clone())
             attach(slot, buffer, slice(0, keys.shape[1]), seq_len)
-        put_states(other, states, take_states(cache, states))
+        put_states(other, states, take_states(cache, states), seq_len)
         return other
 
 
@@ -134,6 +136,9 @@ def look(model: PreTrainedModel, told: bool) -> Observed:
             if stepwise := max(errors.values()) > 4 * max(by_step.values()):
                 errors, parts, pieces = by_step, steps, [[one] for one in rest]
         handed_over = reader.read(before, *pieces, handed_over=True)
+        if states_alone(whole):
+            steps = reader.read(before, *([one] for one in rest), handed_over=True)
+            _require_counted(len(text), whole, parts, handed_over, steps)
     except UnsupportedModelError:
         raise
     except Exception as error:  # code of somebody else, which may do anything
@@ -182,6 +187,15 @@ def look(model: PreTrainedModel, told: bool) -> Observed:
         told=told,
         empty=of_same_shape(empty_cache(model), whole),
     )
+
+
+def _require_counted(tokens: int, *caches: DynamicCache) -> None:
+    """Raise `UnsupportedModelError` unless all ``caches`` say that they have read ``tokens``."""
+    if any(cache.get_seq_length() != tokens for cache in caches):
+        raise UnsupportedModelError(
+            "no layer of the model keeps keys and values, and what it asks of its cache does not "
+            "tell how many tokens it reads. Hand over text instead."
+        )
 
 
 def _errors(

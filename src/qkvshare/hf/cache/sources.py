@@ -8,16 +8,17 @@ from transformers import Cache, PreTrainedModel, QuantizedCache, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from .layers import empty_cache
+from .observe import observe
 
 
 def as_dynamic(model: PreTrainedModel, cache: Cache) -> Cache | None:
     """What ``cache`` holds, in a ``DynamicCache`` over the same memory if it is a ``StaticCache``.
 
-    None where the numbers are not those that the model computed (``QuantizedCache``), or where a
-    layer holds more than keys and values: they prove nothing, so the ids must be read again. A
-    cache of any other class comes back as it is.
+    None where the numbers are not those that the model computed (``QuantizedCache``), where a layer
+    holds more than keys and values, or where none holds any: they prove nothing, so the ids must be
+    read again. A cache of any other class comes back as it is.
     """
-    if isinstance(cache, QuantizedCache):
+    if isinstance(cache, QuantizedCache) or not observe(model).layers:
         return None
     if not isinstance(cache, StaticCache):
         return cache

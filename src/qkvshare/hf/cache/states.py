@@ -97,8 +97,14 @@ def take_states(cache: Cache, states: Sequence[StateTensor], row: int = 0) -> li
     return out
 
 
-def put_states(cache: Cache, states: Sequence[StateTensor], tensors: Sequence[Tensor]) -> None:
-    """Make ``tensors``, which are the cache's from now on, the state of its layers."""
+def put_states(
+    cache: Cache, states: Sequence[StateTensor], tensors: Sequence[Tensor], seq_len: int
+) -> None:
+    """Make ``tensors``, which are the cache's from now on, the state of its layers.
+
+    They are of ``seq_len`` tokens, which a `CountingCache` needs to be told.
+    """
+    cast(Any, cache).seq_len = seq_len
     for state, tensor in zip(states, tensors, strict=True):
         layer: Any = cache.layers[state.layer]
         layer.has_previous_state[state.index] = True
@@ -120,6 +126,11 @@ def repeat_states(cache: Cache, batch: int) -> None:
             layer: Any = cache.layers[number]
             of = layer.conv_states if kind == "conv" else layer.recurrent_states
             of[index] = tensor.expand(batch, *tensor.shape[1:]).clone()
+
+
+def states_batch(cache: Cache) -> int:
+    """How many sequences the cache has states of; 0 without states."""
+    return max([len(tensor) for *_, tensor in _tensors(cache)], default=0)
 
 
 def keep_gradients(cache: Cache) -> None:

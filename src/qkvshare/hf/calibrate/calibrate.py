@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...card import Layer
+from ...card.errors import UnsupportedModelError
 from ...codecs.fitting import fit
 from ...codecs.tiered import SINKS
 from ...profile import Profile
+from ..cache.observe import observe
 from ..capture.reading import read
 from ..capture.sensitivity import fisher, sensitivity
 from ..model.identity import identify
@@ -35,6 +37,11 @@ def calibrate(
     under way is told to ``progress``. The same texts give the same profile. Raises
     `UnsupportedModelError`.
     """
+    if not observe(model).layers:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps no keys and values, so there is nothing to calibrate. "
+            "Cards of it need no profile."
+        )
     progress("transform: sensitivity")
     identity = identify(model)
     copying = torch.stack(sensitivity(model, identity))

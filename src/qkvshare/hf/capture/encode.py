@@ -37,6 +37,8 @@ def encode(
     ``[kv_heads, tokens]`` a layer, or None where nobody asks for it. Raises `BudgetError` where the
     codec has no setting for ``bits``, `CodecError` where it cannot encode these numbers.
     """
+    if not new.state.layers:
+        return _encode_states(new, codec, bits)
     if isinstance(codec, Tiered):
         return _encode_tiers(new, codec, salience, bits)
     if isinstance(codec, Stepped):
@@ -48,6 +50,16 @@ def encode(
             return card
         narrower = narrower.narrower()
     raise _impossible(bits, card.tokens, card.bits_per_value)
+
+
+def _encode_states(new: NewCard, codec: Codec, bits: float | None) -> CacheCard:
+    """A card of states alone, whose codec says no more than whether they are rounded."""
+    if bits is not None:
+        raise BudgetError(
+            f"bits={bits:g} is for keys and values, and the model keeps none. Leave it out; "
+            "state_bits= says how precise its states are."
+        )
+    return new.card(codec, Allocation(), [])
 
 
 def _encode_tiers(

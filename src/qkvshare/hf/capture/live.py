@@ -20,6 +20,7 @@ from ...card.digest import TokenIds
 from ...card.errors import CaptureError
 from ...codecs import LayerKV
 from ..cache.card_cache import CardCache
+from ..cache.counting import CountingCache, states_alone
 from ..cache.layers import attention_layers, attention_numbers, describe, empty_cache
 from ..cache.observe import observe
 from ..cache.sources import as_dynamic
@@ -41,7 +42,8 @@ def pick_row(
     attention_mask: Tensor | None = None,
     row: int | None = None,
 ) -> State:
-    """One sequence of a live cache, which is left as it is; of a quantized one the ids are read.
+    """One sequence of a live cache, which is left as it is; where it proves nothing (`as_dynamic`)
+    the ids are read.
 
     ``token_ids`` and ``attention_mask`` are ``[batch, tokens]``. Raises `CaptureError`,
     `PromptError` or `UnsupportedModelError`.
@@ -70,11 +72,11 @@ def pick_row(
         ids = ids[real.numpy()]
     require_context(model, ids)
     require_text(model, ids)
-    if source is None:
-        return read(model, ids)
-    state = state_of(model, attention_layers(source), row, ids, real, length)
     card = cache.card if isinstance(cache, CardCache) else None
     known = 0 if card is None else min(_require_ids_of(card, ids), cast(CardCache, cache).decoded)
+    if source is None:
+        return replace(_read_again(model, card, ids), card=card)
+    state = state_of(model, attention_layers(source), row, ids, real, length)
     first = max(known, state.first(0)) if observe(model).provable else len(ids)
     _require_cache_of(model, state.cached[0].keys[:, first - len(ids) :], ids, first)
     if known < first:  # layer 0 has forgotten tokens that nobody has proved, or proves nothing
@@ -85,8 +87,10 @@ def pick_row(
 
 def _size(cache: Cache, source: Cache | None, token_ids: Ids) -> tuple[int, int]:
     """Sequences and tokens of a live cache. Raises `CaptureError` where it is empty."""
-    if source is None:  # its numbers are packed; the ids say how many rows there are
-        return len(np.atleast_2d(as_array(token_ids))), int(cache.get_seq_length())
+    if source is None:  # its numbers say nothing: the ids tell how many rows there are
+        rows = np.atleast_2d(as_array(token_ids))
+        counted = not states_alone(cache) or isinstance(cache, CountingCache)
+        return len(rows), int(cache.get_seq_length()) if counted else rows.shape[1]
     first = attention_layers(source)[0]
     describe(0, first)  # refuses an empty cache
     return cast(Tensor, first.keys).shape[0], source.get_seq_length()

@@ -27,6 +27,8 @@ def measured(
     that does without: bits are spent evenly there, and a warning says so. Raises
     `UnsupportedModelError` where the caller chose the scorer or allocator that needs them.
     """
+    if not state.layers:
+        return codec, None
     scorer, allocator, scores = scorer_of(codec), allocator_of(codec), None
     if scorer is not None:
         try:

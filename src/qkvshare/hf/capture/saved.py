@@ -14,6 +14,7 @@ from ...card import CacheCard
 from ...card.errors import CodecError
 from ...codecs import Raw, from_record
 from ..cache.complete import complete
+from ..cache.counting import CountingCache
 from ..cache.layers import numbered, place_layer
 from ..cache.observe import observe
 from ..cache.states import put_states, take_states
@@ -55,7 +56,9 @@ def save_cache(cache: Cache, ids: Ids, path: str | Path, model: PreTrainedModel)
         CardWriteError: the file cannot be written.
         PromptError, UnsupportedModelError: as `capture_cache`.
     """
-    complete(model, cache, ids)
+    # Any other cache of states alone cannot tell what it lacks, and is not read from anyway.
+    if observe(model).layers or isinstance(cache, CountingCache):
+        complete(model, cache, ids)
     return capture_cache(model, cache, ids, codec=Raw(), anew=True).save(path)
 
 
@@ -67,6 +70,8 @@ def load_cache(path: str | Path, model: PreTrainedModel) -> SavedCache:
         cache, ids = qkvshare.load_cache("agent.cache", model)
         new = tokenizer("And then?", return_tensors="pt").input_ids
         model.generate(torch.cat([ids, new], 1), past_key_values=cache)
+
+    A model without attention takes the cache as ``cache_params=``.
 
     Raises:
         CardError: the file is missing or damaged.
@@ -85,5 +90,7 @@ def load_cache(path: str | Path, model: PreTrainedModel) -> SavedCache:
     complete(model, decoded, card.token_ids)
     for slot, layer in zip(numbered(cache, decoded.numbers), decoded.of_card, strict=True):
         place_layer(slot, layer.keys[0], layer.values[0], card.tokens)
-    put_states(cache, states, take_states(decoded, states))
+    put_states(cache, states, take_states(decoded, states), card.tokens)
+    if isinstance(cache, CountingCache):
+        cache.stepwise = decoded.stepwise
     return SavedCache(cache, torch.tensor(card.token_ids, device=model.device).long()[None])

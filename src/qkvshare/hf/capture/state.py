@@ -74,7 +74,7 @@ class State:
             keep = min(known, cached.keys.shape[1], (layer.window or known + 1) - 1)
             skip = cached.keys.shape[1] - keep
             place_layer(slot, cached.keys[:, skip:], cached.values[:, skip:], known)
-        put_states(cache, self.states, [tensor.clone() for tensor in self.final])
+        put_states(cache, self.states, [tensor.clone() for tensor in self.final], known)
         return cache
 
     def layer(self, number: int, start: int, pre_rope: bool) -> LayerKV:

@@ -65,8 +65,9 @@ class BoundCard:
         the states after those tokens. Raises the `CardError` family."""
         states, observed = self.card.manifest.states, self._observed
         cache = CardCache(self.card, decoded, observed.empty, observed.numbers)
+        cache.stepwise = observed.stepwise
         if states and decoded:
-            put_states(cache, states, self._states())
+            put_states(cache, states, self._states(), decoded)
         return cache
 
     def decodes(self, tokens: int) -> int:

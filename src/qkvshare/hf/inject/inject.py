@@ -20,6 +20,7 @@ from ...codecs import Shape, dtype_of, find_codec, from_record
 from ..cache.card_cache import CardCache, GuardedCache, Use
 from ..cache.coded import CodedLayer, CodedRun, Scratch
 from ..cache.complete import complete, forward
+from ..cache.counting import as_argument
 from ..cache.growing import HalfLayer
 from ..cache.observe import positions
 from ..model.config import innermost
@@ -49,10 +50,11 @@ def inject(
         raise PromptError(f"kv_format is {kv_format!r}; expected one of {', '.join(formats)}.")
     card.require_fresh()
     bound = BoundCard(card, model, tokenizer)
-    if kv_format != "model" and bound.shares_layers:
+    if kv_format != "model" and (not card.manifest.layers or bound.shares_layers):
+        what = "something else beside" if card.manifest.layers else "no"
         raise UnsupportedModelError(
             f"kv_format={kv_format!r} is not for {type(model).__name__}, whose layers keep "
-            "something else beside keys and values. Use kv_format='model'."
+            f"{what} keys and values. Use kv_format='model'."
         )
     prompt = _prompt(bound, tokenizer, new, prompt_ids)
     # Memory made in inference mode could not be written outside of it.
@@ -136,7 +138,7 @@ def prefill(
     prompt = _prompt(bound, tokenizer, new, prompt_ids)
     kept = min(card.tokens, len(prompt) - 1)
     with torch.inference_mode(False), torch.no_grad():
-        cache = GuardedCache(config=model.config)
+        cache = GuardedCache(model)
         if kept:
             forward(model, cache, card.token_ids[:kept])
     if bound.stepwise:
@@ -227,9 +229,11 @@ def _arguments(bound: BoundCard, prompt: TokenIds, cache: GuardedCache, new_only
     arguments: Inputs = {
         "input_ids": torch.from_numpy(given.astype(np.int64))[None].to(model.device),
         "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
-        "past_key_values": cache,
         "use_cache": True,  # whatever the configuration says
+        **as_argument(model, cache),  # type: ignore[typeddict-item]
     }
+    if cache.states_alone and new_only:  # such a model takes a mask of what it reads
+        arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
     if new_only and (told := positions(model, kept, len(given))):
         arguments["position_ids"] = told["position_ids"]
     own = getattr(model, "generation_config", None)

@@ -22,6 +22,7 @@ import torch
 from ...card import CacheCard
 from ...card.digest import digest_json
 from ...codecs import Codec, Stepped, from_record
+from ..cache.counting import as_argument
 from ..cache.layers import empty_cache
 from ..capture.capture import make_card
 from ..capture.reading import read
@@ -86,12 +87,13 @@ def choose(model: Any, card: CacheCard, new_tokens: int, link: float | None = No
 def operations(model: Any, tokens: int, known: int = 0) -> int:
     """Multiplications and additions of a forward pass with one row of logits."""
     config = text_config(model)
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 0)  # none in a model without attention
+    dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     table = model.get_input_embeddings().weight.numel()
     weights: int = sum(part.numel() for part in model.parameters()) - table
     # Keys and values, a multiplication and an addition each, of all that a token sees.
     seen = tokens * known + tokens * tokens // 2
-    attention: int = 4 * config.num_hidden_layers * config.num_attention_heads * dim * seen
+    attention: int = 4 * config.num_hidden_layers * heads * dim * seen
     return 2 * weights * tokens + attention
 
 
@@ -123,7 +125,8 @@ def _measure(model: Any, codec: Codec) -> Costs:
     def forward(tokens: list[int]) -> None:
         given = torch.tensor([tokens], device=model.device)
         with torch.no_grad():
-            logits = model(given, past_key_values=empty_cache(model), logits_to_keep=1).logits
+            cache = as_argument(model, empty_cache(model))
+            logits = model(given, logits_to_keep=1, **cache).logits
         logits.argmax().item()
 
     identity, times = identify(model), []

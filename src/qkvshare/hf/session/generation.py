@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, PreTrainedModel, StoppingCriteria
 
 from ...card.digest import TokenIds
+from ..cache.counting import as_argument
 from .answers import Sampling
 from .streaming import AnswerStream
 
@@ -90,7 +91,7 @@ def generate(
         output: Any = called.generate(
             input_ids=whole,
             attention_mask=torch.ones_like(whole),
-            past_key_values=cache,
+            **as_argument(model, cache),
             generation_config=settings,
             streamer=stream,
             stopping_criteria=[_Until(lambda: stream.stopped or cancelled())],

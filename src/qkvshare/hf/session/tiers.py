@@ -9,7 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +18,7 @@ from ...card.container import Array, LazyTensors, kind_of
 from ...card.digest import TokenIds
 from ...card.errors import CardError, StoreError
 from ...store import Store
+from ..cache.counting import cache_in
 from ..cache.growing import STEP
 from ..inject.inject import inject
 from .answers import Prompt
@@ -102,7 +103,7 @@ class Tiers:
         if warm is not None and hot is None and copied and nbytes <= self._hot.limit:
             # A cache of its own, which nobody goes on from, so that it stays as it is.
             made = inject(warm, model, new=more[:1], new_only=True, cancelled=cancelled)
-            hot = cast(Cache, made["past_key_values"])
+            hot = cache_in(made)
             self._hot.keep(name, hot, nbytes)
         if warm is None:
             warm = CacheCard(card.manifest, Remembered(card.tensors), card.signature)
@@ -110,8 +111,7 @@ class Tiers:
             warm, model, tokenizer, prompt_ids=prompt_ids, cached=hot, cancelled=cancelled
         )
         self._warm.keep(name, warm, warm.nbytes)
-        cache: Cache = arguments["past_key_values"]
-        return cache
+        return cache_in(arguments)
 
 
 class Remembered(LazyTensors):

@@ -28,7 +28,7 @@ export function cardPage(view) {
   }
   const notes = [
     view.texts ? null : "Another tokenizer made these ids; they are shown as they are.",
-    view.bits ? null : "Too many tokens in too many layers to shade each.",
+    view.bits ? null : view.layers.length ? "Too many tokens in too many layers to shade each." : "States alone, and no bits of a token: all tokens share them.",
   ].filter(Boolean).map((note) => el("p", { class: "note" }, note));
   return [el("div", { class: "read" }, bar, notes, text), el("aside", {}, panel ? panel.sections : [], known)];
 }
@@ -103,7 +103,7 @@ function fileSection(view) {
   const rows = used.map(([kind, n]) => el("tr", {}, el("th", { scope: "row" }, el("i", { class: `key ${kind}` }), kind),
     number(count(n)), number(`${((100 * n) / total).toFixed(1)} %`)));
   return section("Bytes by kind", bar, el("table", {}, el("tbody", {}, rows)), facts([
-    ["file", `${size(view.nbytes)}, ${bits(view.bits_per_value)} bits per value`],
+    ["file", size(view.nbytes) + (view.layers.length ? `, ${bits(view.bits_per_value)} bits per value` : "")],
     ["tokens", count(view.tokens)],
     ["card", code(view.digest)],
     ["created", new Date(view.created).toLocaleString()],
@@ -135,13 +135,14 @@ function omitted(n) {
 }
 
 function identitySection(view) {
-  const layers = view.layers.length, first = view.layers[0];
+  const [first] = view.layers;
+  const layers = first ? `${view.layers.length} of ${first.kv_heads} × ${first.head_dim}` : "none with keys and values";
   const pairs = Object.entries(view.identity).map(([name, value]) => {
     if (value === null || value === undefined) return [name.replace("_", " "), "none"];
     if (typeof value === "object") return [name, el("span", {}, code(value.digest), ` scale ${value.scale}`)];
     return [name.replace("_", " "), code(value)];
   });
-  return section("Identity", facts([["layers", `${layers} of ${first.kv_heads} × ${first.head_dim}`], ...pairs,
+  return section("Identity", facts([["layers", layers], ...pairs,
     ["digests", view.salted ? "salted, this tenant's own" : "plain"]]));
 }
 

@@ -48,7 +48,7 @@ export function facts(pairs) {
 }
 
 export const count = (n) => n.toLocaleString("en");
-export const bits = (n) => n.toFixed(n < 10 ? 2 : 1);
+export const bits = (n) => (n === null ? "—" : n.toFixed(n < 10 ? 2 : 1)); // null: of states alone
 export const modified = (event) => event.ctrlKey || event.altKey || event.metaKey;
 export const short = (digest) => digest.slice(0, 8);
 export const plural = (n, one) => `${count(n)} ${one}${n === 1 ? "" : "s"}`;

@@ -36,7 +36,7 @@ function row(card, most) {
     : [
         el("td", { class: "digest" }, short(card.digest)),
         number(count(card.tokens)),
-        number(meter(card.bits_per_value / most), bits(card.bits_per_value)),
+        number(meter((card.bits_per_value ?? 0) / Math.max(most, 1e-3)), bits(card.bits_per_value)),
         number(size(card.bytes)),
         time(card.put_at),
         time(card.used_at),
