@@ -6,6 +6,7 @@ import typer
 
 from .capture import capture
 from .codecs import codecs
+from .fetch import fetch
 from .fidelity import fidelity
 from .gsm8k import gsm8k
 from .kernels import kernels
@@ -22,5 +23,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (fidelity, recall, relay, gsm8k, ttft, capture, codecs, kernels, store, train):
+for verb in (fetch, fidelity, recall, relay, gsm8k, ttft, capture, codecs, kernels, store, train):
     app.command()(verb)

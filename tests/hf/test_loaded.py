@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -24,6 +23,7 @@ from qkvshare import CacheCard, Raw, capture, identify
 from qkvshare.card.errors import IdentityError, UnsupportedModelError
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
+from ..gguf_file import write_gguf
 
 CONTEXT, NEW, TAIL = some_ids(40), some_ids(7, seed=1), some_ids(5, seed=3)
 # Quantizers take groups of 64 numbers.
@@ -328,35 +328,6 @@ def test_weights_that_reading_changes_are_refused(llama: Any, folder: Path) -> N
         capture(model, None, CONTEXT)
     with pytest.raises(UnsupportedModelError, match="bitsandbytes packs 4-bit weights anew"):
         capture(llama, None, CONTEXT).inputs(model, new=NEW)
-
-
-def write_gguf(file: Path, model: Any) -> None:
-    """A Llama with matrices of 8 bits."""
-    config, writer = model.config, gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    kind = gguf.GGMLQuantizationType.Q8_0
-    for name, tensor in model.state_dict().items():
-        numbers, known = tensor.numpy(), names.get_name(name, try_suffixes=(".weight",))
-        if numbers.ndim == 2:
-            writer.add_tensor(known, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(known, numbers)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_gguf(tmp_path: Path, plain: Any) -> None:

