@@ -7,7 +7,7 @@ _OWN_CACHE = "its state is in a cache of the model's own"
 
 EXPECTED_REFUSED: dict[str, str] = {
     **dict.fromkeys(("openai-gpt", "reformer", "rwkv", "xlm", "xlnet", "xlstm"), _NO_CACHE),
-    **dict.fromkeys(("deepseek_v4", "minimax"), _OWN_CACHE),
+    "deepseek_v4": _OWN_CACHE,
     "recurrent_gemma": "its state is in its modules",
     "cpmant": "it puts tokens of its own before the text, and takes the whole text at each step",
     "prophetnet": "its cache takes one token at a time",

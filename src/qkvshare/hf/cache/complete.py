@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from ...card.digest import TokenIds
-from ...card.errors import CancelledError
+from ...card.errors import CancelledError, CaptureError
 from ..text.tokens import Ids, as_ids
 from .counting import as_argument
 from .observe import observe, positions
@@ -26,9 +27,16 @@ def complete(
 
     After ``generate`` that is the last sampled token: it was returned, and never read. ``ids`` are
     of the whole context, ``[tokens]`` or ``[1, tokens]``. ``cancelled`` is asked before each 512
-    tokens, and at the end. Raises `PromptError` for more than one sequence, and `CancelledError`.
+    tokens, and at the end. Raises `PromptError` for more than one sequence, `CancelledError`, and
+    `CaptureError` for a cache that does not say how many tokens it has.
     """
     rest = as_ids(ids)
+    attention = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
+    if not cache.get_seq_length() and any(layer.get_seq_length() for layer in attention):
+        raise CaptureError(
+            f"the {type(cache).__name__} has read tokens and says that it has none, as its first "
+            "layer holds a state. Capture the token ids instead, which reads them."
+        )
     at, stepwise = cache.get_seq_length(), observe(model).stepwise
     while at < len(rest) and not cancelled():
         piece = rest[at : at + (1 if stepwise and at else _PIECE)]

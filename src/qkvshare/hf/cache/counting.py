@@ -63,7 +63,8 @@ class CountingCache(DynamicCache):
 
     def __init__(self, model: PreTrainedModel) -> None:
         """An empty cache of ``model``."""
-        super().__init__(config=model.config)
+        # Not the next class: one of the model's own may take no configuration, see `own_class`.
+        DynamicCache.__init__(self, config=model.config)
         self._model = ref(innermost(model))
 
     @cached_property

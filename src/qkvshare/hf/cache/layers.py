@@ -23,6 +23,7 @@ from .coded import CodedLayer
 from .counting import CountingCache, states_alone
 from .growing import FullLayer, HalfLayer, SlidingLayer, growing
 from .indexer import IndexKeys, beside
+from .own import own_class
 from .states import STATE_AND_ATTENTION, growing_state
 
 # Layers without anything of their own; older releases of transformers leave them out of the cache.
@@ -41,7 +42,7 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache:
     """
     try:
         # Without config= every layer would silently become full attention.
-        cache = DynamicCache(config=model.config)
+        cache: DynamicCache = own_class(model)(config=model.config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"transformers makes no cache for {type(model).__name__} ({error!r}). Hand over text "

@@ -93,7 +93,8 @@ def _size(cache: Cache, source: Cache | None, token_ids: Ids) -> tuple[int, int]
         return len(rows), int(cache.get_seq_length()) if counted else rows.shape[1]
     first = attention_layers(source)[0]
     describe(0, first)  # refuses an empty cache
-    return cast(Tensor, first.keys).shape[0], source.get_seq_length()
+    # Not the cache's own word: a class of the model's own may ask a layer that holds a state.
+    return cast(Tensor, first.keys).shape[0], first.get_seq_length()
 
 
 def decode(model: PreTrainedModel, card: CacheCard) -> CardCache:

@@ -25,6 +25,7 @@ from ..cache.coded import CodedLayer
 from ..cache.growing import STEP, FullLayer, HalfLayer
 from ..cache.layers import attach
 from ..cache.observe import require_geometry
+from ..cache.own import own_class
 from ..cache.states import put_states
 from ..model.config import text_config
 from ..model.identity import identify
@@ -63,10 +64,10 @@ class BoundCard:
     def cache(self, decoded: int) -> CardCache:
         """A cache for the first ``decoded`` tokens of the card: without keys and values yet, with
         the states after those tokens. Raises the `CardError` family."""
-        states, observed = self.card.manifest.states, self._observed
-        cache = CardCache(self.card, decoded, observed.empty, observed.numbers)
+        observed, kind = self._observed, own_class(self.model, CardCache)
+        cache: CardCache = kind(self.card, decoded, observed.empty, observed.numbers)
         cache.stepwise = observed.stepwise
-        if states and decoded:
+        if (states := self.card.manifest.states) and decoded:
             put_states(cache, states, self._states(), decoded)
         return cache
 
@@ -77,15 +78,13 @@ class BoundCard:
 
     def _states(self) -> list[Tensor]:
         """The card's snapshot, where the model keeps it. Raises the `CardError` family."""
-        manifest, observed = self.card.manifest, self._observed
-        last = len(manifest.segments) - 1
+        manifest, last = self.card.manifest, len(self.card.manifest.segments) - 1
         bits = manifest.segments[last].state_bits
         tensors = decode_states(self.card.state_blob(last), manifest.states, bits)
         for state, tensor in zip(manifest.states, tensors, strict=True):
             if state.dtype == "int64":  # a convolution over token ids
                 require_vocabulary(self.model, tensor.numpy().ravel(), "state")
-        pairs = zip(tensors, observed.state_devices, strict=True)
-        return [tensor.to(device) for tensor, device in pairs]
+        return [at.to(to) for at, to in zip(tensors, self._observed.state_devices, strict=True)]
 
     @property
     def shares_layers(self) -> bool:

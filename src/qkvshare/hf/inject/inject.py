@@ -23,6 +23,7 @@ from ..cache.complete import complete, forward
 from ..cache.counting import as_argument
 from ..cache.growing import HalfLayer
 from ..cache.observe import positions
+from ..cache.own import own_class
 from ..model.config import innermost
 from ..model.identity import identify
 from ..model.text_only import forget_positions, require_text
@@ -138,7 +139,7 @@ def prefill(
     prompt = _prompt(bound, tokenizer, new, prompt_ids)
     kept = min(card.tokens, len(prompt) - 1)
     with torch.inference_mode(False), torch.no_grad():
-        cache = GuardedCache(model)
+        cache = own_class(model, GuardedCache)(model)
         if kept:
             forward(model, cache, card.token_ids[:kept])
     if bound.stepwise:
