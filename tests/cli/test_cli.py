@@ -155,6 +155,26 @@ def test_inspect_and_verify_of_a_card_with_windows(run: Any, tmp_path: Path) -> 
     assert "digests: ok" in out
 
 
+def test_a_card_of_states_alone(run: Any, tmp_path: Path) -> None:
+    path = make_card(states=True, geometry=[]).save(tmp_path / "card")
+    code, out, _ = run("inspect", path)
+    assert code == 0
+    assert "layers         none" in out
+    assert "bits per value" not in out
+    code, out, _ = run("inspect", path, "--json", "-")
+    assert json.loads(out)["bits_per_value"] is None
+    code, out, _ = run("verify", path)
+    assert (code, "digests: ok" in out) == (0, True)
+    for verb in (
+        ("inspect", path, "--plot", tmp_path / "bits.png"),
+        ("trim", path, "-o", tmp_path / "smaller", "--bits", 4),
+    ):
+        code, _, err = run(*verb)
+        assert code == 1
+        assert "states alone" in err
+    assert [at.name for at in tmp_path.iterdir()] == ["card"]
+
+
 def test_verify(run: Any, card: Path, llama_folder: Path, tmp_path: Path) -> None:
     code, out, _ = run("verify", card, "-m", llama_folder)
     assert code == 0

@@ -390,6 +390,27 @@ def test_a_store_of_other_models_cards_and_damaged_ones(
     assert all(address.startswith(url) for address in watched.asked)
 
 
+def test_a_card_of_states_alone(browser: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """It has no bits per value, and none of a token."""
+    store = Store(tmp_path)
+    card = make_card(states=True, geometry=[])
+    store.put(card)
+    store.put(make_card(seed=1))
+    with serving(app_of(lambda _: store, tokenizer, [])) as url:
+        page = browser.new_page()
+        watched = Watched(page)
+        page.goto(url)
+        row = page.get_by_role("row").filter(has_text=card.digest[:8])
+        row.wait_for()
+        assert row.locator("td.number").nth(1).inner_text().strip() == "—"
+        page.evaluate(f"location.hash = '{card.digest}'")
+        page.get_by_text("States alone, and no bits of a token").wait_for()
+        page.get_by_text("none with keys and values").wait_for()
+        assert page.get_by_text("bits per value").count() == 0
+        page.close()
+    assert watched.errors == []
+
+
 def test_where_there_is_no_browser_the_tests_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(pytest.skip.Exception, match="apt install chromium"), chromium():
