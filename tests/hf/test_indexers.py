@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
 from qkvshare import (
     CacheCard,
+    IdentityError,
     Packed,
     Raw,
     UnsupportedModelError,
@@ -24,7 +26,7 @@ from qkvshare import (
 from qkvshare.card.errors import PromptError
 from qkvshare.hf.cache.indexer import beside, of_same_shape
 from qkvshare.hf.cache.layers import attention_numbers
-from qkvshare.hf.cache.observe import observe
+from qkvshare.hf.cache.observe import observe, require_geometry
 from tests.models.tiny import greedy, some_ids, tiny_model
 
 # A layer of transformers; one with positions, among states; and a class that the model adds.
@@ -123,6 +125,16 @@ def test_a_card_makes_the_models_own_cache(model: Any, ids: list[int]) -> None:
                 assert torch.allclose(getattr(layer, name), value, atol=1e-5), name
                 seen += name not in ("keys", "values")
     assert seen
+
+
+def test_a_card_of_other_indexers_is_refused(model: Any) -> None:
+    own = observe(model)
+    (at, *_) = (n for n, layer in enumerate(own.layers) if layer.kind == "indexer")
+    wider = replace(own.layers[at], head_dim=2 * own.layers[at].head_dim)
+    without = [layer for layer in own.layers if layer.kind != "indexer"]
+    for layers in (without, [*own.layers[:at], wider, *own.layers[at + 1 :]]):
+        with pytest.raises(IdentityError):
+            require_geometry(model, layers, own.states)
 
 
 def test_a_refused_read_spoils_the_cache(model: Any, ids: list[int], new: list[int]) -> None:
