@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .hf.attention import attention
     from .hf.capture.capture import capture, capture_cache
     from .hf.capture.saved import load_cache, save_cache
+    from .hf.inject.batch import batch_inputs
     from .hf.model.identity import identify
     from .hf.session.session import Session
     from .store import Store
@@ -100,6 +101,7 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "attention",
+    "batch_inputs",
     "capture",
     "capture_cache",
     "identify",
@@ -118,6 +120,7 @@ _LAZY = {
     "Store": "store",
     "Transform": "codecs",
     "attention": "hf.attention",
+    "batch_inputs": "hf.inject.batch",
     "capture": "hf.capture.capture",
     "capture_cache": "hf.capture.capture",
     "identify": "hf.model.identity",
