@@ -6,7 +6,9 @@
 namespace ISA {
 namespace {
 
-constexpr int64_t SOON = 32;  // tokens: their memory is asked for before it is read
+// Memory is asked for before it is read: of few rows so many tokens before, of many rows little by
+// little, so many bytes with each step of what is computed meanwhile.
+constexpr int64_t TOKENS_SOON = 32, BYTES_SOON = 32;
 
 // TILE keys to [dim, TILE], so that scores of neighbouring tokens lie side by side.
 template <class T>
@@ -15,9 +17,7 @@ void transpose_keys(const T *keys, int64_t apart, int64_t dim, float *to) {
         for (int64_t at = 0; at < dim; at += WIDE) {
             Floats vectors[WIDE];
             for (int n = 0; n < WIDE; n++) {
-                const T *key = keys + (token + n) * apart + at;
-                __builtin_prefetch(key + WIDE * apart);
-                vectors[n] = load(key);
+                vectors[n] = load(keys + (token + n) * apart + at);
             }
             transpose(vectors);
             for (int n = 0; n < WIDE; n++) store(to + (at + n) * TILE + token, vectors[n]);
@@ -25,12 +25,13 @@ void transpose_keys(const T *keys, int64_t apart, int64_t dim, float *to) {
     }
 }
 
-// Scores of N queries and a tile of transposed keys.
+// Scores of N queries and a tile of transposed keys; meanwhile memory from `soon` on comes.
 template <int N>
-void score(const float *queries, int64_t dim, const float *keys, float *to) {
+void score(const float *queries, int64_t dim, const float *keys, float *to, const char *soon) {
     for (int64_t start = 0; start < TILE; start += WIDE * AT_ONCE) {
         Floats sums[N][AT_ONCE] = {};
         for (int64_t at = 0; at < dim; at++) {
+            if (start == 0) __builtin_prefetch(soon + at * BYTES_SOON);
             Floats key[AT_ONCE];
             for (int n = 0; n < AT_ONCE; n++) key[n] = load(keys + at * TILE + start + n * WIDE);
             for (int r = 0; r < N; r++) {
@@ -52,7 +53,7 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
             const T *key = keys + (token + n) * apart;
             Floats own[N] = {};
             for (int64_t at = 0; at < dim; at += WIDE) {
-                __builtin_prefetch(key + SOON * apart + at);
+                __builtin_prefetch(key + TOKENS_SOON * apart + at);
                 const Floats found = load(key + at);
                 for (int r = 0; r < N; r++)
                     own[r] = fused(load(queries + r * dim + at), found, own[r]);
@@ -63,11 +64,11 @@ void dot(const float *queries, const T *keys, int64_t apart, int64_t dim, float 
     }
 }
 
-// Of N rows: `to` times what it shrinks by, and `count` values times their weights. The first rows ask
-// for later values, so that they are there for the others.
+// Of N rows: `to` times what it shrinks by, and `count` values times their weights. Meanwhile memory
+// from `soon` on comes; where there is none, later values do.
 template <int N, class T>
 void gather(const float *weights, const T *values, int64_t apart, int64_t count,
-            const Known *known, float *to, int64_t dim, bool first) {
+            const Known *known, float *to, int64_t dim, const char *soon) {
     for (int64_t start = 0; start < dim; start += WIDE * AT_ONCE) {
         Floats sums[N][AT_ONCE];
         for (int r = 0; r < N; r++)
@@ -76,8 +77,9 @@ void gather(const float *weights, const T *values, int64_t apart, int64_t count,
         for (int64_t token = 0; token < count; token++) {
             const T *value = values + token * apart + start;
             Floats found[AT_ONCE];
+            if (soon) __builtin_prefetch(soon + token * BYTES_SOON);
             for (int n = 0; n < AT_ONCE; n++) {
-                if (first) __builtin_prefetch(value + SOON * apart + n * WIDE);
+                if (!soon) __builtin_prefetch(value + TOKENS_SOON * apart + n * WIDE);
                 found[n] = load(value + n * WIDE);
             }
             for (int r = 0; r < N; r++) {

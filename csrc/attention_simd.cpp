@@ -43,12 +43,15 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
                  const Space &space, float *sums) {
     const int64_t dim = order.dim, rows = order.rows;
     auto some = [rows](int64_t row) { return rows - row < ROWS ? rows - row : ROWS; };
-    if (rows >= MANY) transpose_keys(keys, keys_apart, dim, space.keys);
+    const bool many = rows >= MANY;
+    if (many) transpose_keys(keys, keys_apart, dim, space.keys);
+    // While scores are computed the values come, then the next keys.
+    const char *soon = reinterpret_cast<const char *>(values);
     for (int64_t row = 0; row < rows; row += ROWS)
         of_rows(some(row), [&]<int N> {
             const float *queries = space.queries + row * dim;
             float *scores = space.scores + row * TILE;
-            if (rows >= MANY) score<N>(queries, dim, space.keys, scores);
+            if (many) score<N>(queries, dim, space.keys, scores, soon + row / ROWS * BYTES_SOON * dim);
             else dot<N>(queries, keys, keys_apart, dim, scores);
         });
     for (int64_t row = 0; row < rows; row++) {
@@ -62,12 +65,13 @@ void attend_tile(const Attention &order, int64_t batch, int64_t first, int64_t c
         }
         weigh(space.scores + row * TILE, mask, count, space.known[row]);
     }
-    for (int64_t row = 0; row < rows; row += ROWS) {
+    soon = reinterpret_cast<const char *>(keys + TILE * keys_apart);
+    for (int64_t row = 0; row < rows; row += ROWS)
         of_rows(some(row), [&]<int N> {
+            const char *next = many ? soon + row / ROWS * BYTES_SOON * TILE : nullptr;
             gather<N>(space.scores + row * TILE, values, values_apart, count, space.known + row,
-                      sums + row * dim, dim, row == 0);
+                      sums + row * dim, dim, next);
         });
-    }
 }
 
 // To the tokens that are numbers, from `start` on.
