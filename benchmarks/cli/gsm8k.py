@@ -13,8 +13,6 @@ from .options import (
     AllocatorNames,
     Budgets,
     CodecNames,
-    Hops,
-    Policies,
     Problems,
     Resume,
     ScorerNames,
@@ -30,8 +28,19 @@ def gsm8k(
     data: Problems,
     model: Model = "smollm2-135m",
     problems: Annotated[int, typer.Option(min=1, max=MOST, help="From the first on.")] = 150,
-    hops: Hops = None,
-    policy: Policies = None,
+    hops: Annotated[
+        list[int] | None, typer.Option(min=0, max=100, help="Hand-offs; 0 is one agent; repeat.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="append (the default), requantize, words (agents get only text), or wrong (they "
+            "get another problem's card); repeat."
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=1024, help="Problems that are solved at a time.")
+    ] = 16,
     codec: CodecNames = None,
     scorer: ScorerNames = None,
     allocator: AllocatorNames = None,
@@ -55,10 +64,10 @@ def gsm8k(
     from qkvshare.hf.model.identity import identify
     from qkvshare.hf.model.load import load_model
 
-    from ..evals.gsm8k import Decoding, measure_gsm8k
+    from ..evals.gsm8k import POLICIES, Decoding, measure_gsm8k
     from ..evals.problems import read_problems
 
-    modes = make_modes(make_settings(codec, scorer, allocator, budget, profile), policy)
+    modes = make_modes(make_settings(codec, scorer, allocator, budget, profile), policy, POLICIES)
     counts = sorted(set(hops or [3]))
     chosen = read_problems(data)[:problems]
     if len(chosen) < problems:
@@ -67,6 +76,8 @@ def gsm8k(
         raise TextError(f"temperature {temperature} divides by nothing; give 0, or 0.01 and more.")
     if seeds > 1 and temperature == 0:
         raise TextError("without sampling all seeds give the same. Give a --temperature above 0.")
+    if "wrong" in (policy or []) and 1 in (batch, problems % batch):
+        raise TextError("a batch of one has no wrong card. Give another number to --batch.")
     sampling = Decoding(max_new_tokens, temperature)
     with progress.status("loading the model …"):
         loaded, tokenizer = load_model(model)
@@ -80,8 +91,11 @@ def gsm8k(
         modes=names(modes),
         sampling=asdict(sampling),
         seeds=seeds,
+        batch=batch,
     )
-    measured = measure_gsm8k(loaded, tokenizer, chosen, counts, modes, journal, sampling, seeds)
+    measured = measure_gsm8k(
+        loaded, tokenizer, chosen, counts, modes, journal, sampling, seeds, batch
+    )
     rows = tabulate(model, counts, modes, track(measured, problems * len(counts) * seeds))
     report(rows, {"accuracy": "{:.3f}".format, "delta_points": "{:+.2f}".format}, json)
     journal.close()

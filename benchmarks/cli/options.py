@@ -97,14 +97,16 @@ def make_settings(
     return settings
 
 
-def make_modes(settings: Sequence[Setting], policies: list[str] | None) -> list[Mode]:
-    """Every setting under every policy. Raises `QKVShareError` for a policy there is not."""
-    from ..evals.chain import POLICIES, Mode
+def make_modes(
+    settings: Sequence[Setting], policies: list[str] | None, known: Sequence[str]
+) -> list[Mode]:
+    """Every setting under every policy. Raises `QKVShareError` for one that is not ``known``."""
+    from ..evals.chain import Mode
 
     for policy in policies or []:
-        if policy not in POLICIES:
-            raise QKVShareError(f"no policy {policy!r}; expected one of {', '.join(POLICIES)}.")
-    return [Mode(setting, policy) for policy in policies or POLICIES[:1] for setting in settings]
+        if policy not in known:
+            raise QKVShareError(f"no policy {policy!r}; expected one of {', '.join(known)}.")
+    return [Mode(setting, policy) for policy in policies or known[:1] for setting in settings]
 
 
 def open_journal(json: str | None, resume: bool, **measured: Any) -> Journal:

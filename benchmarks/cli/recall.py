@@ -60,6 +60,7 @@ def recall(
     from qkvshare.hf.model.identity import identify
     from qkvshare.hf.model.load import load_model
 
+    from ..evals.chain import POLICIES
     from ..evals.recall import FACTS, measure_recall
     from ..evals.recall_hops import measure_recall_hops
 
@@ -77,7 +78,7 @@ def recall(
         filler = tokenizer(content)["input_ids"]
     sized: dict[str, Any] = {"context_tokens": context_tokens}
     if hops:
-        modes, counts = make_modes(settings, policy), sorted(set(hops))
+        modes, counts = make_modes(settings, policy, POLICIES), sorted(set(hops))
         journal = open_journal(
             json,
             resume,

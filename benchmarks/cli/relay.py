@@ -52,10 +52,11 @@ def relay(
     from qkvshare.hf.model.identity import identify
     from qkvshare.hf.model.load import load_model
 
+    from ..evals.chain import POLICIES
     from ..evals.problems import read_problems
     from ..evals.relay import SHOTS, measure_relay
 
-    modes = make_modes(make_settings(codec, scorer, allocator, budget, profile), policy)
+    modes = make_modes(make_settings(codec, scorer, allocator, budget, profile), policy, POLICIES)
     counts = sorted(set(hops or [10]))
     chosen = read_problems(data)[: SHOTS + problems]
     if len(chosen) < SHOTS + problems:
@@ -106,11 +107,12 @@ def tabulate(
     for count in counts:
         columns = list(zip(*(found for at, found in measured if at == count), strict=True))
         reference = [outcome.correct for outcome in columns[0]]
-        for mode, column in zip([None, *modes], columns, strict=True):
+        ways = [None, *modes] if count else [None]
+        for mode, column in zip(ways, columns, strict=True):
             correct = [outcome.correct for outcome in column]
             rows.append(
                 {
-                    **name_setting(model, None if mode is None else mode.setting),
+                    **name_setting(model, None if mode is None else mode.carded),
                     "policy": None if mode is None else mode.policy,
                     "hops": count,
                     "bits_per_value": interval([at.bits_per_value for at in column])["mean"],

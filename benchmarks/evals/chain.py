@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from qkvshare.card import CacheCard
 from qkvshare.card.engine import Inputs
-from qkvshare.codecs import from_record
+from qkvshare.codecs import Codec, from_record
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.live import pick_row
 from qkvshare.hf.capture.reading import read
@@ -38,6 +38,20 @@ class Mode:
 
     setting: Setting
     policy: str = "append"
+
+    @property
+    def carded(self) -> Setting | None:
+        """The setting, where cards are made."""
+        return None if self.policy == "words" else self.setting
+
+
+def spend(mode: Mode, parent: CacheCard | None) -> tuple[Codec, float | None]:
+    """What a hand-off encodes with: ``mode``'s codec and budget, or as finely as ``parent``."""
+    codec = mode.setting.codec
+    if parent is None:
+        return codec, mode.setting.bits
+    scorer, allocator = (getattr(codec, name, None) for name in ("scorer", "allocator"))
+    return with_strategy(from_record(parent.manifest.segments[-1].codec), scorer, allocator), None
 
 
 @dataclass(frozen=True)
@@ -107,14 +121,9 @@ class AgentChain:
         """To the next agent."""
         if self.mode is None:
             return
-        at = self.mode.setting
         state = self.state or pick_row(self.model, self.cache, self.ids)
         parent = self.card if self.mode.policy == "append" else None
-        codec, bits = at.codec, at.bits
-        if parent is not None:
-            scorer, allocator = (getattr(codec, name, None) for name in ("scorer", "allocator"))
-            codec = from_record(parent.manifest.segments[-1].codec)
-            codec, bits = with_strategy(codec, scorer, allocator), None
+        codec, bits = spend(self.mode, parent)
         card = make_card(state, identify(self.model), codec, bits, parent=parent)
         self.card = CacheCard.load(card.save(self.folder / "card"))
         self.handed_over = True
@@ -139,16 +148,6 @@ class AgentChain:
         found = log_probabilities(self.model, **arguments)
         self.ids += arguments["input_ids"][0].tolist()
         return found
-
-    def write(self, prompt: Sequence[int], most: int, **sampling: Any) -> list[int]:
-        """Read ``prompt`` and say up to ``most`` tokens."""
-        arguments = self._arguments(prompt, new_only=False)
-        known = arguments["input_ids"].shape[1]
-        with torch.no_grad():
-            said = self.model.generate(**arguments, max_new_tokens=most, **sampling)[0]
-        # The last token said is in nobody's cache yet.
-        self.ids, self.unread = said[:-1].tolist(), said[-1:].tolist()
-        return said[known:].tolist()  # type: ignore[no-any-return]
 
     def receive(self, ids: Sequence[int]) -> DynamicCache:
         """The next agent's cache, before it reads ``ids``."""

@@ -2,6 +2,7 @@
 
 ``hops`` hand-offs join ``hops + 1`` agents, who take turns in one conversation of the model's chat
 template. An answer is right where its last number is the reference's: the usual exact match.
+Several problems are solved at a time, each in a row of a batch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,23 @@ import torch
 
 from qkvshare.card.errors import CaptureError
 
-from .chain import AgentChain, Mode, Preamble
+from .agents import AgentBatch
+from .chain import Mode
 from .journal import Journal
 from .problems import Problem, last_number
 from .relay import Outcome
 
+POLICIES = ("append", "requantize", "words", "wrong")
 _SYSTEM = "Several agents solve a problem together. Each reads what the others have said."
+_BOXED = "put the final answer within \\boxed{}."
 _ROLES = {
-    "plan": "Plan: list the steps that solve the problem, without calculating.",
-    "solve": "Solve the problem step by step.",
-    "check": "Check the solution step by step. Correct it where it is wrong.",
+    "plan": "Plan: list in a few words the steps that solve the problem, without calculating.",
+    "solve": f"Please reason step by step, and {_BOXED}",
+    "check": f"Check the solution step by step, correct it where it is wrong, and {_BOXED}",
     "answer": "State the final answer, one number and nothing else.",
 }
+_HEARD = "Another agent said of a problem:\n\n"
+_SHORT = 32  # tokens of the last agent, who only says the answer
 _MARK = "@@@"
 
 
@@ -46,10 +51,17 @@ class Decoding:
             how |= {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         return how | {"pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id}
 
+    def most(self, role: str) -> int:
+        """Tokens that an agent may say."""
+        return min(_SHORT, self.max_new_tokens) if role == "answer" else self.max_new_tokens
+
 
 def roles(hops: int) -> list[str]:
-    """Who speaks: for 1 hop solve and answer, for 2 plan before them, then more and more checks."""
-    return ["plan", "solve", *["check"] * (hops - 2), "answer"] if hops > 1 else ["solve", "answer"]
+    """Who speaks: without hand-off one who solves, with one hop one who states the answer, too,
+    with two one who plans before them, then more and more who check."""
+    if hops < 2:
+        return ["solve", "answer"][: hops + 1]
+    return ["plan", "solve", *["check"] * (hops - 2), "answer"]
 
 
 def measure_gsm8k(
@@ -61,58 +73,52 @@ def measure_gsm8k(
     journal: Journal,
     sampling: Decoding,
     seeds: int = 1,
+    batch: int = 16,
 ) -> Iterator[tuple[int, list[Outcome]]]:
-    """For each problem, number of hops and seed: without hand-off, then each mode.
+    """For each problem, number of hops and seed: without hand-off, then, unless there are no hops,
+    each mode.
 
-    Raises `CaptureError` for a tokenizer without a chat template.
+    ``batch`` problems are solved at a time. Raises `CaptureError` for a tokenizer without a chat
+    template.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise CaptureError("the tokenizer has no chat template; expected that of a chat model.")
-    preamble: Preamble | None = None
     with tempfile.TemporaryDirectory() as folder:
-        for number, problem in enumerate(problems):
+        for first in range(0, len(problems), batch):
+            some = problems[first : first + batch]
             for count in hops:
-                turns = _turns(tokenizer, problem, roles(count))
+                ways = [None, *modes] if count else [None]
                 for seed in range(seeds):
-                    key = f"{number} {count} {seed}"
-                    outcomes = journal.get(key, list[Outcome])
-                    if outcomes is None:
-                        preamble = preamble or _preamble(model, tokenizer, problems, modes)
-                        chains = [
-                            AgentChain.behind(preamble, mode, Path(folder))
-                            for mode in (None, *modes)
-                        ]
-                        known = len(preamble.state.ids)
-                        texts = [turns[0][known:], *turns[1:]]
-                        outcomes = []
-                        for chain in chains:
+                    found = []
+                    for number, mode in enumerate(ways):
+                        key = f"{first} {count} {seed} {number}"
+                        outcomes = journal.get(key, list[Outcome])
+                        if outcomes is None:
                             torch.manual_seed(seed)
-                            outcomes.append(_run(chain, texts, tokenizer, sampling, problem.answer))
-                        journal.put(key, outcomes)
-                    yield count, outcomes
+                            agents = AgentBatch(model, mode, Path(folder), len(some))
+                            outcomes = _run(agents, tokenizer, some, roles(count), sampling)
+                            journal.put(key, outcomes)
+                        found.append(outcomes)
+                    for each in zip(*found, strict=True):
+                        yield count, [*each]
 
 
 def _run(
-    chain: AgentChain, texts: Sequence[list[int]], tokenizer: Any, sampling: Decoding, answer: str
-) -> Outcome:
-    how, said = sampling.arguments(tokenizer), ""
-    for number, text in enumerate(texts):
-        if number:
-            chain.hand_over()
-        if chain.unread == text[:1]:
-            chain.unread = []  # the mark that ends a turn: the template has it, too
-        said = tokenizer.decode(chain.write(text, sampling.max_new_tokens, **how))
-    return Outcome(chain.bits_per_value, last_number(said) == answer, [])
-
-
-def _preamble(
-    model: Any, tokenizer: Any, problems: Sequence[Problem], modes: Sequence[Mode]
-) -> Preamble:
-    """What conversations about any problem begin with."""
-    other = Problem("!", "", "")
-    begun = (_turns(tokenizer, problem, ["solve"])[0] for problem in (problems[0], other))
-    alike = takewhile(lambda pair: pair[0] == pair[1], zip(*begun, strict=False))
-    return Preamble.of(model, [one for one, _ in alike], modes)
+    agents: AgentBatch, tokenizer: Any, problems: Sequence[Problem], who: list[str], how: Decoding
+) -> list[Outcome]:
+    words = agents.mode is not None and agents.mode.policy == "words"
+    texts = [_turns(tokenizer, problem, who) for problem in problems]
+    said: list[str] = []
+    for turn, role in enumerate(who):
+        new = [of[turn] for of in texts]
+        if turn:
+            agents.hand_over()
+            if words:
+                new = [_heard(tokenizer, one, role) for one in said]
+        spoken = agents.write(new, how.most(role), **how.arguments(tokenizer))
+        said = [tokenizer.decode(one, skip_special_tokens=True) for one in spoken]
+    pairs = zip(agents.bits_per_value, said, problems, strict=True)
+    return [Outcome(bits, last_number(one) == at.answer, []) for bits, one, at in pairs]
 
 
 def _turns(tokenizer: Any, problem: Problem, who: Sequence[str]) -> list[list[int]]:
@@ -122,9 +128,24 @@ def _turns(tokenizer: Any, problem: Problem, who: Sequence[str]) -> list[list[in
     for number, role in enumerate(who):
         asked = f"Problem: {problem.question}\n\n" if number == 0 else ""
         messages.append({"role": "user", "content": asked + _ROLES[role]})
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        turns.append(tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"])
+        text = _templated(tokenizer, messages)
+        turns.append(_ids(tokenizer, text.rpartition(_MARK)[2]))
         messages.append({"role": "assistant", "content": _MARK})
     return turns
+
+
+def _heard(tokenizer: Any, words: str, role: str) -> list[int]:
+    """The conversation of an agent who gets nothing but the words of the one before."""
+    asked = f"{_HEARD}{words}\n\n{_ROLES[role]}"
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+    return _ids(tokenizer, _templated(tokenizer, messages))
+
+
+def _templated(tokenizer: Any, messages: Any) -> str:
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

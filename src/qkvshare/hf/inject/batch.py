@@ -70,7 +70,7 @@ def batch_inputs(
     _require_padding(model)
     rows = [inject(card, model, tokenizer, one) for card, one in zip(cards, new, strict=True)]
     caches = [row["past_key_values"] for row in rows]
-    arguments = _stack(model, caches, [row["input_ids"][0] for row in rows])
+    arguments = stack(model, caches, [row["input_ids"][0] for row in rows])
     cache, watched = cast(GuardedCache, arguments["past_key_values"]), ref(model)
 
     def check_model() -> None:
@@ -83,7 +83,7 @@ def batch_inputs(
     return arguments
 
 
-def _stack(model: PreTrainedModel, caches: Sequence[DynamicCache], ids: Sequence[Tensor]) -> Inputs:
+def stack(model: PreTrainedModel, caches: Sequence[DynamicCache], ids: Sequence[Tensor]) -> Inputs:
     """Rows of one cache, each with the first tokens of its ``ids [tokens]``."""
     observed = observe(model)
     lengths = [cache.get_seq_length() for cache in caches]
@@ -168,8 +168,8 @@ def _try_padding(
         return made
 
     pairs = zip(caches(), ids, strict=True)
-    rows = torch.cat([_next(model, **_stack(model, [cache], [row])) for cache, row in pairs])
-    batch = _next(model, **_stack(model, caches(), ids))
+    rows = torch.cat([_next(model, **stack(model, [cache], [row])) for cache, row in pairs])
+    batch = _next(model, **stack(model, caches(), ids))
     return _error(rows, whole), _error(batch, whole)
 
 
