@@ -120,6 +120,7 @@ def tabulate(
                     "accuracy": interval([float(at) for at in correct]),
                     "delta_points": points_lost(reference, correct),
                     "mcnemar_p": mcnemar(reference, correct),
+                    "correct": [int(at) for at in correct],
                     "kl_by_hop": [
                         sum(at) / len(at)
                         for at in zip(*(outcome.kl for outcome in column), strict=True)

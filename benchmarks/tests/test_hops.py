@@ -341,5 +341,5 @@ def test_killed_and_resumed_gives_the_same_table(tmp_path: Path, long_llama: Any
     assert len(rows[0]) == 2 * 5
     assert set(rows[0][0]) == {
         *("model", "codec", "allocator", "scorer", "budget", "policy", "hops", "bits_per_value"),
-        *("n", "accuracy", "delta_points", "mcnemar_p", "kl_by_hop"),
+        *("n", "accuracy", "delta_points", "mcnemar_p", "correct", "kl_by_hop"),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.results.paper import pair_table, pairs
 from qkvshare.kernels.cuda import has_triton
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -97,3 +98,21 @@ def test_bits_at_equal_kl(tmp_path: Path) -> None:
         ratio, low, high = map(float, re.findall(r"[0-9.]+", cells[3]))
         assert ratio == 1.25
         assert 1.0 < low < 1.25 < high < 1.5
+
+
+def test_allocations_are_paired_over_the_same_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    def row(allocator: str | None, hops: int, correct: list[int]) -> dict[str, object]:
+        return {
+            **{"model": "m", "codec": "packed", "policy": "append", "budget": 2.2, "n": 4},
+            **{"allocator": allocator, "hops": hops, "bits_per_value": 2.3, "correct": correct},
+        }
+
+    rows = [
+        row(None, 5, [1, 1, 1, 1]),
+        row("uniform", 5, [0, 0, 0, 1]),
+        row("lagrangian", 5, [1, 1, 0, 1]),
+        row("uniform", 1, [1, 1, 1, 1]),
+    ]
+    assert pairs(rows) == [(rows[2], rows[1])]
+    pair_table(rows)
+    assert "| m | 5 | 2.2 | 2.30 | 2.30 | +50.0 [" in capsys.readouterr().out
