@@ -48,6 +48,12 @@ STATES = [
     StateTensor(layer=2, kind="recurrent", index=1, shape=[4, 8], dtype="bfloat16"),
 ]
 
+WINDOWS = [
+    StateTensor(layer=1, kind="compressed", index=0, shape=[8], dtype="float32", every=4),
+    StateTensor(layer=1, kind="open", index=0, shape=[3], dtype="float32", every=4),
+    StateTensor(layer=1, kind="overlap", index=0, shape=[4, 3], dtype="float32"),
+]
+
 
 def every_width(codec: Codec, layers: list[LayerKV]) -> BitMap | None:
     """A bit map with all of a codec's tiers in turn."""
@@ -78,10 +84,11 @@ def make_card(
     states: bool = False,
     state_bits: StateBits | None = None,
     geometry: list[Layer] = LAYERS,
+    kept: list[StateTensor] = STATES,
 ) -> CacheCard:
     """A card of random state: two layers, one segment for each length in ``runs``.
 
-    With ``joined`` a segment's layers are in one blob. With ``states`` each has `STATES`.
+    With ``joined`` a segment's layers are in one blob. With ``states`` each has those of ``kept``.
     ``geometry`` may have fewer layers, or none.
     """
     codec = codec or Raw()
@@ -101,8 +108,9 @@ def make_card(
             layers.append(LayerKV(keys, torch.randn(shape, generator=generator)))
         blobs = encode(codec, layers)
         if states:
-            made = [random_state(state, generator) for state in STATES]
-            blobs.append(encode_states(made, STATES, state_bits))
+            here = [state.after(max(1, end - 1)) for state in kept]
+            made = [random_state(state, generator) for state in here]
+            blobs.append(encode_states(made, here, state_bits))
         sizes = [len(blob) for blob in blobs] if joined else None
         if joined:
             blobs = [np.concatenate(blobs)]
@@ -132,7 +140,7 @@ def make_card(
         segments=segments,
         lineage=lineage,
         salt=salt,
-        states=STATES if states else [],
+        states=kept if states else [],
     )
     return CacheCard(manifest, tensors)
 

@@ -22,7 +22,7 @@ from qkvshare.card.errors import CardFormatError
 from qkvshare.card.geometry import state_nbytes
 from qkvshare.codecs.states import decode_states, encode_states
 
-from ..cards import LAYERS, STATES, edit_manifest, make_card, random_state
+from ..cards import LAYERS, STATES, WINDOWS, edit_manifest, make_card, random_state
 
 
 @pytest.fixture
@@ -82,6 +82,68 @@ def test_a_header_of_states_alone_that_breaks_a_rule(
     edit_manifest(path, edit)
     with pytest.raises(CardFormatError):
         CacheCard.load(path)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m["states"][0].pop("every"),
+        lambda m: m["states"][0].update(every=0),
+        lambda m: m["states"][0].update(every=1),
+        lambda m: m["states"][0].update(every=-4),
+        lambda m: m["states"][0].update(every=2),
+        lambda m: m["states"][0].update(every=2**20),
+        lambda m: m["states"][0].update(every=2**21),
+        lambda m: m["states"][0].update(every=4.0),
+        lambda m: m["states"][0].update(shape=[]),
+        lambda m: m["states"][0].update(shape=[1, 8, 2]),
+        lambda m: m["states"][0].update(shape=[2**20] * 8),
+        lambda m: m["states"][0].update(kind="conv"),
+        lambda m: m["states"][0].update(kind="open", index=1),
+        lambda m: m["states"][0].update(name="compressed_kv"),
+        lambda m: m["states"][1].update(every=5),
+        lambda m: m["states"][2].update(every=4),
+        lambda m: m["states"].pop(1),
+    ],
+)
+def test_a_header_of_windows_that_breaks_a_rule(
+    tmp_path: Path, edit: Callable[[Any], Any], joined: bool
+) -> None:
+    card = make_card(states=True, state_bits=8, joined=joined, kept=WINDOWS)
+    path = card.save(tmp_path / "card")
+    CacheCard.load(path).verify()
+    edit_manifest(path, edit)
+    with pytest.raises(CardFormatError):
+        CacheCard.load(path)
+
+
+@pytest.mark.parametrize("state_bits", [None, 8, 4])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 5, 6, 9])
+def test_the_number_of_entries_is_that_of_the_tokens(tokens: int, state_bits: Any) -> None:
+    card = make_card(states=True, state_bits=state_bits, runs=(tokens, 3), kept=WINDOWS)
+    card.verify()
+    for number, segment in enumerate(card.manifest.segments):
+        states, read = card.manifest.snapshot(segment), max(1, segment.end - 1)
+        assert [at.shape for at in states] == [[read // 4, 8], [read % 4, 3], [4, 3]]
+        blob = card.state_blob(number)
+        found = decode_states(blob, states, state_bits)
+        assert [[*at.shape] for at in found] == [at.shape for at in states]
+        for wrong in (blob[:-1], np.append(blob, blob[:1])):
+            with pytest.raises(CardFormatError, match=r"bytes, expected"):
+                decode_states(wrong, states, state_bits)
+
+
+@pytest.mark.parametrize("state_bits", [None, 8])
+@pytest.mark.parametrize("state", [0, 1, 2])
+def test_windows_that_are_no_numbers(state: int, state_bits: Any) -> None:
+    card = make_card(states=True, state_bits=state_bits, runs=(8,), kept=WINDOWS)
+    states = card.manifest.snapshot(card.manifest.segments[0])
+    blob = card.state_blob(0).copy()
+    at = state_nbytes(states[:state], state_bits)
+    blob[at : at + 4] = 0x7F
+    with pytest.raises(CardFormatError, match=r"not finite"):
+        decode_states(blob, states, state_bits)
 
 
 def test_a_card_of_nothing(tmp_path: Path) -> None:

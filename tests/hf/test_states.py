@@ -40,9 +40,10 @@ from tests.conftest import tiny_tokenizer
 from tests.models.tiny import greedy, some_ids, tiny_model
 
 # Gated delta rule, short convolutions, Mamba 2, states and attention in one layer, states beside
-# sliding windows, and a model that reads one new token at a time.
+# sliding windows, a model that reads one new token at a time, and one that compresses windows.
 FEW = ["qwen3_5_text", "falcon_h1"]
 MORE = ["qwen3_next", "lfm2", "granitemoehybrid", "nemotron_h", "inkling_text", "jamba"]
+MORE += ["deepseek_v4"]
 ALONE = ["mamba", "mamba2"]  # no attention; more in test_states_alone
 NAMES = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in [*MORE, *ALONE])]
 CONTEXT = 72
@@ -117,7 +118,7 @@ def test_chains_grow_and_are_compacted(model: Any, tmp_path: Path) -> None:
     compact = CacheCard.load(card.compact().save(tmp_path / "compact"))
     compact.verify()
     assert from_card(model, compact, new, 24) == expected
-    assert compact.state_bytes * 3 == card.state_bytes
+    assert compact.state_bytes == card.state_blob(2).nbytes < card.state_bytes
     for part in (card.head(CONTEXT), card.salted("1" * 64).head(CONTEXT)):
         part.verify()
         assert from_card(model, part, new, 24) == from_text(model, ids + new, 24)
@@ -323,7 +324,9 @@ def test_a_profile_serves_and_refinements_are_cut(qwen: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["qwen3_5_text", "granitemoehybrid", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_5_text", "granitemoehybrid", "lfm2", "falcon_h1", "deepseek_v4"]
+)
 def test_models_in_half_precision(name: str, dtype: torch.dtype) -> None:
     other = copy.deepcopy(tiny(name)).to(dtype)
     ids, new = ids_of(other), ids_of(other, 5, seed=3)

@@ -6,7 +6,6 @@ _NO_CACHE = "its state is not in a `DynamicCache`"
 
 EXPECTED_REFUSED: dict[str, str] = {
     **dict.fromkeys(("openai-gpt", "reformer", "rwkv", "xlm", "xlnet", "xlstm"), _NO_CACHE),
-    "deepseek_v4": "its layers keep compressed keys, whose number depends on that of the tokens",
     "recurrent_gemma": "its state is in its modules",
     "cpmant": "it puts tokens of its own before the text, and takes the whole text at each step",
     "prophetnet": "its cache takes one token at a time",

@@ -139,6 +139,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 1,
         "o_groups": 2,
         "o_lora_rank": 16,
+        "compress_rates": {
+            "compressed_sparse_attention": 4,
+            "heavily_compressed_attention": CHUNK,
+        },
         "layer_types": [
             "sliding_attention",
             "compressed_sparse_attention",

@@ -169,11 +169,12 @@ class Contents:
     def state_bytes(self) -> int:
         """Encoded bytes of all states in all segments; 0 for a model that keeps none."""
         segments = self.manifest.segments[self.thin :]
-        return sum(state_nbytes(self.manifest.states, each.state_bits) for each in segments)
+        manifest = self.manifest
+        return sum(state_nbytes(manifest.snapshot(at), at.state_bits) for at in segments)
 
     @property
     def context_bytes(self) -> int:
-        """Bytes of the file but for `state_bytes`: those that grow with the context."""
+        """Bytes of the file but for `state_bytes`: those that ``bits`` are of."""
         return self.header_bytes + 4 * self.tokens + sum(map(sum, self.blob_bytes))
 
     @property

@@ -14,7 +14,7 @@ from . import container
 from .container import StoredTensors, blob_name, ids_name
 from .digest import digest_bytes, empty_chain
 from .errors import CardDigestError, CardFormatError, CardVersionError
-from .geometry import Layer, state_nbytes
+from .geometry import GROWING, Layer, state_nbytes
 from .manifest import FORMAT_VERSION, Digest, Envelope, Manifest, Run, Segment, runs_of
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ def check_tensors(tensors: StoredTensors, manifest: Manifest, thin: int) -> None
         for at in range(len(segment.blobs) if index >= thin else 0):
             size = None if segment.sizes is None else sum(segment.sizes)
             if at == len(manifest.layers):
-                size = state_nbytes(manifest.states, segment.state_bits)
+                size = state_nbytes(manifest.snapshot(segment), segment.state_bits)
             elif segment.parts is not None:
                 size = sum(part.sizes[at] for part in segment.parts)
             expected[blob_name(at, index)] = ("U8", size)
@@ -103,6 +103,9 @@ def decode_manifest(data: bytes) -> Manifest:
     for number, layer in enumerate(manifest.layers):
         if (layer.kind == "sliding") != (layer.window is not None):
             raise CardFormatError(f"layer {number} is {layer.kind} with window {layer.window}.")
+    for state in manifest.states:
+        if (state.kind in GROWING) != (state.every is not None):
+            raise CardFormatError(f"a {state.kind} state has an entry every {state.every} tokens.")
     places = [(state.layer, state.kind, state.index) for state in manifest.states]
     if places != sorted(set(places)):
         raise CardFormatError("the states are not sorted by layer, kind and index, each once.")
@@ -148,7 +151,7 @@ def _check_blobs(segment: Segment, manifest: Manifest, where: str) -> None:
             f"{where}: layer {sizes.index(0)} has no bytes; each layer holds a token at least."
         )
     if states and sizes is not None:
-        expected = state_nbytes(manifest.states, segment.state_bits)
+        expected = state_nbytes(manifest.snapshot(segment), segment.state_bits)
         if sizes[-1] != expected:
             raise CardFormatError(
                 f"{where}: {sizes[-1]} bytes of states, expected {expected} for their shapes."

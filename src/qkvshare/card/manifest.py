@@ -195,6 +195,13 @@ class Manifest(Strict, frozen=True):
         """All segments' runs, in order."""
         return [run for n, segment in enumerate(self.segments) for run in runs_of(n, segment)]
 
+    def snapshot(self, segment: Segment) -> list[StateTensor]:
+        """What `state_blob` of ``segment`` has: ``states``, with their shapes at that place.
+
+        Nobody uses the snapshot of a single token, which has the shapes after that token.
+        """
+        return [state.after(max(1, segment.end - 1)) for state in self.states]
+
     def encode(self) -> bytes:
         """Canonical JSON; the card digest is taken over exactly these bytes."""
         return msgspec.json.encode(self, order="sorted")

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import typer
 
-from ..card import Layer
+from ..card import Layer, StateTensor
 from ..card.geometry import state_nbytes
 from .options import Model, progress, say
 from .tables import print_table
@@ -33,10 +33,11 @@ def check(model: Model = "smollm2-135m") -> None:
     rows = [(str(count), *kind) for kind, count in Counter(map(_kind, found.layers)).items()]
     print_table(["layers", "kind", "KV heads", "head dims", "positions"], rows, keys=2)
     if found.states:
-        kinds = Counter((at.kind, "×".join(map(str, at.shape)), at.dtype) for at in found.states)
+        kinds = Counter((at.kind, _shape(at), at.dtype) for at in found.states)
         rows = [(str(count), *kind) for kind, count in kinds.items()]
         print_table(["states", "kind", "shape", "format"], rows, keys=2)
-        exact, rounded = (state_nbytes(found.states, bits) for bits in (None, 8))
+        here = [at.after(len(ids) - 9) for at in found.states]
+        exact, rounded = (state_nbytes(here, bits) for bits in (None, 8))
         say(f"states: {exact:,} bytes in each segment, {rounded:,} at 8 bits a number")
     rows = [
         (name, f"{bits:.2f} bits a value" if isinstance(bits, float) else bits)
@@ -49,6 +50,13 @@ def check(model: Model = "smollm2-135m") -> None:
     where = "no layer" if found.layer is None else f"layer {found.layer}"
     say(f"hand-off: differs at token {found.differs}; {where} has other keys or values")
     raise typer.Exit(1)
+
+
+def _shape(state: StateTensor) -> str:
+    shape = "×".join(map(str, state.shape))
+    if state.every is None:
+        return shape
+    return f"{shape} for {'every' if state.kind == 'compressed' else 'up to'} {state.every} tokens"
 
 
 def _kind(layer: Layer) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """States of layers without keys, as bytes: as they are, or in 8 or 4 bits a number.
 
-A recurrent state has one row for each direction that a token can be looked up by. Each row has a
-scale, by which its largest number is the largest code. Every token adds to the same numbers, so an
-error stays for as long as the layer remembers.
+A recurrent state has one row for each direction that a token can be looked up by, and a compressed
+one has a row for each entry. Each row has a scale, by which its largest number is the largest code.
+Every token adds to the same numbers of a recurrent state, so an error stays for as long as the
+layer remembers.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ def encode_states(
         here = tensor.detach().cpu().contiguous()
         if state.coded(bits):
             assert bits is not None
-            parts += _rounded(here.float().view(state.rows, -1), bits)
+            parts += _rounded(here.float().view(-1, here.shape[-1]), bits)
         else:
             parts.append(here.view(-1))
     return np.concatenate([part.view(torch.uint8).numpy() for part in parts])
 
 
 def decode_states(blob: Bytes, states: Sequence[StateTensor], bits: int | None) -> list[Tensor]:
-    """What `encode_states` was given, on the CPU. Raises `CardFormatError` for a forged blob."""
+    """What `encode_states` was given, on the CPU; ``states`` are of known shapes, see
+    `Manifest.snapshot`. Raises `CardFormatError` for a forged blob."""
     expected = state_nbytes(states, bits)
     if len(blob) != expected:
         raise CardFormatError(
@@ -51,7 +53,9 @@ def decode_states(blob: Bytes, states: Sequence[StateTensor], bits: int | None) 
         size = state.nbytes(bits)
         part, at = torch.from_numpy(blob[at : at + size].copy()), at + size
         dtype: torch.dtype = getattr(torch, state.dtype)
-        if state.coded(bits):
+        if size == 0:  # PyTorch cannot view nothing as another number format
+            tensor = torch.empty(state.shape, dtype=dtype)
+        elif state.coded(bits):
             assert bits is not None
             tensor = _numbers(part, state, bits).to(dtype).view(state.shape)
         else:
@@ -64,7 +68,8 @@ def decode_states(blob: Bytes, states: Sequence[StateTensor], bits: int | None) 
 def check_states(card: Contents) -> None:
     """Raise `CardFormatError` unless all states of ``card`` decode to finite numbers."""
     for number, segment in enumerate(card.manifest.segments):
-        decode_states(card.state_blob(number), card.manifest.states, segment.state_bits)
+        states = card.manifest.snapshot(segment)
+        decode_states(card.state_blob(number), states, segment.state_bits)
 
 
 def _rounded(rows: Tensor, bits: int) -> list[Tensor]:
@@ -85,7 +90,7 @@ def _numbers(part: Tensor, state: StateTensor, bits: int) -> Tensor:
     scales, codes = part[:split].view(torch.bfloat16).float(), part[split:].view(torch.int8)
     if bits == 4:
         codes = torch.stack([codes << 4 >> 4, codes >> 4], 1).view(-1)[: state.numbers]
-    return codes.view(state.rows, -1).float() * scales[:, None]
+    return codes.view(-1, state.shape[-1]).float() * scales[:, None]
 
 
 def _require_numbers(tensor: Tensor) -> None:

@@ -24,6 +24,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from ...card import CacheCard
 from ...card.errors import PromptError
+from .compressed import compresses
 from .counting import CountingCache, before_first_read
 from .indexer import beside
 from .layers import growing_layers, numbered
@@ -106,7 +107,8 @@ class GuardedCache(CountingCache):
     def _keeps_more(self) -> bool:
         """Whether a layer keeps something beside keys and values, or instead."""
         layers: list[Any] = self.layers
-        return any(isinstance(at, LinearAttentionLayer) or beside(at) for at in layers)
+        states = any(isinstance(at, LinearAttentionLayer) or compresses(at) for at in layers)
+        return states or any(map(beside, layers))
 
     @property
     def _is_user_defined(self) -> bool:

@@ -20,6 +20,7 @@ from ...card.errors import CaptureError, UnsupportedModelError
 from ...card.geometry import LayerKind
 from ...codecs import LayerKV
 from .coded import CodedLayer
+from .compressed import compresses, grown
 from .counting import CountingCache, states_alone
 from .growing import FullLayer, HalfLayer, SlidingLayer, growing
 from .indexer import IndexKeys, beside
@@ -65,10 +66,10 @@ def attention_numbers(cache: Cache) -> list[int]:
             "made with DynamicCache(config=model.config)."
         )
     out, layers = [], cast(list[Any], cache.layers)
-    read = any(layer.is_initialized for layer in layers if type(layer) in _KINDS)
+    read = any(layer.is_initialized for layer in layers if _plain(layer))
     for number, layer in enumerate(layers):
         # Subclasses keep more than keys and values, or keep them in another form.
-        if type(layer) in _KINDS:
+        if _plain(layer):
             out += [number] if layer.is_initialized or not read else []
         elif (name := beside(layer)) is not None:
             out += [number] if getattr(layer, name) is None else [number, number]
@@ -84,6 +85,11 @@ def attention_numbers(cache: Cache) -> list[int]:
             "Hand over text instead."
         )
     return out
+
+
+def _plain(layer: Any) -> bool:
+    """Whether ``layer`` holds keys and values as layers of transformers do."""
+    return type(layer) in _KINDS or compresses(layer)
 
 
 def attention_layers(cache: Cache) -> list[DynamicLayer]:
@@ -109,6 +115,8 @@ def growing_layers(empty: Cache, numbers: Sequence[int]) -> list[Any]:
     for number, layer in enumerate(layers):
         if isinstance(layer, LinearAttentionLayer):
             layers[number] = growing_state(layer)
+        elif compresses(layer):
+            layers[number] = grown(layer)
         elif number in numbers and type(layer) in _GROWABLE:
             layers[number] = growing(layer)
     return layers

@@ -28,6 +28,7 @@ from ...card.errors import UnsupportedModelError
 from ...codecs import LayerKV
 from ..model.config import text_config
 from ..model.rope import Rope
+from .compressed import longest_window
 from .counting import as_argument, states_alone
 from .indexer import of_same_shape
 from .layers import (
@@ -123,8 +124,11 @@ def look(model: PreTrainedModel, told: bool) -> Observed:
     """Read, and compare; positions are ``told`` or not. Raises `UnsupportedModelError`."""
     reader = _Reader(model, told)
     size = text_config(model).vocab_size
-    text = [at % size for at in (7, *range(5, 4 + _FAR), 7)]
-    alone, before, rest = text[-1:], text[: _FAR // 2], text[_FAR // 2 :]
+    # A window of the longest kind is handed over when it lacks one token, behind a full one.
+    window = longest_window(cast(list[Any], empty_cache(model).layers))
+    text = [at % size for at in (7, *range(5, 4 + _FAR + 2 * window), 7)]
+    middle = 2 * window - 1 if window else _FAR // 2
+    alone, before, rest = text[-1:], text[:middle], text[middle:]
     try:
         cache, whole, parts = reader.read(alone), reader.read(text), reader.read(before, rest)
         layers = [describe(number, layer) for number, layer in enumerate(attention_layers(cache))]

@@ -23,7 +23,8 @@ _observed: WeakKeyDictionary[nn.Module, tuple[object, Observed]] = WeakKeyDictio
 def observe(model: PreTrainedModel) -> Observed:
     """Once for each model object, and again when its configuration or its devices change.
 
-    Reads 63 tokens in eight forward passes, and more where the model keeps states. Raises
+    Reads 63 tokens in eight forward passes, and more where the model keeps states. Layers that
+    compress windows of tokens are shown two of the longest. Raises
     `UnsupportedModelError`.
     """
     seen = says(text_config(model)), model.device, getattr(model, "hf_device_map", None)

@@ -1,7 +1,8 @@
-"""Layers with recurrent and convolution states: taken out of a cache, and put into one.
+"""What layers keep beside keys and values, or instead: taken out of a cache, and put into one.
 
 Every token changes the same numbers, so a state belongs to one position and cannot be moved back.
-Gated linear attention, Mamba and short convolutions keep theirs in these layers of transformers.
+Gated linear attention, Mamba and short convolutions keep theirs in these layers of transformers;
+for layers with compressed entries see `qkvshare.hf.cache.compressed`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from transformers.cache_utils import (
 
 from ...card import StateTensor
 from ...card.errors import CaptureError, UnsupportedModelError
+from ...card.geometry import GROWING
 from ...codecs.finite import most
+from .compressed import compresses, missing, put, tensors_in
 from .growing import FullLayer, SlidingLayer
 
 _DTYPES = ("float32", "bfloat16", "float16", "int64")
@@ -70,7 +73,10 @@ def describe_states(cache: Cache) -> list[StateTensor]:
                 f"layer {number} of the model keeps a {kind} state in {dtype}; a card carries "
                 f"{', '.join(_DTYPES)}. Hand over text instead."
             )
-        found.append(StateTensor(number, kind, index, [*tensor.shape[1:]], dtype))  # type: ignore
+        shape, every = [*tensor.shape[1:]], None
+        if kind in GROWING:
+            shape, every = shape[1:], cast(Any, cache.layers[number]).compress_rate
+        found.append(StateTensor(number, kind, index, shape, dtype, every))  # type: ignore
     return sorted(found, key=lambda at: (at.layer, at.kind, at.index))
 
 
@@ -80,20 +86,24 @@ def take_states(cache: Cache, states: Sequence[StateTensor], row: int = 0) -> li
     found = {(number, kind, index): at for number, index, kind, at in _tensors(cache)}
     out = []
     for state in states:
+        layer: Any = cache.layers[state.layer]
+        expected = state.shape if state.every is None else state.after(layer.get_seq_length()).shape
         tensor = found.get((state.layer, state.kind, state.index))
-        if tensor is None or [*tensor.shape[1:]] != state.shape:
+        tensor = missing(layer, state) if tensor is None else tensor
+        if tensor is None or [*tensor.shape[1:]] != expected:
             raise CaptureError(
                 f"the {state.kind} state of layer {state.layer} has shape "
-                f"{None if tensor is None else [*tensor.shape[1:]]}, expected {state.shape}."
+                f"{None if tensor is None else [*tensor.shape[1:]]}, expected {expected}."
             )
         # NaN is not below it either.
-        if tensor.is_floating_point() and not tensor[row].abs().max() <= most(tensor.dtype):
+        numbers = tensor[row]
+        if numbers.is_floating_point() and not (numbers.abs() <= most(tensor.dtype)).all():
             raise CaptureError(
                 f"the {state.kind} state of layer {state.layer} contains NaN, infinity or numbers "
                 f"beyond {most(tensor.dtype):g}; no receiver takes such a card. The model "
                 "overflowed: load it in bfloat16 or float32."
             )
-        out.append(tensor[row].detach().clone())
+        out.append(numbers.detach().clone())
     return out
 
 
@@ -107,6 +117,9 @@ def put_states(
     cast(Any, cache).seq_len = seq_len
     for state, tensor in zip(states, tensors, strict=True):
         layer: Any = cache.layers[state.layer]
+        if compresses(layer):
+            put(layer, state.kind, state.index, tensor[None], seq_len)
+            continue
         layer.has_previous_state[state.index] = True
         if state.kind == "recurrent":
             layer.recurrent_states[state.index] = tensor[None]
@@ -124,8 +137,12 @@ def repeat_states(cache: Cache, batch: int) -> None:
     for number, index, kind, tensor in _tensors(cache):
         if len(tensor) != batch:
             layer: Any = cache.layers[number]
-            of = layer.conv_states if kind == "conv" else layer.recurrent_states
-            of[index] = tensor.expand(batch, *tensor.shape[1:]).clone()
+            rows = tensor.expand(batch, *tensor.shape[1:]).clone()
+            if compresses(layer):
+                put(layer, kind, index, rows, layer.get_seq_length())
+            else:
+                of = layer.conv_states if kind == "conv" else layer.recurrent_states
+                of[index] = rows
 
 
 def states_batch(cache: Cache) -> int:
@@ -160,4 +177,6 @@ def _tensors(cache: Cache) -> list[tuple[int, int, str, Tensor]]:
                 if layer.is_recurrent_states_initialized[index]:
                     sums: Any = layer.recurrent_states[index]
                     found.append((number, index, "recurrent", sums))
+        elif compresses(layer):
+            found += [(number, *at) for at in tensors_in(layer)]
     return found

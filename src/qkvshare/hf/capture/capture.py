@@ -64,7 +64,7 @@ def capture(
             tell whether two cards share a text. By default the parent's.
         state_bits: bits per number of recurrent states, for a model that keeps them: 8, 4, or 32
             for all that the model has. By default the parent's, else 8, and 32 if the codec is
-            lossless. ``bits`` does not count them, since they do not grow with the context.
+            lossless. Compressed entries count as such. ``bits`` does not count states.
         checkpoints: where segments end, for prompts that go on otherwise from there: after each
             so many tokens, after these numbers of tokens, or after each message with "messages".
             By default there is one segment. See `CacheCard.head`.

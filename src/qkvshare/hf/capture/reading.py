@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
@@ -13,6 +14,7 @@ from ...card.digest import TokenIds
 from ...card.errors import CaptureError
 from ...scoring import Scorer
 from ..cache.complete import complete, forward
+from ..cache.compressed import compresses, grown
 from ..cache.layers import attention_layers, empty_cache
 from ..cache.observe import observe
 from ..cache.states import take_states
@@ -95,4 +97,6 @@ def _remember_one_more(model: PreTrainedModel, cache: Cache, tokens: int) -> Non
     """A full window would forget the token that an exact hit needs, see `inject`."""
     windows = [layer.window for layer in observe(model).layers if layer.window]
     if windows and tokens >= min(windows):
+        layers: list[Any] = cache.layers
+        cache.layers = [grown(layer) if compresses(layer) else layer for layer in layers]
         cache.activate_past_recording()  # type: ignore[no-untyped-call]

@@ -82,7 +82,12 @@ def fisher(
         labels = chances.multinomial(1, generator=draw)[:, 0].to(logits.device)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         parts = [part for layer in cached for part in (layer.keys, layer.values)]
-        slopes = torch.autograd.grad(loss, parts)
+        found = torch.autograd.grad(loss, parts, allow_unused=True)
+        if any(slope is None for slope in found[::2]):
+            raise RuntimeError("what it says does not depend on the keys of each layer")
+        # Where keys are values, too (DeepSeek V4), nobody reads the values.
+        pairs = zip(found, parts, strict=True)
+        slopes = [torch.zeros_like(part) if slope is None else slope for slope, part in pairs]
     except (RuntimeError, NotImplementedError) as error:
         raise _unmeasurable(model, str(error)) from error
     # Rotations keep squares: after RoPE the sum is the same as before it.

@@ -79,8 +79,8 @@ class BoundCard:
     def _states(self) -> list[Tensor]:
         """The card's snapshot, where the model keeps it. Raises the `CardError` family."""
         manifest, last = self.card.manifest, len(self.card.manifest.segments) - 1
-        bits = manifest.segments[last].state_bits
-        tensors = decode_states(self.card.state_blob(last), manifest.states, bits)
+        segment, blob = manifest.segments[last], self.card.state_blob(last)
+        tensors = decode_states(blob, manifest.snapshot(segment), segment.state_bits)
         for state, tensor in zip(manifest.states, tensors, strict=True):
             if state.dtype == "int64":  # a convolution over token ids
                 require_vocabulary(self.model, tensor.numpy().ravel(), "state")
