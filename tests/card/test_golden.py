@@ -22,7 +22,7 @@ from qkvshare.codecs import Codec, Packed, Transform, decode_runs
 from qkvshare.codecs.states import decode_states
 from qkvshare.profile import Profile
 
-from ..cards import make_card
+from ..cards import WINDOWS, make_card
 from ..profiles import made_up_profile
 
 FOLDER = Path(__file__).parent / "golden"
@@ -57,7 +57,7 @@ def describe(card: CacheCard) -> dict[str, Any]:
         digest_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         for number, segment in enumerate(card.manifest.segments if card.manifest.states else [])
         for tensor in decode_states(
-            card.state_blob(number), card.manifest.states, segment.state_bits
+            card.state_blob(number), card.manifest.snapshot(segment), segment.state_bits
         )
     ]
     # Float sums, unlike what is coded, may differ between machines in their last bits.
@@ -111,6 +111,7 @@ if __name__ == "__main__":
     cards |= {"states": make_card(states=True), "states8": make_card(states=True, state_bits=8)}
     cards["states4"] = make_card(Packed(), joined=True, states=True, state_bits=4)
     cards["states-alone"] = make_card(states=True, state_bits=8, geometry=[])
+    cards["windows"] = make_card(states=True, state_bits=8, kept=WINDOWS)
     for name, card in cards.items():
         card.save(FOLDER / f"{name}.card").chmod(0o644)
         (FOLDER / f"{name}.json").write_text(json.dumps(describe(card), indent=1) + "\n")
