@@ -42,6 +42,7 @@ from qkvshare.codecs import (
     shapes_of,
     stats,
 )
+from qkvshare.codecs.states import decode_states
 from qkvshare.codecs.stats import describe
 from qkvshare.profile import Profile
 
@@ -114,6 +115,8 @@ class Target:
         card = CacheCard.load(self.path, key=key)
         shapes = [shape for run in card.manifest.runs for shape in shapes_of(card, run)]
         numbers = sum(s.kv_heads * s.tokens * (s.head_dim + s.v_head_dim) for s in shapes)
+        snapshots = map(card.manifest.snapshot, card.manifest.segments)
+        numbers += sum(state.numbers for states in snapshots for state in states)
         # More than that a byte `verify` refuses, without a model to compare geometry with.
         self.bytes_out = 4 * min(numbers, 256 * self.bytes_in)
         with suppress(QKVShareError):
@@ -283,12 +286,14 @@ def _transform_blob(take: _Taker, tokens: int, levels: int) -> Bytes:
 
 
 def contents(card: CacheCard) -> Iterator[bytes]:
-    """Token ids, then keys and values of all runs and layers."""
+    """Token ids, then keys and values of all runs and layers, then the states of all segments."""
     yield card.token_ids.tobytes()
-    for run in decode_runs(card):
-        for layer in run:
-            for part in (layer.keys, layer.values):
-                yield part.contiguous().view(torch.uint8).numpy().tobytes()
+    tensors = [part for run in decode_runs(card) for at in run for part in (at.keys, at.values)]
+    for number, segment in enumerate(card.manifest.segments):
+        if states := card.manifest.snapshot(segment):
+            tensors += decode_states(card.state_blob(number), states, segment.state_bits)
+    for tensor in tensors:
+        yield tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def split(content: bytes) -> tuple[dict[str, Any], bytes]:

@@ -198,7 +198,7 @@ def test_layer_kinds_that_a_card_cannot_carry() -> None:
         layer_types=["conv", "conv"],
     )
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UnsupportedModelError, match="no layer of the model has attention"):
+    with pytest.raises(UnsupportedModelError, match="does not read tokens into its own cache"):
         capture(model, None, CONTEXT)
 
 

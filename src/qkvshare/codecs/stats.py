@@ -134,4 +134,4 @@ def mean_bits(card: CacheCard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
             steps[run.end - held] += bits / held
             steps[run.end] -= bits / held
             of_layer[number] += bits
-    return steps.cumsum()[:-1] / len(layers), of_layer / card.tokens
+    return steps.cumsum()[:-1] / max(1, len(layers)), of_layer / card.tokens
