@@ -115,6 +115,8 @@ def capture_cache(
     tokens since are encoded. After ``generate`` the last sampled token is not in the cache yet;
     `CacheCard.extend` reads it first.
 
+    ``codec``, ``bits``, ``agent``, ``ttl``, ``salt`` and ``state_bits`` are as in `capture`.
+
     Args:
         model: the model that made the cache.
         cache: a ``DynamicCache`` or ``StaticCache`` of exactly ``ids``, from position 0. The keys
@@ -125,7 +127,6 @@ def capture_cache(
         tokenizer: the model's, to bind the card to it.
         attention_mask: ``[batch, tokens]`` of a padded batch. The card is without the padding.
         row: which sequence of the batch; needed where there are several.
-        codec, bits, agent, ttl, salt, state_bits: as in `capture`.
         parent: another card of the first tokens, instead of the one that the cache began as.
         anew: encode all tokens again, without a parent. A lossy codec then loses again.
 
