@@ -49,6 +49,14 @@ def test_no_new_tokens_and_one_card_twice(llama: Any) -> None:
     assert found[1] == greedy_from_text(llama, [*CONTEXTS[0], *NEWS[0]])[:TOKENS]
 
 
+def test_a_card_of_one_token_without_anything_new(llama: Any) -> None:
+    """That token is read again, so its row of the cache has none."""
+    cards = [capture(llama, None, ids, codec=Raw()) for ids in (CONTEXTS[0][:1], CONTEXTS[1])]
+    found = rows(llama, batch_inputs(cards, llama, new=[[], NEWS[1]]))
+    assert found[0] == greedy_from_text(llama, CONTEXTS[0][:1])[:TOKENS]
+    assert found[1] == greedy_from_text(llama, [*CONTEXTS[1], *NEWS[1]])[:TOKENS]
+
+
 def test_a_row_is_captured_again(llama: Any) -> None:
     """Agents speak as a batch, and each hands over what it has."""
     arguments = batch_inputs(cards_of(llama, codec=Raw()), llama, new=NEWS)

@@ -103,7 +103,7 @@ def stack(model: PreTrainedModel, caches: Sequence[DynamicCache], ids: Sequence[
         for number in observed.numbers if known else []:
             parts = [cast(DynamicLayer, one.layers[number]) for one in caches]
             keys, values = (
-                _aligned([cast(Tensor, getattr(part, name)) for part in parts], known)
+                _aligned([cast(Tensor, getattr(part, name)) for part in parts], lengths)
                 for name in ("keys", "values")
             )
             cast(Any, cache.layers[number]).update(keys, values)
@@ -115,12 +115,15 @@ def stack(model: PreTrainedModel, caches: Sequence[DynamicCache], ids: Sequence[
     }
 
 
-def _aligned(parts: Sequence[Tensor], tokens: int) -> Tensor:
-    """Tensors ``[1, kv_heads, up to tokens, dim]`` below each other, with zeros before them."""
-    _, heads, _, dim = parts[0].shape
-    out = parts[0].new_zeros(len(parts), heads, tokens, dim)
-    for row, part in zip(out, parts, strict=True):
-        row[:, tokens - part.shape[2] :] = part[0]
+def _aligned(parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+    """Tensors ``[1, kv_heads, length, dim]`` below each other, with zeros before them. Of a cache
+    without tokens there is none, whatever it has."""
+    most = max(lengths)
+    longest = parts[lengths.index(most)]
+    out = longest.new_zeros(len(parts), longest.shape[1], most, longest.shape[3])
+    for row, part, length in zip(out, parts, lengths, strict=True):
+        if length:
+            row[:, most - length :] = part[0]
     return out
 
 
