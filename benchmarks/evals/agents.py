@@ -17,6 +17,7 @@ from transformers import Cache
 
 from qkvshare import batch_inputs
 from qkvshare.card import CacheCard
+from qkvshare.codecs import Tiered
 from qkvshare.hf.cache.layers import empty_cache
 from qkvshare.hf.capture.capture import make_card
 from qkvshare.hf.capture.live import pick_row
@@ -47,6 +48,7 @@ class AgentBatch:
     A ``mode`` of None is one full-precision cache, which all agents of a row share. The policies
     are those of `chain`, and two more. With ``words`` the next agents get nothing but text. With
     ``wrong`` the second agents append to the card of the next row, and so do those after them.
+    Each card of a codec with tiers has the budget, so allocators are compared at equal bytes.
     """
 
     def __init__(self, model: Any, mode: Mode | None, folder: Path, rows: int) -> None:
@@ -75,6 +77,8 @@ class AgentBatch:
             state = pick_row(self.model, self.cache, self.columns, self.mask, number)
             parent = row.card if self.mode.policy != "requantize" else None
             codec, bits = spend(self.mode, parent)
+            if isinstance(codec, Tiered):  # to be compared at equal bytes, at each hand-off
+                bits = self.mode.setting.bits
             card = make_card(state, identify(self.model), codec, bits, parent=parent)
             row.card = CacheCard.load(card.save(self.folder / f"card-{number}"))
         if self.mode.policy == "wrong" and not self.confused:

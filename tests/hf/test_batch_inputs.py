@@ -57,22 +57,60 @@ def test_a_card_of_one_token_without_anything_new(llama: Any) -> None:
     assert found[1] == greedy_from_text(llama, [*CONTEXTS[1], *NEWS[1]])[:TOKENS]
 
 
+def speak(model: Any, arguments: Any, **how: Any) -> dict[str, Any]:
+    """What all rows have read when each has said ``TOKENS``, as `capture_cache` takes it."""
+    mask = arguments["attention_mask"]
+    said = model.generate(
+        **arguments, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, **how
+    )
+    mask = torch.cat([mask, mask.new_ones(len(mask), TOKENS - 1)], 1)
+    cache = arguments["past_key_values"]
+    return {"ids": said[:, :-1], "cache": cache, "attention_mask": mask}
+
+
 def test_a_row_is_captured_again(llama: Any) -> None:
     """Agents speak as a batch, and each hands over what it has."""
     arguments = batch_inputs(cards_of(llama, codec=Raw()), llama, new=NEWS)
-    mask, known = arguments["attention_mask"], arguments["input_ids"].shape[1]
-    said = llama.generate(**arguments, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
-    mask = torch.cat([mask, mask.new_ones(3, TOKENS - 1)], 1)
+    known = arguments["input_ids"].shape[1]
+    live = speak(llama, arguments)
     for row, (context, new) in enumerate(zip(CONTEXTS, NEWS, strict=True)):
-        ids = [*context, *new, *said[row, known:-1].tolist()]
-        cache = arguments["past_key_values"]
-        card = capture_cache(
-            llama, ids=said[:, :-1], cache=cache, attention_mask=mask, row=row, codec=Raw()
-        )
+        ids = [*context, *new, *live["ids"][row, known:].tolist()]
+        card = capture_cache(llama, row=row, codec=Raw(), **live)
         assert card.token_ids.tolist() == ids
         assert greedy(llama, **card.inputs(llama, new=NEWS[0])) == greedy_from_text(
             llama, [*ids, *NEWS[0]]
         )
+
+
+def test_a_row_is_appended_to_its_card(llama: Any) -> None:
+    """Keys that a lossy codec has changed are the card's, so nobody asks what ids they are of."""
+    cards = cards_of(llama)
+    live = speak(llama, batch_inputs(cards, llama, new=NEWS))
+    for row, card in enumerate(cards):
+        longer = capture_cache(llama, row=row, **live)
+        first, _ = longer.manifest.segments
+        assert first == card.manifest.segments[0]
+        assert longer.manifest.lineage[-1].parent == card.digest
+
+
+def test_a_row_that_was_cut_short(llama: Any) -> None:
+    """What is read again after it is not the card's any more."""
+    cards = cards_of(llama)
+    arguments = batch_inputs(cards, llama, new=NEWS)
+    speak(llama, arguments)
+    cache, begun = arguments["past_key_values"], max(card.tokens for card in cards)
+    cache.crop(begun - 4 - cache.get_seq_length())
+    assert [cache.began_as(row) for row in range(3)] == [(card, card.tokens - 4) for card in cards]
+
+
+def test_rows_that_change_places(llama: Any) -> None:
+    cards = cards_of(llama)
+    cache = batch_inputs(cards, llama, new=NEWS)["past_key_values"]
+    cache.batch_select_indices(torch.tensor([2, 0]))
+    cache.batch_repeat_interleave(2)
+    cache.reorder_cache(torch.tensor([3, 0, 0, 1]))
+    found = [cache.began_as(row)[0] for row in range(4)]
+    assert found == [cards[0], cards[2], cards[2], cards[2]]
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])

@@ -124,6 +124,11 @@ class GuardedCache(CountingCache):
             if self._keeps_more and (model := self.use.model()) is not None:
                 before_first_read(model, self)
 
+    def began_as(self, row: int) -> tuple[CacheCard | None, int]:
+        """The card that sequence ``row`` began as, and how many of its tokens are still as the
+        card's bytes say."""
+        return None, 0
+
     def read_at_once(self, count: int) -> None:
         """Raises `PromptError` where the first read is not of the new tokens."""
         if self.use is not None and self.use.fresh:
@@ -185,6 +190,10 @@ class CardCache(GuardedCache):
         Cache.__init__(self, layers=growing_layers(empty, numbers))
         self.numbers = numbers
         self.card, self.decoded = card, decoded
+
+    def began_as(self, row: int) -> tuple[CacheCard | None, int]:
+        """As `GuardedCache.began_as`; the same for all rows."""
+        return self.card, self.decoded
 
     @property
     def of_card(self) -> list[Any]:

@@ -19,7 +19,7 @@ from ...card import CacheCard
 from ...card.digest import TokenIds
 from ...card.errors import CaptureError
 from ...codecs import LayerKV
-from ..cache.card_cache import CardCache
+from ..cache.card_cache import CardCache, GuardedCache
 from ..cache.counting import CountingCache, states_alone
 from ..cache.layers import attention_layers, attention_numbers, describe, empty_cache
 from ..cache.observe import observe
@@ -72,8 +72,8 @@ def pick_row(
         ids = ids[real.numpy()]
     require_context(model, ids)
     require_text(model, ids)
-    card = cache.card if isinstance(cache, CardCache) else None
-    known = 0 if card is None else min(_require_ids_of(card, ids), cast(CardCache, cache).decoded)
+    card, decoded = cache.began_as(row) if isinstance(cache, GuardedCache) else (None, 0)
+    known = 0 if card is None else min(_require_ids_of(card, ids), decoded)
     if source is None:
         return replace(_read_again(model, card, ids), card=card)
     state = state_of(model, attention_layers(source), row, ids, real, length)

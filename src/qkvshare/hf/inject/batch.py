@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from ...card import CacheCard
 from ...card.engine import Inputs
 from ...card.errors import PromptError, UnsupportedModelError
+from ..cache.batch_cache import BatchCache
 from ..cache.card_cache import GuardedCache, Use
 from ..cache.complete import forward
 from ..cache.layers import empty_cache, growing_layers
@@ -98,7 +99,10 @@ def stack(model: PreTrainedModel, caches: Sequence[DynamicCache], ids: Sequence[
             mask[at, end - len(part) : end] = 1
     # Memory made in inference mode could not be written outside of it.
     with torch.inference_mode(False), torch.no_grad():
-        cache = GuardedCache(model)
+        rows = [
+            cache.began_as(0) if isinstance(cache, GuardedCache) else (None, 0) for cache in caches
+        ]
+        cache = BatchCache(model, rows, known)
         cache.layers = growing_layers(observed.empty, observed.numbers)
         for number in observed.numbers if known else []:
             parts = [cast(DynamicLayer, one.layers[number]) for one in caches]
