@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,12 @@ def make_card(
     state_bits: StateBits | None = None,
     geometry: list[Layer] = LAYERS,
     kept: list[StateTensor] = STATES,
+    tokens: Sequence[int] | None = None,
 ) -> CacheCard:
     """A card of random state: two layers, one segment for each length in ``runs``.
 
     With ``joined`` a segment's layers are in one blob. With ``states`` each has those of ``kept``.
-    ``geometry`` may have fewer layers, or none.
+    ``geometry`` may have fewer layers, or none. Its ids are the first ``tokens``, or count up.
     """
     codec = codec or Raw()
     generator = torch.Generator().manual_seed(seed)
@@ -100,6 +102,8 @@ def make_card(
     for index, count in enumerate(runs):
         end = start + count
         ids = np.arange(start, end, dtype=np.int32) + 100 * seed
+        if tokens is not None:
+            ids = np.array(tokens[start:end], np.int32)
         first = [start, max(start, end - 3)][: len(geometry)]
         layers = []
         for layer, held_from in zip(geometry, first, strict=True):

@@ -54,6 +54,10 @@ def measure_store(cards: int, rounds: int) -> Iterator[tuple[str, list[float]]]:
         prompts = [np.concatenate([ids, tail]) for _, ids in picked]
         assert store.match(prompts[0], _IDENTITY) is not None
         yield "match", [_ms(partial(store.match, each, _IDENTITY)) for each in prompts]
+        inside = [np.concatenate([tail[:4000], ids, tail[4000:]]) for _, ids in picked]
+        assert store.pieces(inside[0], _IDENTITY)
+        yield "pieces", [_ms(partial(store.pieces, each, _IDENTITY)) for each in inside]
+        yield "pieces of nothing", [_ms(partial(store.pieces, tail, _IDENTITY)) for _ in picked]
         yield "match nothing", [_ms(partial(store.match, tail, _IDENTITY)) for _ in range(rounds)]
         store.close()
         yield "open", [_ms(lambda: Store(root).close()) for _ in range(rounds)]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os.path import exists
 from sqlite3 import Row
 
-from ..card.errors import CardNotFoundError
+from ..card.errors import CardError, CardNotFoundError
 from .folder import Folder
 from .index import Index
+from .pieces import Chunks, Excerpt, lengthen
 from .prefixes import Prefixes
 
 # Bytes of card ``c``: its own file, and each segment's shared evenly by those who have it.
@@ -52,6 +53,7 @@ class Entry:
 # On a full disk a card can be removed whose row cannot: such rows are passed over. Of those that
 # answer a question, so many are asked for.
 _SOME = 8
+_LEAST = 32  # tokens of a piece: to move fewer is not worth reading a card
 
 
 def _there(folder: Folder, rows: Iterable[Row]) -> list[Row]:
@@ -99,6 +101,56 @@ def match(index: Index, folder: Folder, prefixes: Prefixes) -> Match | None:
         for found in _there(folder, rows)[:1]:
             return Match(found["digest"], row["length"])
     return None
+
+
+def pieces(index: Index, folder: Folder, chunks: Chunks, first: int) -> list[Excerpt]:
+    """What cards have of a prompt from token ``first`` on, in order, none over another."""
+    now, at, found = time.time(), 0, list[Excerpt]()
+    places = [_places(index, name, now) for name in chunks.names]
+    while at < len(places):
+        if chunks.starts[at] < first or not places[at]:
+            at += 1
+            continue
+        ends = {place: _end(chunks, places, at, place) for place in places[at]}
+        (card, start), end = max(ends.items(), key=lambda item: item[1])
+        tokens = chunks.starts[end] - chunks.starts[at]
+        piece = _lengthened(folder, Excerpt(card, start, chunks.starts[at], tokens), chunks, first)
+        if piece is not None and piece.tokens >= _LEAST:
+            found.append(piece)
+            first = piece.at + piece.tokens
+        at = end
+    return found
+
+
+def _end(
+    chunks: Chunks, places: Sequence[set[tuple[str, int]]], at: int, place: tuple[str, int]
+) -> int:
+    """The first chunk that does not follow chunk ``at`` in the card that has it at ``place``."""
+    (card, start), end = place, at + 1
+    while end < len(places):
+        if (card, start + chunks.starts[end] - chunks.starts[at]) not in places[end]:
+            break
+        end += 1
+    return end
+
+
+def _places(index: Index, name: bytes, now: float) -> set[tuple[str, int]]:
+    """Cards that have a chunk, and where. Of many the first ones: the same for each chunk."""
+    rows = index.rows(
+        "SELECT p.card, p.start FROM piece p JOIN card c ON c.digest = p.card WHERE p.name = ? "
+        f"AND {_ALIVE} ORDER BY p.card, p.start LIMIT {_SOME}",
+        *(name, now),
+    )
+    return {(row["card"], row["start"]) for row in rows}
+
+
+def _lengthened(folder: Folder, piece: Excerpt, chunks: Chunks, first: int) -> Excerpt | None:
+    """As `lengthen`; None also where the card's file is gone or damaged."""
+    try:
+        card = folder.open_card(piece.card)
+    except CardError:
+        return None
+    return lengthen(piece, card.token_ids, chunks.ids, first)
 
 
 def latest(index: Index, folder: Folder, agent: str) -> str:

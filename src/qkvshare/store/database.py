@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..card.errors import StoreError, StoreFullError
-from .schema import SCHEMA, VERSION
+from .schema import PIECES, SCHEMA, VERSION
 
 BUSY_SECONDS = 60.0
 # SQLite asks for less at once; with so little free an unclear failure is taken for a full disk.
@@ -191,16 +191,15 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")  # two processes may open a new store at once
     with connection:
         found = _version(connection)
-        if found not in (0, VERSION):
+        if found not in (0, 1, VERSION):
             raise StoreError(
                 f"{path} has version {found}, this package reads {VERSION}. Use the package "
                 "version that wrote it, or remove the file: the index is made again from the cards."
             )
-        if found == 0:
-            # One by one: `executescript` would commit in the middle.
-            for statement in SCHEMA.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
+        # One by one: `executescript` would commit in the middle.
+        for statement in {0: SCHEMA + PIECES, 1: PIECES}.get(found, "").split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _version(connection: sqlite3.Connection) -> int:

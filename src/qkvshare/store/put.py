@@ -5,21 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from ..card import CacheCard
 from ..card.errors import CardThinError, StoreError
 from . import eviction
-from .eviction import Capacity, full
+from .eviction import Capacity, full, require_number
 from .folder import Blobs, Folder, own_segments, segment_bytes, without_segments
 from .index import Index
+from .pieces import Chunks
 from .prefixes import Prefixes
 
 
 def put(
-    card: CacheCard, capacity: Capacity, ttl: float | None, saved_ms: float | None, vouched: bool
+    card: CacheCard,
+    capacity: Capacity,
+    salt: str | None,
+    ttl: float | None,
+    saved_ms: float | None,
+    vouched: bool,
 ) -> None:
     """Put ``card``. What `Store.put` says holds; so do its errors."""
     index, folder = capacity.index, capacity.folder
+    _require_salt(card, salt, folder.root)
+    for name, number in (("ttl", ttl), ("saved_ms", saved_ms)):
+        require_number(name, number)
     index.require_writable()
     own, header = own_segments(card), without_segments(card).nbytes
     absent = [blobs for name, blobs in own.items() if not folder.segment_path(name).exists()]
@@ -78,6 +88,9 @@ def enter(
         for end in (segment.end for segment in card.manifest.segments):
             prefix = prefixes.name(end), digest, prefixes.block(end), end
             index.run("INSERT OR IGNORE INTO prefix VALUES (?, ?, ?, ?)", *prefix)
+        chunks = Chunks.of(card.token_ids, card.manifest.identity, card.manifest.salt)
+        for chunk, start in zip(chunks.names, chunks.starts, strict=False):
+            index.run("INSERT OR IGNORE INTO piece VALUES (?, ?, ?)", chunk, digest, start)
     eviction.touch(index, digest)
     return True
 
@@ -108,3 +121,13 @@ def _discard(index: Index, folder: Folder, card: CacheCard) -> None:
         for name in card.manifest.names:
             if index.row("SELECT 1 FROM segment WHERE name = ?", name) is None:
                 folder.segment_path(name).unlink(missing_ok=True)
+
+
+def _require_salt(card: CacheCard, salt: str | None, root: Path) -> None:
+    """Raise `StoreError` unless the card's digests have the salt of the store in ``root``."""
+    if card.manifest.salt != salt:
+        raise StoreError(
+            f"the card {card.digest[:12]}… has {'another' if card.manifest.salt else 'no'} salt, "
+            f"cards in {root} have {'their own' if salt else 'none'}. Capture with "
+            "salt=store.salt, or put card.salted(store.salt)."
+        )

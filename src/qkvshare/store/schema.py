@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 # No ";" ends a line but at the end of a statement: they are executed one by one.
+# What version 2 added. Cards that were put before have no pieces until they are put again.
+PIECES = """
+CREATE TABLE piece (
+    name BLOB NOT NULL, card TEXT NOT NULL REFERENCES card ON DELETE CASCADE,
+    start INTEGER NOT NULL, PRIMARY KEY (name, card, start)) WITHOUT ROWID;
+CREATE INDEX piece_card ON piece (card);
+"""
+
 SCHEMA = """
 CREATE TABLE card (
     digest TEXT PRIMARY KEY, agent TEXT NOT NULL, tokens INTEGER NOT NULL, bytes INTEGER NOT NULL,

@@ -18,6 +18,7 @@ from .catalog import Entry, Match
 from .eviction import Capacity, full, require_number
 from .folder import Folder
 from .index import Index
+from .pieces import Chunks, Excerpt
 from .prefixes import Prefixes
 from .put import put
 from .tenant import Tenant
@@ -103,15 +104,7 @@ class Store:
         card, and `StoreError` for one whose digests have another salt than `salt`, for numbers that
         are none, and for a store that can only be read.
         """
-        if card.manifest.salt != self.salt:
-            raise StoreError(
-                f"the card {card.digest[:12]}… has {'another' if card.manifest.salt else 'no'} "
-                f"salt, cards in {self.folder.root} have {'their own' if self.salt else 'none'}. "
-                "Capture with salt=store.salt, or put card.salted(store.salt)."
-            )
-        for name, number in (("ttl", ttl), ("saved_ms", saved_ms)):
-            require_number(name, number)
-        put(card, self.capacity, ttl, saved_ms, vouched)
+        put(card, self.capacity, self.salt, ttl, saved_ms, vouched)
         return card.digest
 
     def vouched(self, digest: str) -> bool:
@@ -124,7 +117,8 @@ class Store:
         For a card that `match` found and that turned out not to be usable.
         """
         with self.index.writing():
-            self.index.run("DELETE FROM prefix WHERE card = ?", digest)
+            for table in ("prefix", "piece"):
+                self.index.run(f"DELETE FROM {table} WHERE card = ?", digest)
 
     def receive(self, announced: int | None = None) -> Upload:
         """A card file that arrives piece by piece: `Upload.write`, then `Upload.card`.
@@ -172,6 +166,13 @@ class Store:
         None where nothing matches. ``identity``: of the model, see `qkvshare.identify`.
         """
         return catalog.match(self.index, self.folder, Prefixes.of(ids, identity, self.salt))
+
+    def pieces(
+        self, ids: Sequence[int] | TokenIds, identity: Identity, first: int = 0
+    ) -> list[Excerpt]:
+        """What cards have of a prompt behind its ``first`` tokens, in order; see `match`."""
+        chunks = Chunks.of(ids, identity, self.salt)
+        return catalog.pieces(self.index, self.folder, chunks, first)
 
     def latest(self, agent: str) -> str:
         """Digest of the card that ``agent`` handed on last. Raises `CardNotFoundError`."""
