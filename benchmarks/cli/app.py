@@ -6,6 +6,7 @@ import typer
 
 from .capture import capture
 from .codecs import codecs
+from .compose import compose
 from .fetch import fetch
 from .fidelity import fidelity
 from .gsm8k import gsm8k
@@ -23,5 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (fetch, fidelity, recall, relay, gsm8k, ttft, capture, codecs, kernels, store, train):
+_QUALITY = fidelity, recall, relay, gsm8k, compose
+_TIME = ttft, capture, codecs, kernels, store
+for verb in (fetch, *_QUALITY, *_TIME, train):
     app.command()(verb)

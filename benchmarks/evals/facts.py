@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_NAMES = (
+NAMES = (
     *("Alice", "Bob", "Carla", "David", "Elena", "Frank", "Grace", "Henry", "Irene", "Jack"),
     *("Karen", "Leo", "Maria", "Nathan", "Olga", "Peter", "Quinn", "Rosa", "Simon", "Tara"),
 )
@@ -107,7 +107,7 @@ def _draw(
 ) -> list[Fact]:
     assert 1 <= count <= 10
     rng = random.Random(seed)
-    names, things = rng.sample(_NAMES, 2 * count), rng.sample(_THINGS, count)
+    names, things = rng.sample(NAMES, 2 * count), rng.sample(_THINGS, count)
     return [
         kinds[i % len(kinds)](rng, names[2 * i], names[2 * i + 1], things[i]) for i in range(count)
     ]

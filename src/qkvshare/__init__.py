@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .card import CacheCard, Key, Signer
+from .card import CacheCard, Key, Signer, Span
 from .card.errors import (
     AgentError,
     BudgetError,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .hf.attention import attention
     from .hf.capture.capture import capture, capture_cache
     from .hf.capture.saved import load_cache, save_cache
+    from .hf.compose.compose import compose
     from .hf.inject.batch import batch_inputs
     from .hf.model.identity import identify
     from .hf.session.session import Session
@@ -94,6 +95,7 @@ __all__ = [
     "ServeError",
     "Session",
     "Signer",
+    "Span",
     "Store",
     "StoreError",
     "StoreFullError",
@@ -104,6 +106,7 @@ __all__ = [
     "batch_inputs",
     "capture",
     "capture_cache",
+    "compose",
     "identify",
     "load_cache",
     "save_cache",
@@ -123,6 +126,7 @@ _LAZY = {
     "batch_inputs": "hf.inject.batch",
     "capture": "hf.capture.capture",
     "capture_cache": "hf.capture.capture",
+    "compose": "hf.compose.compose",
     "identify": "hf.model.identity",
     "load_cache": "hf.capture.saved",
     "save_cache": "hf.capture.saved",

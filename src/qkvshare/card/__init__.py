@@ -15,6 +15,7 @@ from .manifest import (
     Signature,
 )
 from .signing import Signer
+from .span import Span
 
 __all__ = [
     "Adapter",
@@ -31,6 +32,7 @@ __all__ = [
     "Segment",
     "Signature",
     "Signer",
+    "Span",
     "StateBits",
     "StateTensor",
 ]

@@ -98,8 +98,9 @@ class BoundCard:
         """See `Observed`."""
         return self._observed.stepwise
 
-    def rotation(self, run: Run, layer: int) -> Rotation | None:
-        """What brings a layer's keys to their positions once ``run`` is decoded; None if nothing.
+    def rotation(self, run: Run, layer: int, moved: int = 0) -> Rotation | None:
+        """What brings a layer's keys to their positions once ``run`` is decoded, or to others,
+        ``moved`` tokens later; None if nothing.
 
         Of all tokens of the run, whichever are needed: sines of another range of positions may
         differ in their last bits.
@@ -107,8 +108,17 @@ class BoundCard:
         of = self.card.manifest.layers[layer]
         if of.placed or not find_codec(run.codec.name).pre_rope:
             return None
-        positions = range(run.end - run.held(layer), run.end)
-        return self._rope.rotation(layer, positions, of.head_dim, self.devices[layer])
+        first, end = run.end - run.held(layer) + moved, run.end + moved
+        # Tokens that stand before the part that is wanted may come to stand before the beginning.
+        at = range(first, end) if first >= 0 else torch.arange(first, end)
+        return self._rope.rotation(layer, at, of.head_dim, self.devices[layer])
+
+    def move(self, layer: int, keys: Tensor, start: int, moved: int) -> Tensor:
+        """Keys as cached, from position ``start`` on, to positions ``moved`` tokens later."""
+        before = range(start, start + keys.shape[1])
+        plain = self._rope.unrotate(layer, keys, before)
+        after = range(start + moved, start + moved + keys.shape[1])
+        return self._rope.rotate(layer, plain, after).to(keys.dtype)
 
 
 @dataclass

@@ -69,7 +69,7 @@ def inject(
             fill(bound, cache, _usable(cached, cache), cancelled)
     if bound.stepwise:
         complete(model, cache, prompt[:-1], cancelled)
-    return _arguments(bound, prompt, cache, new_only)
+    return arguments_of(model, card, prompt, cache, new_only)
 
 
 def _keep_half(bound: BoundCard, cache: CardCache) -> None:
@@ -144,7 +144,7 @@ def prefill(
             forward(model, cache, card.token_ids[:kept])
     if bound.stepwise:
         complete(model, cache, prompt[:-1])
-    return _arguments(bound, prompt, cache, new_only)
+    return arguments_of(model, card, prompt, cache, new_only)
 
 
 def _prompt(
@@ -216,8 +216,15 @@ def _usable(cached: Cache | None, cache: CardCache) -> CardCache | None:
     return cached
 
 
-def _arguments(bound: BoundCard, prompt: TokenIds, cache: GuardedCache, new_only: bool) -> Inputs:
-    card, model = bound.card, bound.model
+def arguments_of(
+    model: PreTrainedModel,
+    card: CacheCard,
+    prompt: TokenIds,
+    cache: GuardedCache,
+    new_only: bool,
+) -> Inputs:
+    """What `CacheCard.inputs` returns, for a ``cache`` of the first tokens of ``prompt``, made of
+    ``card``."""
     kept, watched = cache.get_seq_length(), ref(model)
     given = prompt[kept:] if new_only else prompt
 

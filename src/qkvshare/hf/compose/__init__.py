@@ -1,0 +1,1 @@
+"""Compose: parts of cards behind another prompt, in another order."""

@@ -1,0 +1,146 @@
+"""A composition while it is made: what each layer holds, and what a repair may ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...card.errors import UnsupportedModelError
+from ...codecs import LayerKV
+from ...scoring import AttentionScorer
+from ..cache.observe import observe
+from ..capture.salience import salience
+from ..capture.state import State
+from .layout import Layout
+from .rows import Narrowing, changes, compute_rows
+
+
+@dataclass
+class Composition:
+    """Spans in their places, beside text that nobody has read yet.
+
+    Attributes:
+        model: reads.
+        layout: which tokens stand where.
+        buffers: keys and values of each layer, ``[kv_heads, tokens, dim]``.
+        held: for each layer, which of the cached tokens it has ``[cached]``.
+        repaired: tokens of cards that were computed anew in all layers, so far.
+        cost: tokens × layers that were computed anew, as a share of all `changed` ones.
+    """
+
+    model: PreTrainedModel
+    layout: Layout
+    buffers: list[LayerKV]
+    held: list[Tensor]
+    repaired: int = field(default=0, init=False)
+    cost: float = field(default=0.0, init=False)
+
+    @property
+    def text(self) -> Tensor:
+        """Positions of cached tokens that come from no card: they must be computed."""
+        return torch.from_numpy((~self.layout.taken).nonzero()[0])
+
+    @property
+    def changed(self) -> Tensor:
+        """Positions of tokens from cards that something else stands before now."""
+        taken = torch.from_numpy(self.layout.taken.copy())
+        taken[: self.layout.exact] = False
+        return taken.nonzero()[:, 0]
+
+    def read(self) -> None:
+        """Compute the `text`."""
+        self.compute(self.changed[:0])
+
+    def deviation(self, layers: int) -> Tensor:
+        """How much keys and values of the `changed` tokens change when they are computed anew, as
+        shares of what they are, summed over the first ``layers`` layers: ``[changed]``.
+
+        These layers keep what was computed, which is exact. Costs ``layers - 1`` layers.
+        """
+        rows = self._with_text(self.changed)
+        found = changes(self.model, self.layout.ids, self.buffers, rows, layers)
+        self._count(self.changed, layers - 1)
+        self._hold(rows, layers)
+        return found[torch.isin(rows, self.changed)]
+
+    def salience(self) -> Tensor:
+        """How much attention the `changed` tokens get from a sample of the composition that is
+        read behind it once more, a mean over layers and heads: ``[changed]``, 1 on average.
+
+        Costs reading some 64 tokens, and the text.
+        """
+        self.read()
+        self.require_seen(self.changed[:0])
+        known = self.layout.cached
+        layers = observe(self.model).layers
+        cached = [LayerKV(at.keys[:, :known], at.values[:, :known]) for at in self.buffers]
+        state = State(self.model, self.layout.ids[:known], layers, cached)
+        seen = salience(state, AttentionScorer())
+        return torch.stack([at.mean(0).cpu() for at in seen]).mean(0)[self.changed]
+
+    def compute(self, rows: Tensor, narrowing: Narrowing | None = None) -> None:
+        """Compute the `text`, and tokens ``rows`` of cards, which ascend, anew. Of these only some
+        go on where there is a ``narrowing``.
+
+        Raises `UnsupportedModelError` where a sliding layer has forgotten what they look at, or
+        this model cannot leave out rows on its way.
+        """
+        whole = self._with_text(rows)
+        if not len(whole):
+            return
+        self.require_seen(whole)
+        if narrowing is not None:
+            chosen = narrowing.choose
+
+            def choose(some: Tensor, found: Tensor) -> Tensor:
+                """Text goes on in any case."""
+                ours = torch.isin(some, rows).nonzero()[:, 0]
+                kept = torch.ones(len(some), dtype=torch.bool)
+                kept[ours] = False
+                kept[ours[chosen(some[ours], found[ours])]] = True
+                return kept.nonzero()[:, 0]
+
+            narrowing = Narrowing(narrowing.layers, choose)
+        done = compute_rows(self.model, self.layout.ids, self.buffers, whole, narrowing=narrowing)
+        kept = done[torch.isin(done, rows)]
+        early = 0 if narrowing is None else narrowing.layers
+        self._count(rows, early)
+        self._count(kept, len(self.buffers) - early)
+        self._hold(whole, early)
+        self._hold(done, len(self.buffers))
+        self.repaired += len(kept)
+
+    def require_seen(self, rows: Tensor) -> None:
+        """Raise `UnsupportedModelError` where a layer has forgotten a token that one of ``rows``
+        looks at, or what is read behind the composition."""
+        computed = torch.zeros(self.layout.cached, dtype=torch.bool)
+        computed[rows] = True
+        computed[self.text] = True  # before anything that looks at them
+        queries = torch.cat([rows, torch.tensor([self.layout.cached])])
+        for number, (held, layer) in enumerate(
+            zip(self.held, observe(self.model).layers, strict=True)
+        ):
+            missing = (~held & ~computed).nonzero()[:, 0]
+            if not len(missing):
+                continue
+            # The next query behind each missing token.
+            nearest = queries[torch.searchsorted(queries, missing)]
+            if (nearest - missing < (layer.window or self.layout.cached + 1)).any():
+                raise UnsupportedModelError(
+                    f"layer {number} looks back {layer.window} tokens, and has forgotten "
+                    f"{len(missing)} of those in the middle of the composition. Capture parts "
+                    "that are shorter than the window, or give them as text."
+                )
+
+    def _with_text(self, rows: Tensor) -> Tensor:
+        return torch.cat([self.text, rows]).sort().values
+
+    def _hold(self, rows: Tensor, layers: int) -> None:
+        for held in self.held[:layers]:
+            held[rows] = True
+
+    def _count(self, rows: Tensor, layers: int) -> None:
+        self.cost += len(rows) * layers / max(1, len(self.changed) * len(self.buffers))

@@ -1,0 +1,10 @@
+"""Repair: which tokens of a composition are computed anew, a strategy a file."""
+
+from .all import All
+from .base import Repair
+from .deviation import Deviation
+from .first import First
+from .narrowed import Narrowed
+from .none import Nothing
+
+__all__ = ["All", "Deviation", "First", "Narrowed", "Nothing", "Repair"]
