@@ -35,6 +35,7 @@ def address(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ("name", "expected"),
     [
         ("openai_client", r"walnut shells[\s\S]*\b15\d\d of 15\d\d tokens cached"),
+        ("two_roles", r"1\d\d\d composed, 4 repaired[\s\S]*walnut shells"),
         ("langgraph_handoff", r"\b14\d\d tokens from a card[\s\S]*walnut shells"),
         ("smolagents_handoff", r"reader: 0 of 14\d\d tokens[\s\S]*writer: 14\d\d of 15\d\d"),
     ],

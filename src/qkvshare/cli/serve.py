@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -54,6 +54,13 @@ def serve(
     limit: Limit = None,
     codec: CodecName = None,
     profile: ProfileFile = None,
+    reuse: Annotated[
+        Literal["exact", "compose"],
+        typer.Option(
+            help="exact: a prompt is answered from the longest card that it begins with. compose: "
+            "also from what cards have of it anywhere, which is approximate. Requests may say."
+        ),
+    ] = "exact",
     max_tokens: Annotated[
         int, typer.Option(min=1, max=MOST, help="The most tokens of an answer.")
     ] = 1024,
@@ -104,6 +111,7 @@ def serve(
     stores.all()
     with progress.status("loading the model …"):
         from ..codecs import default_codec, make_codec
+        from ..hf.compose.prove import require_composable
         from ..hf.session.warmup import warm
         from ..profile import Profile
         from ..serve.app import create_app
@@ -113,6 +121,9 @@ def serve(
         chosen = None if codec is None else make_codec(codec, learned)
         session = load_session(model)
         session.codec = chosen or default_codec(session.identity.weights, learned)
+        session.reuse = reuse
+        if reuse == "compose":
+            require_composable(session.model)
     with progress.status("warming up …"):
         warm(session)
     shown = name or (Path(model).name if Path(model).exists() else model)

@@ -149,9 +149,13 @@ def _error(request: Request, content: dict[str, Any]) -> str:
 
 
 def _usage(answer: Answer) -> dict[str, Any]:
+    found = {"cached_tokens": answer.cached_tokens}
+    if answer.composed_tokens or answer.repaired_tokens:
+        found["composed_tokens"] = answer.composed_tokens
+        found["repaired_tokens"] = answer.repaired_tokens
     return {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.new_tokens,
         "total_tokens": answer.prompt_tokens + answer.new_tokens,
-        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "prompt_tokens_details": found,
     }

@@ -33,7 +33,8 @@ class Metrics:
         )
         self.prompts = Counter(
             "qkvshare_prompts",
-            "Prompts, by what they went on from: a card they named, one that matched, or text.",
+            "Prompts, by what they went on from: a card they named, one that matched, several that "
+            "were composed, or text.",
             ["origin"],
             registry=registry,
         )
@@ -63,8 +64,10 @@ class Metrics:
     def count(self, prompt: Prompt, answer: Answer) -> None:
         """Count an answer."""
         origin = "text" if prompt.card is None else "named" if prompt.named else "matched"
-        self.prompts.labels(origin).inc()
         matched = 0 if prompt.card is None else prompt.card.tokens
+        if prompt.parts is not None:
+            origin, matched = "composed", answer.cached_tokens + answer.repaired_tokens
+        self.prompts.labels(origin).inc()
         for kind, number in {
             "requested": answer.prompt_tokens,
             "matched": matched,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.dataclasses import dataclass
 
+from ..hf.session.answers import Reuse
 from ..store import Entry
 from .fields import MESSAGE, PART, REQUEST, STREAM_OPTIONS, admitted
 
@@ -63,7 +64,9 @@ class Transfer(BaseModel):
     ``card``: go on from this card. ``from_agent``: go on from the card that this agent kept last.
     ``keep``: keep the conversation, answer included, as a card; ``budget`` (bits per value of its
     file), ``agent`` (a name in its lineage), ``ttl`` (seconds) and ``waits_on`` (the tool that the
-    agent calls now, while which the card is kept) are about that card.
+    agent calls now, while which the card is kept) are about that card. ``reuse``: "exact" takes the
+    longest card that the prompt begins with; "compose" also what cards have of it anywhere, which
+    is approximate. By default as the server says.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -74,6 +77,7 @@ class Transfer(BaseModel):
     agent: Agent = ""
     ttl: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
     waits_on: Annotated[Agent, Field(min_length=1)] | None = None
+    reuse: Reuse | None = None
 
     @model_validator(mode="after")
     def _from_one(self) -> Self:
@@ -136,9 +140,15 @@ def _require_unicode(data: Any) -> None:
 
 
 class CachedTokens(BaseModel):
-    """``prompt_tokens_details``."""
+    """``prompt_tokens_details``.
+
+    A composed answer also has ``composed_tokens``, those of the cached ones that stood behind
+    something else in their card, and ``repaired_tokens``, those of cards that were computed anew.
+    """
 
     cached_tokens: int
+    composed_tokens: int | None = None
+    repaired_tokens: int | None = None
 
 
 class Usage(BaseModel):

@@ -43,7 +43,7 @@ def work_of(
         card = transfer.card
         if transfer.from_agent is not None:
             card = latest(salted, transfer.from_agent)
-        prompt = session.prompt(salted, messages, card)
+        prompt = session.prompt(salted, messages, card, transfer.reuse)
         context = limits.context or session.context_tokens
         if len(prompt.ids) > context:
             raise too_long(context, len(prompt.ids))

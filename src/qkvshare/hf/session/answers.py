@@ -8,8 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers import Cache
+
 from ...card import CacheCard
 from ...card.digest import TokenIds
+from ..compose.compose import ComposedCache
+from ..compose.layout import Part
+
+Reuse = Literal["exact", "compose"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Prompt:
         found: digest of the card in the store; ``card`` may be the beginning of it.
         named: the card was asked for, so that reading its text instead would not do.
         vouched: what grows from the card may be found by prompts, see `Store.put`.
+        parts: what cards have of it anywhere, and ids between that, for `qkvshare.compose`.
     """
 
     ids: TokenIds
@@ -63,6 +70,7 @@ class Prompt:
     found: str | None = None
     named: bool = False
     vouched: bool = True
+    parts: list[Part] | None = None
 
 
 @dataclass
@@ -72,7 +80,9 @@ class Answer:
     Attributes:
         finish: why it ended.
         card, card_bytes: digest and size of the card that was kept, if one was.
-        prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from a card, generated.
+        prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from cards, generated.
+        composed_tokens: of the cached ones, those that stood behind something else in their card.
+        repaired_tokens: those of cards that were computed anew, and are not among the cached ones.
         stages_ms: ``inject``, ``read``, ``first`` (both, and the first token), ``say``, ``keep``.
     """
 
@@ -81,9 +91,18 @@ class Answer:
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int = 0
+    composed_tokens: int = 0
+    repaired_tokens: int = 0
     card: str | None = None
     card_bytes: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
+
+    def count(self, cache: Cache) -> None:
+        """Take down what ``cache`` has of the prompt."""
+        self.cached_tokens = int(cache.get_seq_length())
+        if isinstance(cache, ComposedCache):
+            self.composed_tokens, self.repaired_tokens = cache.taken, cache.repaired
+            self.cached_tokens -= cache.repaired + cache.read
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ...card import CacheCard
 from ...card.digest import TokenIds
-from ...card.errors import CancelledError, CardNotFoundError, IdentityError, PromptError
+from ...card.errors import CancelledError, CardNotFoundError, PromptError
 from ...codecs import Codec
 from ...store import Store
 from ..cache.complete import complete
@@ -26,13 +26,15 @@ from ..cache.layers import empty_cache
 from ..cache.observe import observe, require_geometry
 from ..capture.capture import capture, capture_cache, make_card
 from ..capture.reading import finish
+from ..compose.compose import ComposedCache
 from ..model.identity import identify
 from ..model.rope import length_limit
 from ..text.chat import Chat
 from ..text.literal import literal
 from ..text.tokens import Message, require_length, require_vocabulary, tokenize, too_long
-from .answers import Answer, Keep, Prompt, Sampling
+from .answers import Answer, Keep, Prompt, Reuse, Sampling
 from .generation import generate, left_out
+from .prompts import composed_cache, named, pieced
 from .streaming import AnswerStream, ends_of
 from .tiers import Name, Tiers, longest, set_aside
 
@@ -51,6 +53,7 @@ class Session:
         codec: Codec | None = None,
         hot_bytes: int = 1 << 30,
         warm_bytes: int = 1 << 28,
+        reuse: Reuse = "exact",
     ) -> None:
         """Take a model that is in memory.
 
@@ -60,13 +63,13 @@ class Session:
             codec: how cards are encoded; by default as `capture` does.
             hot_bytes: the most that decoded caches of cards used last may take; 0 keeps none.
             warm_bytes: the same for the cards' own bytes.
+            reuse: see `prompt`; for those that say nothing.
         """
-        self.model, self.tokenizer, self.codec = model, tokenizer, codec
+        self.model, self.tokenizer, self.codec, self.reuse = model, tokenizer, codec, reuse
         self.chat = Chat(tokenizer)
         self.identity = identify(model, tokenizer)
         observe(model)  # now, and not while another thread answers
-        self._ends, self._lock = ends_of(model), Lock()
-        self.tiers = Tiers(hot_bytes, warm_bytes)
+        self._ends, self._lock, self.tiers = ends_of(model), Lock(), Tiers(hot_bytes, warm_bytes)
         if ignored := left_out(model):
             warnings.warn(
                 f"the model's generation_config has {', '.join(ignored)}; answers are made without",
@@ -87,28 +90,26 @@ class Session:
         warm = 1.0 if config.temperature is None else config.temperature
         return float(warm), float(config.top_p or 1.0)
 
-    def prompt(self, store: Store, messages: Sequence[Message], card: str | None = None) -> Prompt:
+    def prompt(
+        self,
+        store: Store,
+        messages: Sequence[Message],
+        card: str | None = None,
+        reuse: Reuse | None = None,
+    ) -> Prompt:
         """Find out what has to be read for ``messages``.
 
         With ``card``, a digest, they are what follows it, or the whole conversation, if the card's
         tokens are how that begins. Without one the store's longest card of such a beginning is
-        taken. Raises `CardNotFoundError`, `CardError`, `IdentityError`, `PromptError`.
+        taken; to "compose" takes what cards have of it anywhere, which is approximate. Raises the
+        `CardError` family, `IdentityError`, `PromptError`, `UnsupportedModelError`.
         """
-        if card is None:
-            ids = self.chat.whole(messages)
-            return longest(store, ids, self.identity)
-        known = store.get(card)
-        if known.manifest.salt != store.salt:
-            raise IdentityError(
-                f"the card {card[:12]}… was kept under another salt. "
-                "Send the cache_salt that it was made with."
-            )
-        known.require_fresh()
-        known.manifest.identity.require(self.identity)
+        if card is not None:
+            return named(store, self.chat, self.identity, messages, card)
         ids = self.chat.whole(messages)
-        if not np.array_equal(ids[: known.tokens], known.token_ids):
-            ids = np.concatenate([known.token_ids, self.chat.following(messages)])
-        return Prompt(ids, known, card, named=True, vouched=store.vouched(card))
+        if (reuse or self.reuse) == "compose":
+            return pieced(store, self.model, self.tokenizer, self.identity, ids)
+        return longest(store, ids, self.identity)
 
     def require(self, card: CacheCard) -> None:
         """Look whether the model can go on from ``card``, by what its header and ids say.
@@ -151,7 +152,7 @@ class Session:
             try:
                 with answer.timed("inject"):
                     cache = self._cache(prompt, store, cancelled)
-                    answer.cached_tokens = cache.get_seq_length()
+                    answer.count(cache)
                 with answer.timed("read"):
                     complete(self.model, cache, prompt.ids[:-1], cancelled)
             except CancelledError:
@@ -189,9 +190,11 @@ class Session:
         Nobody asked for a card that was only found: whatever is wrong with it, it is set aside in
         ``store``, and the text is read instead.
         """
-        if (card := prompt.card) is None:
+        if (card := prompt.card) is None and prompt.parts is None:
             return empty_cache(self.model)
         try:
+            if card is None:
+                return composed_cache(self.model, self.tokenizer, prompt, cancelled)
             name = Name(prompt.found or card.digest, card.tokens)
             return self.tiers.resume(self.model, name, card, prompt.ids, self.tokenizer, cancelled)
         except (CancelledError, MemoryError, torch.OutOfMemoryError):
@@ -227,15 +230,13 @@ class Session:
         while its agent waits."""
         how: dict[str, Any] = {"bits": keep.bits, "agent": keep.agent, "ttl": keep.ttl}
         how |= {"codec": self.codec, "salt": store.salt}
-        if cache is None:
+        if cache is None or isinstance(cache, ComposedCache):  # of that no card is made
             card = capture(self.model, self.tokenizer, ids, **how)
         else:
-            parent: CacheCard | None = getattr(cache, "card", None)
-            if parent is not None:
+            if (parent := getattr(cache, "card", None)) is not None:
                 how["codec"] = None  # as the card that it goes on from
             if observe(self.model).states:
-                # Nothing proves such a cache, so `capture_cache` would read all ids again. This one
-                # is the session's own.
+                # `capture_cache` would read all ids again, since nothing proves such a cache.
                 identity = identify(self.model, self.tokenizer)
                 state = finish(self.model, cache, ids)
                 card = make_card(state, identity, parent=parent, **how)
