@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -147,23 +147,32 @@ class Oracle(Repair):
 
 
 def arms(dense: Sequence[LayerKV]) -> dict[str, tuple[str, Repair]]:
-    """By name: the donor, and the repair."""
+    """By name: the donor, and the repair. What is *asked* is composed anew for each question, which
+    stands behind the documents then."""
     found: dict[str, tuple[str, Repair]] = {"naive": ("alone", Unmoved())}
     for kind in ("alone", "dummy", "apart", "order", "whole"):
         found[kind] = kind, Nothing()
-    for count in (1, 4, 16):
+    for count in (4, 16):
         found[f"apart + first {count}"] = "apart", First(count)
-    found["dummy + first 4"] = "dummy", First(4)
+    found["apart + drawn 15%"] = "apart", Drawn(0.15)
     found["apart + last 16"] = "apart", Drawn(0, 16)
     for share in (0.05, 0.15, 0.3):
-        found[f"apart + drawn {share:.0%}"] = "apart", Drawn(share)
         found[f"apart + deviation {share:.0%}"] = "apart", Deviation(share)
         found[f"apart + narrowed {share:.0%}"] = "apart", Narrowed(share)
         found[f"apart + oracle {share:.0%}"] = "apart", Oracle(share, dense)
-    found["order + first 4"] = "order", First(4)
-    found["order + deviation 15%"] = "order", Deviation(0.15)
-    found["order + narrowed 15%"] = "order", Narrowed(0.15)
+    for way, repair in (
+        ("first 4", First(4)),
+        ("deviation 15%", Deviation(0.15)),
+        ("narrowed 15%", Narrowed(0.15)),
+        ("oracle 15%", Oracle(0.15, dense)),
+    ):
+        found[f"order + {way}"] = "order", repair
     found["whole + first 4"] = "whole", First(4)
+    found["whole + narrowed 5%"] = "whole", Narrowed(0.05)
+    for kind, share in (("apart", 0.05), ("apart", 0.15), ("order", 0.15)):
+        found[f"{kind} + narrowed {share:.0%}, asked"] = kind, Narrowed(share)
+    for share in (0.01, 0.05):
+        found[f"whole + oracle {share:.0%}"] = "whole", Oracle(share, dense)
     return found
 
 
@@ -205,14 +214,25 @@ def _measure(
     for name, (kind, repair) in arms(dense.cached).items():
         if chosen is not None and name not in chosen:
             continue
-        new = item.questions[0].text  # any text: the composition is wanted to its end
-        parts: list[Part] = [item.receiver, *sources.spans(kind), new]
-        layout = Layout.of(model, None, parts)
-        composition = Composition(model, layout, *place(model, None, layout))
-        repair.repair(composition)
-        said = _judge(model, as_cache(composition), item)
-        found[name] = _outcome(said, expected, item, composition.cost)
+        spans, asked = sources.spans(kind), name.endswith("asked")
+        # Without a question a token is left, since a composition has to be gone on from.
+        tails = [one.text for one in item.questions] if asked else [item.questions[0].text[:1]]
+        judged, cost = list[Judged](), 0.0
+        for number, tail in enumerate(tails):
+            composition = _composed(model, [item.receiver, *spans, tail], repair)
+            cost += composition.cost / len(tails)
+            one = replace(item, questions=item.questions[number : number + 1]) if asked else item
+            judged.append(_judge(model, as_cache(composition), one))
+        said = [row for rows, _ in judged for row in rows], judged[0][1]
+        found[name] = _outcome(said, expected, item, cost)
     return found
+
+
+def _composed(model: Any, parts: Sequence[Part], repair: Repair) -> Composition:
+    layout = Layout.of(model, None, parts)
+    composition = Composition(model, layout, *place(model, None, layout))
+    repair.repair(composition)
+    return composition
 
 
 def _judge(model: Any, cache: DynamicCache, item: Item) -> Judged:

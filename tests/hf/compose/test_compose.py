@@ -19,7 +19,11 @@ from qkvshare.card.errors import (
     PromptError,
     UnsupportedModelError,
 )
+from qkvshare.hf.compose.composition import Composition
+from qkvshare.hf.compose.layout import Layout
+from qkvshare.hf.compose.place import place
 from qkvshare.hf.compose.repairs import All, Deviation, First, Narrowed, Nothing
+from qkvshare.hf.compose.rows import Narrowing
 
 from ...conftest import greedy, greedy_from_text, some_ids, tiny_model
 from ...models import tiny
@@ -41,6 +45,12 @@ def said(model: Any, parts: list[Any], **how: Any) -> torch.Tensor:
         inputs = compose(model, parts, new_only=True, **how).inputs
         found: torch.Tensor = model(**inputs).logits[0, -len(parts[-1]) :]
     return found
+
+
+def composition_of(model: Any, parts: list[Any]) -> Composition:
+    """Spans in their places, nothing computed."""
+    layout = Layout.of(model, None, parts)
+    return Composition(model, layout, *place(model, None, layout))
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -136,6 +146,48 @@ def test_more_repair_is_nearer(llama: Any, cards: list[CacheCard]) -> None:
     errors = [error(said(llama, parts, repair=way), expected) for way in ways]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-5 < errors[-2]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma3_text", "smollm3", "gpt_oss"])
+def test_narrowed_to_all_is_all(name: str) -> None:
+    """Rows that go on get their own positions and masks, in each kind of layer."""
+    model = tiny.tiny_model(name)
+    before, one, new = (tiny.some_ids(model, 6 + at, seed=at) for at in range(3))
+    card = capture(model, None, one, codec=Raw())
+    composition = composition_of(model, [before, card, new])
+    composition.compute(composition.changed, Narrowing(1, lambda rows, _: torch.arange(len(rows))))
+    whole = composition_of(model, [before, card, new])
+    whole.compute(whole.changed)
+    for found, expected in zip(composition.buffers, whole.buffers, strict=True):
+        known = composition.layout.cached
+        assert torch.allclose(found.keys[:, :known], expected.keys[:, :known], atol=1e-5)
+        assert torch.allclose(found.values[:, :known], expected.values[:, :known], atol=1e-5)
+
+
+def test_narrowed_rows_are_those_that_were_chosen(llama: Any, cards: list[CacheCard]) -> None:
+    """Text is computed to the end; what it costs is counted in tokens × layers."""
+    composition = composition_of(llama, [BEFORE, cards[0], NEW])
+    before = [layer.values[:, :49].clone() for layer in composition.buffers]
+    seen = list[list[int]]()
+
+    def choose(rows: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+        seen.append(rows.tolist())
+        assert (changes[1:] > 0).any()
+        return torch.tensor([2, 5])
+
+    rows = torch.tensor([10, 14, 20, 30, 31, 48])
+    composition.compute(rows, Narrowing(1, choose))
+    assert seen == [rows.tolist()]
+    changed = [
+        (layer.values[:, :49] != old).any(2).any(0).nonzero()[:, 0].tolist()
+        for layer, old in zip(composition.buffers, before, strict=True)
+    ]
+    # The first layer's values depend on the token alone, so only text is new there.
+    assert changed[0] == [*range(9)]
+    assert all(layer == [*range(9), 20, 48] for layer in changed[1:])
+    layers = len(composition.buffers)
+    assert composition.repaired == 2
+    assert composition.cost == pytest.approx((6 + 2 * (layers - 1)) / (40 * layers))
 
 
 @settings(max_examples=25, deadline=None)

@@ -25,7 +25,13 @@ from .repairs import First, Repair
 
 class ComposedCache(GuardedCache):
     """A `GuardedCache` whose tokens did not all see what stands before them: no card is made of
-    it, since a card says what a model makes of a text."""
+    it, since a card says what a model makes of a text.
+
+    Attributes:
+        taken, repaired, read: as in `Composed`.
+    """
+
+    taken = repaired = read = 0
 
     def began_as(self, row: int) -> tuple[CacheCard | None, int]:
         """Raises `CaptureError`."""
@@ -100,15 +106,16 @@ def compose(
         composition.require_seen(composition.changed[:0])
         cache = as_cache(composition)
     first = layout.spans[0].span.card
-    inputs = arguments_of(model, first, layout.ids, cache, new_only)
     exact = int(layout.taken[: layout.exact].sum())
+    cache.read, cache.repaired = len(composition.text), composition.repaired
+    cache.taken = int(layout.taken.sum()) - exact - cache.repaired
     return Composed(
-        inputs=inputs,
+        inputs=arguments_of(model, first, layout.ids, cache, new_only),
         exact=exact,
-        taken=int(layout.taken.sum()) - exact - composition.repaired,
-        repaired=composition.repaired,
-        read=len(composition.text),
-        left=len(layout.ids) - layout.cached,
+        taken=cache.taken,
+        repaired=cache.repaired,
+        read=cache.read,
+        left=len(layout.left),
     )
 
 

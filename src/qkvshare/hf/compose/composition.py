@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from ...card.errors import UnsupportedModelError
 from ...codecs import LayerKV
 from ...scoring import AttentionScorer
 from ..cache.observe import observe
-from ..capture.salience import salience
+from ..capture.salience import look_back, salience
 from ..capture.state import State
 from .layout import Layout
 from .rows import Narrowing, changes, compute_rows
+
+_QUESTION = 4  # tokens that are enough to say what is looked for
 
 
 @dataclass
@@ -67,18 +69,23 @@ class Composition:
         return found[torch.isin(rows, self.changed)]
 
     def salience(self) -> Tensor:
-        """How much attention the `changed` tokens get from a sample of the composition that is
-        read behind it once more, a mean over layers and heads: ``[changed]``, 1 on average.
+        """How much attention the `changed` tokens get, a mean over layers and heads: ``[changed]``,
+        1 on average.
 
-        Costs reading some 64 tokens, and the text.
+        From the text behind the composition, if there is any: that is the question. Else from a
+        sample of the composition, read behind it once more. Costs reading that, and the text.
         """
         self.read()
         self.require_seen(self.changed[:0])
-        known = self.layout.cached
-        layers = observe(self.model).layers
+        known, layers = self.layout.cached, observe(self.model).layers
         cached = [LayerKV(at.keys[:, :known], at.values[:, :known]) for at in self.buffers]
-        state = State(self.model, self.layout.ids[:known], layers, cached)
-        seen = salience(state, AttentionScorer())
+        state, left = State(self.model, self.layout.ids[:known], layers, cached), self.layout.left
+        scorer = AttentionScorer(recent=len(left))
+        if len(left) >= _QUESTION:
+            state = replace(state, scores={scorer: look_back(state, scorer, left)})
+        else:
+            scorer = AttentionScorer()
+        seen = salience(state, scorer)
         return torch.stack([at.mean(0).cpu() for at in seen]).mean(0)[self.changed]
 
     def compute(self, rows: Tensor, narrowing: Narrowing | None = None) -> None:

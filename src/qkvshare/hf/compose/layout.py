@@ -82,6 +82,11 @@ class Layout:
         return cls(whole, spans, cached, taken, min(exact, cached))
 
     @property
+    def left(self) -> TokenIds:
+        """What is read behind the composition."""
+        return self.ids[self.cached :]
+
+    @property
     def seams(self) -> list[int]:
         """Where spans begin that stood behind something else, before ``cached``."""
         found = []

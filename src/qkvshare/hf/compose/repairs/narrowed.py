@@ -4,7 +4,8 @@ CacheBlend looks at one early layer, which says little of what the later ones do
 Qwen2.5-Coder-0.5B it finds half of the tokens that change most in the end, and the eighth of 24
 layers finds four of five. So many tokens are computed in the first layers, and few in the others.
 A change matters where it is looked at, so it counts by the square root of the attention that the
-token gets. docs/results/compose.md has the figures.
+token gets: from the question, if one stands behind the composition. The figures are in
+docs/results/compose.md.
 """
 
 from __future__ import annotations
