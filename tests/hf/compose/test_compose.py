@@ -19,6 +19,8 @@ from qkvshare.card.errors import (
     PromptError,
     UnsupportedModelError,
 )
+from qkvshare.hf.cache.buffers import allocate
+from qkvshare.hf.compose import place as placing
 from qkvshare.hf.compose.composition import Composition
 from qkvshare.hf.compose.layout import Layout
 from qkvshare.hf.compose.place import place
@@ -289,3 +291,24 @@ def test_what_a_window_has_forgotten() -> None:
         compose(model, [BEFORE, Span(card, 0, 20), NEW], repair=Nothing())
     whole = compose(model, [BEFORE, card, NEW], repair=All())
     assert greedy(model, **whole.inputs) == greedy_from_text(model, [*BEFORE, *ONE, *NEW])
+
+
+def test_what_is_not_there_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where fresh memory holds NaN: nothing times a NaN is a NaN."""
+    model = tiny_model("gemma3")
+    card = capture(model, None, ONE, codec=Raw())
+    parts = [BEFORE, card, some_ids(3, seed=9), Span(card, 33), NEW]
+    expected = said(model, parts, repair=Nothing())
+
+    def full_of_nan(wanted: Any) -> Any:
+        buffers = allocate(wanted)
+        for buffer in buffers:
+            buffer.keys.fill_(torch.nan)
+            buffer.values.fill_(torch.nan)
+        return buffers
+
+    monkeypatch.setattr(placing, "allocate", full_of_nan)
+    assert torch.equal(said(model, parts, repair=Nothing()), expected)
+    # The end of the first part is forgotten where the second begins.
+    with pytest.raises(UnsupportedModelError, match="has forgotten"):
+        compose(model, [Span(card, 0, 20), TWO[:2], Span(card, 33), NEW], repair=Deviation(0.5))

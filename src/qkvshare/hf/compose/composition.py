@@ -63,6 +63,7 @@ class Composition:
         These layers keep what was computed, which is exact. Costs ``layers - 1`` layers.
         """
         rows = self._with_text(self.changed)
+        self.require_seen(rows)
         found = changes(self.model, self.layout.ids, self.buffers, rows, layers)
         self._count(self.changed, layers - 1)
         self._hold(rows, layers)

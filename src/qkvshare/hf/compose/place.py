@@ -39,6 +39,11 @@ def place(
     for placed in layout.spans:
         placed.span.card.require_fresh()
         _place(BoundCard(placed.span.card, model, tokenizer), placed, layout.cached, buffers, held)
+    for buffer, there in zip(buffers, held, strict=True):
+        if not there.all():
+            # A mask hides what is not there, but nothing times a NaN is a NaN.
+            missing = (~there).nonzero()[:, 0].to(buffer.keys.device)
+            buffer.keys[:, missing], buffer.values[:, missing] = 0, 0
     return buffers, held
 
 
