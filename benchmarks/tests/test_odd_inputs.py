@@ -18,6 +18,7 @@ VERBS: dict[str, dict[str, str]] = {
     "recall": TEXT,
     "relay": DATA,
     "gsm8k": DATA,
+    "compose": TEXT,
     "capture": TEXT,
     "codecs": TEXT,
     "kernels": {},

@@ -59,6 +59,8 @@ WRONG: dict[str, list[str]] = {
     "scorer": STRATEGIES,
     "allocator": STRATEGIES,
     "policy": ["", "x", "[/]"],
+    "reuse": ["", "x", "[/]"],
+    "arm": ["", "x", "[/]"],
     "facts": ["", "x", "[/]"],
     "limit": SIZES,
     "max_body": SIZES,
