@@ -214,7 +214,8 @@ def _cut(name: str, given: Any, kept: Tensor) -> Any:
 def _masks(model: PreTrainedModel, rows: Tensor) -> Any:
     """Which keys each row sees: ``[1, 1, rows, tokens]``, added to scores. For a model with two
     kinds of layers, one of each by the names of transformers."""
-    found = {at.window: _mask(model, rows, at.window) for at in observe(model).layers}
+    windows = {layer.window for layer in observe(model).layers}
+    found = {window: _mask(model, rows, window) for window in windows}
     if len(found) == 1:
         return next(iter(found.values()))
     return {
