@@ -25,7 +25,7 @@ from qkvshare.hf.compose.composition import Composition
 from qkvshare.hf.compose.layout import Layout, Part
 from qkvshare.hf.compose.place import place
 from qkvshare.hf.compose.repairs import Deviation, First, Narrowed, Nothing, Repair
-from qkvshare.hf.inject.fill import BoundCard
+from qkvshare.hf.inject.bound import BoundCard
 
 from .compose_items import Item
 from .handoff import log_probabilities

@@ -13,7 +13,7 @@ from qkvshare import CacheCard, Packed, capture
 from qkvshare.card.errors import CardDigestError, IdentityError, PromptError
 from qkvshare.codecs import packed_cpu
 from qkvshare.hf.inject import fill, inject
-from qkvshare.hf.inject.fill import BoundCard
+from qkvshare.hf.inject.bound import BoundCard
 
 from ..conftest import greedy, greedy_from_text, some_ids, tiny_model
 

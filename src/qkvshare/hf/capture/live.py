@@ -24,7 +24,8 @@ from ..cache.counting import CountingCache, states_alone
 from ..cache.layers import attention_layers, attention_numbers, describe, empty_cache
 from ..cache.observe import observe
 from ..cache.sources import as_dynamic
-from ..inject.fill import BoundCard, fill
+from ..inject.bound import BoundCard
+from ..inject.fill import fill
 from ..model.text_only import require_text
 from ..text.tokens import Ids, as_array, as_ids
 from .reading import finish, read, require_context

@@ -13,7 +13,7 @@ from ...codecs import LayerKV, Shape, decode_runs, dtype_of, find_codec
 from ..cache.buffers import Buffer, Target, allocate
 from ..cache.growing import STEP
 from ..cache.observe import observe
-from ..inject.fill import BoundCard
+from ..inject.bound import BoundCard
 from .layout import Layout, Placed
 
 

@@ -28,7 +28,8 @@ from ..model.config import innermost
 from ..model.identity import identify
 from ..model.text_only import forget_positions, require_text
 from ..text.tokens import Ids, as_ids, following, require_length, require_vocabulary
-from .fill import BoundCard, fill, go_on
+from .bound import BoundCard
+from .fill import fill, go_on
 
 # From this length on, new ids that begin with the whole card are taken for a mistake.
 _SURELY_REPEATED = 16
@@ -223,8 +224,7 @@ def arguments_of(
     cache: GuardedCache,
     new_only: bool,
 ) -> Inputs:
-    """What `CacheCard.inputs` returns, for a ``cache`` of the first tokens of ``prompt``, made of
-    ``card``."""
+    """What `CacheCard.inputs` returns for a cache of ``card`` with ``prompt``'s first tokens."""
     kept, watched = cache.get_seq_length(), ref(model)
     given = prompt[kept:] if new_only else prompt
 
