@@ -135,6 +135,19 @@ def test_a_seam_is_where_something_else_stood_before(llama: Any, cards: list[Cac
         assert compose(llama, parts, repair=First(2)).repaired == 2 * seams
 
 
+@pytest.mark.parametrize("way", [Nothing(), First(), Deviation(), Narrowed(), All()])
+def test_where_nothing_has_changed_nothing_is_repaired(
+    llama: Any, cards: list[CacheCard], way: Any
+) -> None:
+    """Also of one token, and with text before it."""
+    one, _ = cards
+    for parts in ([one, NEW], [Span(one, 0, 1), NEW], [ONE[:3], Span(one, 3, 4)]):
+        composed = compose(llama, parts, repair=way)
+        ids = composed.inputs["input_ids"][0].tolist()
+        assert (composed.taken, composed.repaired) == (0, 0)
+        assert greedy(llama, **composed.inputs) == greedy_from_text(llama, ids)
+
+
 def test_the_last_token_is_read_where_nothing_follows(llama: Any, cards: list[CacheCard]) -> None:
     composed = compose(llama, [BEFORE, *cards], repair=All())
     assert composed.left == 1

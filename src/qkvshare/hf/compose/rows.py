@@ -50,7 +50,7 @@ class _Enough(Exception):
 class _Rows:
     """Which tokens are being computed, and how much they have changed."""
 
-    def __init__(self, rows: Tensor, layers: int | None) -> None:
+    def __init__(self, rows: Tensor, layers: int | None = None) -> None:
         """``rows`` ascend; after ``layers`` layers `_Enough` is raised."""
         self.rows, self.left = rows, layers
         self.width = int(rows[-1]) + 1
@@ -93,8 +93,6 @@ def compute_rows(
     ids: TokenIds,
     buffers: Sequence[LayerKV],
     rows: Tensor,
-    *,
-    layers: int | None = None,
     narrowing: Narrowing | None = None,
 ) -> Tensor:
     """Compute ``rows [count]``, which ascend, of ``ids`` in place.
@@ -104,12 +102,10 @@ def compute_rows(
         ids: of the whole composition.
         buffers: keys and values of each layer, ``[kv_heads, tokens, dim]``.
         rows: positions.
-        layers: how many layers are computed; of the last of them keys and values alone, so it costs
-            one layer less. All by default.
         narrowing: which rows go on after some layers. It chooses among 1024 rows at a time.
 
     Returns:
-        The rows that were computed in all layers that were wanted.
+        The rows that were computed in all layers.
 
     Raises:
         UnsupportedModelError: rows cannot be left out on the way through this model.
@@ -117,7 +113,7 @@ def compute_rows(
     """
     done = []
     for first in range(0, len(rows), _PIECE):
-        some = _Rows(rows[first : first + _PIECE], layers)
+        some = _Rows(rows[first : first + _PIECE])
         with _narrowed(model, some, narrowing) if narrowing else _unchanged():
             _compute(model, ids, buffers, some)
         done.append(some.rows)
@@ -128,7 +124,8 @@ def changes(
     model: PreTrainedModel, ids: TokenIds, buffers: Sequence[LayerKV], rows: Tensor, layers: int
 ) -> Tensor:
     """How much keys and values of ``rows`` change in the first ``layers`` layers, as shares of what
-    they are ``[rows]``. These layers keep what was computed."""
+    they are ``[rows]``. These layers keep what was computed. Of the last of them only keys and
+    values are computed, so it costs ``layers - 1`` layers."""
     found = []
     for first in range(0, len(rows), _PIECE):
         some = _Rows(rows[first : first + _PIECE], layers)
