@@ -100,31 +100,35 @@ def tabulate(
     measured: Sequence[tuple[int, list[Any]]],
 ) -> list[dict[str, Any]]:
     """For each number of hops: no hand-off, then each mode, against it."""
-    from ..evals.paired import mcnemar, points_lost
-    from ..evals.results import interval
-
     rows = []
     for count in counts:
         columns = list(zip(*(found for at, found in measured if at == count), strict=True))
         reference = [outcome.correct for outcome in columns[0]]
         ways = [None, *modes] if count else [None]
         for mode, column in zip(ways, columns, strict=True):
-            correct = [outcome.correct for outcome in column]
-            rows.append(
-                {
-                    **name_setting(model, None if mode is None else mode.carded),
-                    "policy": None if mode is None else mode.policy,
-                    "hops": count,
-                    "bits_per_value": interval([at.bits_per_value for at in column])["mean"],
-                    "n": len(column),
-                    "accuracy": interval([float(at) for at in correct]),
-                    "delta_points": points_lost(reference, correct),
-                    "mcnemar_p": mcnemar(reference, correct),
-                    "correct": [int(at) for at in correct],
-                    "kl_by_hop": [
-                        sum(at) / len(at)
-                        for at in zip(*(outcome.kl for outcome in column), strict=True)
-                    ],
-                }
-            )
+            rows.append(make_row(model, count, mode, column, reference))
     return rows
+
+
+def make_row(
+    model: str, hops: int, mode: Mode | None, outcomes: Sequence[Any], reference: Sequence[bool]
+) -> dict[str, Any]:
+    """One condition against what was right without a hand-off."""
+    from ..evals.paired import mcnemar, points_lost
+    from ..evals.results import interval
+
+    correct = [outcome.correct for outcome in outcomes]
+    return {
+        **name_setting(model, None if mode is None else mode.carded),
+        "policy": None if mode is None else mode.policy,
+        "hops": hops,
+        "bits_per_value": interval([at.bits_per_value for at in outcomes])["mean"],
+        "n": len(outcomes),
+        "accuracy": interval([float(at) for at in correct]),
+        "delta_points": points_lost(reference, correct),
+        "mcnemar_p": mcnemar(reference, correct),
+        "correct": [int(at) for at in correct],
+        "kl_by_hop": [
+            sum(at) / len(at) for at in zip(*(each.kl for each in outcomes), strict=True)
+        ],
+    }

@@ -83,27 +83,39 @@ def measure_gsm8k(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise CaptureError("the tokenizer has no chat template; expected that of a chat model.")
+    for first in range(0, len(problems), batch):
+        some = problems[first : first + batch]
+        for count in hops:
+            ways = [None, *modes] if count else [None]
+            for seed in range(seeds):
+                found = []
+                for number, mode in enumerate(ways):
+                    key = f"{first} {count} {seed} {number}"
+                    outcomes = journal.get(key, list[Outcome])
+                    if outcomes is None:
+                        torch.manual_seed(seed)
+                        outcomes = solve(model, tokenizer, some, count, mode, sampling)
+                        journal.put(key, outcomes)
+                    found.append(outcomes)
+                for each in zip(*found, strict=True):
+                    yield count, [*each]
+
+
+def solve(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    hops: int,
+    mode: Mode | None,
+    how: Decoding,
+) -> list[Outcome]:
+    """All ``problems`` in one batch, under one mode."""
     with tempfile.TemporaryDirectory() as folder:
-        for first in range(0, len(problems), batch):
-            some = problems[first : first + batch]
-            for count in hops:
-                ways = [None, *modes] if count else [None]
-                for seed in range(seeds):
-                    found = []
-                    for number, mode in enumerate(ways):
-                        key = f"{first} {count} {seed} {number}"
-                        outcomes = journal.get(key, list[Outcome])
-                        if outcomes is None:
-                            torch.manual_seed(seed)
-                            agents = AgentBatch(model, mode, Path(folder), len(some))
-                            outcomes = _run(agents, tokenizer, some, roles(count), sampling)
-                            journal.put(key, outcomes)
-                        found.append(outcomes)
-                    for each in zip(*found, strict=True):
-                        yield count, [*each]
+        agents = AgentBatch(model, mode, Path(folder), len(problems))
+        return _take_turns(agents, tokenizer, problems, roles(hops), how)
 
 
-def _run(
+def _take_turns(
     agents: AgentBatch, tokenizer: Any, problems: Sequence[Problem], who: list[str], how: Decoding
 ) -> list[Outcome]:
     words = agents.mode is not None and agents.mode.policy == "words"
