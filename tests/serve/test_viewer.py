@@ -319,6 +319,8 @@ def test_of_the_card_all_is_told(page: Any, site: Site) -> None:
             assert part in said, region
     page.get_by_text("as numbers").click()
     rows = page.get_by_role("region", name="Bits per layer").locator("tbody tr")
+    # The browser tells the page that the table was opened after the click has returned.
+    rows.nth(2).wait_for()
     assert rows.count() == 3
     assert rows.first.locator("td").last.inner_text() != ""
 
