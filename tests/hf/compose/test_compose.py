@@ -24,7 +24,7 @@ from qkvshare.hf.compose import place as placing
 from qkvshare.hf.compose.composition import Composition
 from qkvshare.hf.compose.layout import Layout
 from qkvshare.hf.compose.place import place
-from qkvshare.hf.compose.repairs import All, Deviation, First, Narrowed, Nothing
+from qkvshare.hf.compose.repairs import All, Budget, Deviation, First, Narrowed, Nothing, budget
 from qkvshare.hf.compose.rows import Narrowing
 
 from ...conftest import greedy, greedy_from_text, some_ids, tiny_model
@@ -135,7 +135,7 @@ def test_a_seam_is_where_something_else_stood_before(llama: Any, cards: list[Cac
         assert compose(llama, parts, repair=First(2)).repaired == 2 * seams
 
 
-@pytest.mark.parametrize("way", [Nothing(), First(), Deviation(), Narrowed(), All()])
+@pytest.mark.parametrize("way", [Nothing(), First(), Budget(1e3), Deviation(), Narrowed(), All()])
 def test_where_nothing_has_changed_nothing_is_repaired(
     llama: Any, cards: list[CacheCard], way: Any
 ) -> None:
@@ -201,7 +201,7 @@ def test_narrowed_rows_are_those_that_were_chosen(llama: Any, cards: list[CacheC
     assert changed[0] == [*range(9)]
     assert all(layer == [*range(9), 20, 48] for layer in changed[1:])
     layers = len(composition.buffers)
-    assert composition.repaired == 2
+    assert composition.anew.nonzero()[:, 0].tolist() == [20, 48]
     assert composition.cost == pytest.approx((6 + 2 * (layers - 1)) / (40 * layers))
 
 
@@ -230,6 +230,36 @@ def test_any_order_of_any_parts(llama: Any, data: st.DataObject) -> None:
     assert sum(counts) == len(ids)
     assert composed.inputs["input_ids"][0].tolist() == ids
     assert error(said(llama, parts, repair=All()), logits(llama, ids, len(NEW))) < 1e-5
+
+
+def test_a_budget_of_time_is_spent_as_far_as_it_goes(
+    llama: Any, cards: list[CacheCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token takes a millisecond in each of three layers. Text and first tokens are 17, and the
+    look at 70 takes two layers. Where 210 ms are left then, all are computed, else 16 at a time."""
+    parts, now = [BEFORE, *cards, NEW], 0.0
+    compute, deviation = Composition.compute, Composition.deviation
+
+    def computed(self: Composition, rows: torch.Tensor) -> None:
+        nonlocal now
+        now += 0.001 * len(self.buffers) * (len(rows) + (0 if self.anew.any() else 9))
+        compute(self, rows)
+
+    def looked(self: Composition, layers: int) -> torch.Tensor:
+        nonlocal now
+        now += 0.001 * layers * len(self.changed)
+        return deviation(self, layers)
+
+    monkeypatch.setattr(Composition, "compute", computed)
+    monkeypatch.setattr(Composition, "deviation", looked)
+    monkeypatch.setattr(budget, "_PIECE", 16)
+    monkeypatch.setattr(budget, "perf_counter", lambda: now)
+    for milliseconds, repaired in ((0, 8), (150, 8), (192, 8), (240, 24), (290, 40), (402, 70)):
+        found = compose(llama, parts, repair=Budget(milliseconds))
+        assert found.repaired == repaired, milliseconds
+    monkeypatch.undo()
+    found = said(llama, parts, repair=Budget(1e6))
+    assert error(found, logits(llama, [*BEFORE, *ONE, *TWO, *NEW], len(NEW))) < 1e-5
 
 
 def test_a_span_begins_and_ends_within_segments(llama: Any) -> None:

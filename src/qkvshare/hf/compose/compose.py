@@ -21,6 +21,7 @@ from .layout import Layout, Part
 from .place import place
 from .prove import require_composable
 from .repairs import First, Repair
+from .trial import expected_loss
 
 
 class ComposedCache(GuardedCache):
@@ -52,6 +53,8 @@ class Composed:
         repaired: tokens of cards that were computed anew.
         read: tokens of text that were computed.
         left: tokens that ``generate`` reads itself.
+        expected_loss: KL in nats per token that a part of 64 to 128 tokens lost when this model
+            object was tried, with the default repair; None before a part was long enough.
     """
 
     inputs: Inputs
@@ -60,6 +63,7 @@ class Composed:
     repaired: int
     read: int
     left: int
+    expected_loss: float | None
 
 
 def compose(
@@ -92,13 +96,15 @@ def compose(
         PromptError: no part is of a card, or the model cannot read them.
         IdentityError: a card is of another model.
         CardError, CodecError: a card is damaged, expired or thin.
-        UnsupportedModelError: keys of this model cannot be moved, or a sliding layer has forgotten
-            what is needed.
+        UnsupportedModelError: keys of this model cannot be moved, a sliding layer has forgotten
+            what is needed, or this model lost more than half of what a part is worth when it was
+            tried.
     """
     require_composable(model)
     layout = Layout.of(model, tokenizer, parts)
     require_text(model, layout.ids)
     forget_positions(model)
+    loss = expected_loss(model, layout)
     repair = repair or First()
     with torch.inference_mode(False), torch.no_grad():
         composition = Composition(model, layout, *place(model, tokenizer, layout))
@@ -107,7 +113,7 @@ def compose(
         cache = as_cache(composition)
     first = layout.spans[0].span.card
     exact = int(layout.taken[: layout.exact].sum())
-    cache.read, cache.repaired = len(composition.text), composition.repaired
+    cache.read, cache.repaired = len(composition.text), int(composition.anew.sum())
     cache.taken = int(layout.taken.sum()) - exact - cache.repaired
     return Composed(
         inputs=arguments_of(model, first, layout.ids, cache, new_only),
@@ -116,6 +122,7 @@ def compose(
         repaired=cache.repaired,
         read=cache.read,
         left=len(layout.left),
+        expected_loss=loss,
     )
 
 

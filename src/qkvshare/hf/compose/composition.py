@@ -29,7 +29,8 @@ class Composition:
         layout: which tokens stand where.
         buffers: keys and values of each layer, ``[kv_heads, tokens, dim]``.
         held: for each layer, which of the cached tokens it has ``[cached]``.
-        repaired: tokens of cards that were computed anew in all layers, so far.
+        anew: which of the cached tokens came from cards, and were computed anew in all layers
+            ``[cached]``.
         cost: tokens × layers that were computed anew, as a share of all `changed` ones.
     """
 
@@ -37,8 +38,11 @@ class Composition:
     layout: Layout
     buffers: list[LayerKV]
     held: list[Tensor]
-    repaired: int = field(default=0, init=False)
+    anew: Tensor = field(init=False)
     cost: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.anew = torch.zeros(self.layout.cached, dtype=torch.bool)
 
     @property
     def text(self) -> Tensor:
@@ -51,6 +55,14 @@ class Composition:
         taken = torch.from_numpy(self.layout.taken.copy())
         taken[: self.layout.exact] = False
         return taken.nonzero()[:, 0]
+
+    @property
+    def state(self) -> State:
+        """What the model would have made of the tokens, in the same memory. Raises as `compute`."""
+        self.require_seen(self.changed[:0])
+        known, layers = self.layout.cached, observe(self.model).layers
+        cached = [LayerKV(at.keys[:, :known], at.values[:, :known]) for at in self.buffers]
+        return State(self.model, self.layout.ids[:known], layers, cached)
 
     def read(self) -> None:
         """Compute the `text`."""
@@ -77,10 +89,7 @@ class Composition:
         sample of the composition, read behind it once more. Costs reading that, and the text.
         """
         self.read()
-        self.require_seen(self.changed[:0])
-        known, layers = self.layout.cached, observe(self.model).layers
-        cached = [LayerKV(at.keys[:, :known], at.values[:, :known]) for at in self.buffers]
-        state, left = State(self.model, self.layout.ids[:known], layers, cached), self.layout.left
+        state, left = self.state, self.layout.left
         scorer = AttentionScorer(recent=len(left))
         if len(left) >= _QUESTION:
             state = replace(state, scores={scorer: look_back(state, scorer, left)})
@@ -119,7 +128,7 @@ class Composition:
         self._count(kept, len(self.buffers) - early)
         self._hold(whole, early)
         self._hold(done, len(self.buffers))
-        self.repaired += len(kept)
+        self.anew[kept] = True
 
     def require_seen(self, rows: Tensor) -> None:
         """Raise `UnsupportedModelError` where a layer has forgotten a token that one of ``rows``

@@ -2,9 +2,10 @@
 
 from .all import All
 from .base import Repair
+from .budget import Budget
 from .deviation import Deviation
 from .first import First
 from .narrowed import Narrowed
 from .none import Nothing
 
-__all__ = ["All", "Deviation", "First", "Narrowed", "Nothing", "Repair"]
+__all__ = ["All", "Budget", "Deviation", "First", "Narrowed", "Nothing", "Repair"]
