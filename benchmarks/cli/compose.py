@@ -33,11 +33,12 @@ def compose(
     from qkvshare.hf.model.identity import identify
     from qkvshare.hf.model.load import load_model
 
-    from ..evals.compose import Outcome, arms, measure_compose, tabulate
+    from ..evals.compose import Outcome, measure_compose, tabulate
+    from ..evals.compose_arms import arms
     from ..evals.compose_items import make_item
     from ..evals.results import write_rows
 
-    known = arms([])
+    known = arms([], None, None)
     for name in arm or []:
         if name not in known:
             raise QKVShareError(f"no arm {name!r}; expected one of {', '.join(known)}.")

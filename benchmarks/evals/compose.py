@@ -18,20 +18,23 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from qkvshare import CacheCard, Span, capture
-from qkvshare.codecs import Codec, LayerKV
+from qkvshare.codecs import Codec, Raw
 from qkvshare.hf.capture.reading import read
+from qkvshare.hf.compose.anchors import Anchors
 from qkvshare.hf.compose.compose import as_cache
 from qkvshare.hf.compose.composition import Composition
 from qkvshare.hf.compose.layout import Layout, Part
 from qkvshare.hf.compose.place import place
-from qkvshare.hf.compose.repairs import Deviation, First, Narrowed, Nothing, Repair
-from qkvshare.hf.inject.bound import BoundCard
+from qkvshare.hf.compose.repairs import Repair
 
+from .anchors import Anchor, Published, anchors_of
+from .compose_arms import arms
 from .compose_items import Item
 from .handoff import log_probabilities
 from .journal import Journal
 from .results import interval
 
+_ANCHORS = 3  # items whose documents are anchors of another one's
 Judged = tuple[list[Tensor], Tensor]  # log probabilities of each question, and of the other text
 
 
@@ -92,90 +95,6 @@ class Sources:
         return self._made[kind]
 
 
-@dataclass(frozen=True)
-class Unmoved(Nothing):
-    """Keys stay at the positions that they had in their cards: what naive reuse does."""
-
-    def repair(self, composition: Composition) -> None:
-        """Turn keys back."""
-        for placed in composition.layout.spans:
-            bound = BoundCard(placed.span.card, composition.model)
-            end = min(placed.at + len(placed.span), composition.layout.cached)
-            for number, layer in enumerate(composition.buffers):
-                keys = layer.keys[:, placed.at : end]
-                keys.copy_(bound.move(number, keys, placed.at, -placed.moved))
-        composition.read()
-
-
-@dataclass(frozen=True)
-class Drawn(Repair):
-    """A share of the tokens, drawn; or the last ones of each part. What `First` must beat."""
-
-    share: float
-    last: int = 0
-
-    def repair(self, composition: Composition) -> None:
-        """Drawn anew for each composition."""
-        changed = composition.changed
-        if self.last:
-            ends = [*composition.layout.seams[1:], composition.layout.cached]
-            parts = [changed[(changed < end) & (changed >= end - self.last)] for end in ends]
-            composition.compute(torch.cat(parts))
-            return
-        draw = torch.Generator().manual_seed(len(composition.layout.ids))
-        picked = torch.randperm(len(changed), generator=draw)[: round(self.share * len(changed))]
-        composition.compute(changed[picked.sort().values])
-
-
-@dataclass(frozen=True)
-class Oracle(Repair):
-    """The tokens whose values differ most from what ``dense`` has, over all layers: what better
-    choices could still gain."""
-
-    share: float
-    dense: Sequence[LayerKV]
-
-    def repair(self, composition: Composition) -> None:
-        """By true deviation."""
-        changed = composition.changed
-        total = torch.zeros(len(changed))
-        for layer, own in zip(self.dense, composition.buffers, strict=True):
-            new, old = layer.values[:, changed].float(), own.values[:, changed].float()
-            total += (new - old).square().sum((0, 2)) / new.square().sum()
-        most = total.topk(round(self.share * len(changed))).indices
-        composition.compute(changed[most.sort().values])
-
-
-def arms(dense: Sequence[LayerKV]) -> dict[str, tuple[str, Repair]]:
-    """By name: the donor, and the repair. What is *asked* is composed anew for each question, which
-    stands behind the documents then."""
-    found: dict[str, tuple[str, Repair]] = {"naive": ("alone", Unmoved())}
-    for kind in ("alone", "dummy", "apart", "order", "whole"):
-        found[kind] = kind, Nothing()
-    for count in (4, 16):
-        found[f"apart + first {count}"] = "apart", First(count)
-    found["apart + drawn 15%"] = "apart", Drawn(0.15)
-    found["apart + last 16"] = "apart", Drawn(0, 16)
-    for share in (0.05, 0.15, 0.3):
-        found[f"apart + deviation {share:.0%}"] = "apart", Deviation(share)
-        found[f"apart + narrowed {share:.0%}"] = "apart", Narrowed(share)
-        found[f"apart + oracle {share:.0%}"] = "apart", Oracle(share, dense)
-    for way, repair in (
-        ("first 4", First(4)),
-        ("deviation 15%", Deviation(0.15)),
-        ("narrowed 15%", Narrowed(0.15)),
-        ("oracle 15%", Oracle(0.15, dense)),
-    ):
-        found[f"order + {way}"] = "order", repair
-    found["whole + first 4"] = "whole", First(4)
-    found["whole + narrowed 5%"] = "whole", Narrowed(0.05)
-    for kind, share in (("apart", 0.05), ("apart", 0.15), ("order", 0.15)):
-        found[f"{kind} + narrowed {share:.0%}, asked"] = kind, Narrowed(share)
-    for share in (0.01, 0.05):
-        found[f"whole + oracle {share:.0%}"] = "whole", Oracle(share, dense)
-    return found
-
-
 def measure_compose(
     model: Any,
     items: Sequence[Item],
@@ -185,11 +104,12 @@ def measure_compose(
     journal: Journal,
 ) -> Iterator[dict[str, Outcome]]:
     """For each item the outcome of the ``chosen`` arms, or of all. ``wrong`` are the documents of
-    the item before."""
+    the item before, and anchors those of the three before."""
     for number, item in enumerate(items):
         found = journal.get(str(number), dict[str, Outcome])
         if found is None:
-            found = _measure(model, item, items[number - 1], codec, bits, chosen)
+            others = [items[number - back] for back in range(1, min(len(items), _ANCHORS + 1))]
+            found = _measure(model, item, others, codec, bits, chosen)
             journal.put(str(number), found)
         yield found
 
@@ -197,7 +117,7 @@ def measure_compose(
 def _measure(
     model: Any,
     item: Item,
-    last: Item,
+    others: Sequence[Item],
     codec: Codec,
     bits: float | None,
     chosen: Sequence[str] | None,
@@ -208,12 +128,15 @@ def _measure(
     expected = _judge(model, dense.cache(), item)
     found = {"dense": _outcome(expected, expected, item, 1.0)}
     # What the receiver knows without any document, and with those of another item.
-    for name, others in (("none", []), ("wrong", _joined(last.documents))):
-        said = _judge(model, read(model, [*item.receiver, *others]).cache(), item)
+    for name, instead in (("none", []), ("wrong", _joined(others[0].documents))):
+        said = _judge(model, read(model, [*item.receiver, *instead]).cache(), item)
         found[name] = _outcome(said, expected, item, 0.0)
-    for name, (kind, repair) in arms(dense.cached).items():
-        if chosen is not None and name not in chosen:
-            continue
+    wanted = [name for name in arms([], None, None) if chosen is None or name in chosen]
+    anchored = any("anchors" in name for name in wanted)
+    learnt = _anchors(model, item, others) if anchored else (None, None)
+    every = arms(dense.cached, *learnt)
+    for name in wanted:
+        kind, repair = every[name]
         spans, asked = sources.spans(kind), name.endswith("asked")
         # Without a question a token is left, since a composition has to be gone on from.
         tails = [one.text for one in item.questions] if asked else [item.questions[0].text[:1]]
@@ -226,6 +149,21 @@ def _measure(
         said = [row for rows, _ in judged for row in rows], judged[0][1]
         found[name] = _outcome(said, expected, item, cost)
     return found
+
+
+def _anchors(model: Any, item: Item, others: Sequence[Item]) -> tuple[Anchors, Published]:
+    """How the documents of ``others`` change behind the receiver's prompt of ``item`` and behind
+    each other, when the donor of ``item`` has read them apart."""
+    examples, found = list[Sequence[Part]](), list[list[Anchor]]()
+    for other in others:
+        spans = Sources(model, replace(item, documents=other.documents), Raw(), None).spans("apart")
+        examples.append([item.receiver, *spans, item.text[:1]])
+        layout = Layout.of(model, None, examples[-1])
+        composition = Composition(model, layout, *place(model, None, layout))
+        dense = read(model, [*item.receiver, *_joined(other.documents)])
+        found.append(anchors_of(composition, dense))
+    learnt = Anchors.learn(model, examples)
+    return learnt, Published([list(slot) for slot in zip(*found, strict=True)])
 
 
 def _composed(model: Any, parts: Sequence[Part], repair: Repair) -> Composition:

@@ -1,6 +1,7 @@
 """Repair: which tokens of a composition are computed anew, a strategy a file."""
 
 from .all import All
+from .anchored import Anchored
 from .base import Repair
 from .budget import Budget
 from .deviation import Deviation
@@ -8,4 +9,4 @@ from .first import First
 from .narrowed import Narrowed
 from .none import Nothing
 
-__all__ = ["All", "Budget", "Deviation", "First", "Narrowed", "Nothing", "Repair"]
+__all__ = ["All", "Anchored", "Budget", "Deviation", "First", "Narrowed", "Nothing", "Repair"]
