@@ -46,9 +46,11 @@ def resume(model: Any, card: qkvshare.CacheCard, new: list[int]) -> tuple[dict[s
     stages = {"inject": 1000 * (ready - start), "first token": 1000 * (done - ready)}
     shown = {
         "time": time.time(),
-        "card": card.digest,
-        "context_tokens": card.tokens,
-        "new_tokens": len(new),
+        "parts": [
+            {"card": card.digest, "tokens": card.tokens},
+            {"card": None, "tokens": len(new)},
+        ],
+        "composed": False,
         "ttft_ms": 1000 * (done - start),
         "stages_ms": stages,
     }

@@ -61,9 +61,10 @@ def details(answer: Any) -> dict[str, int]:
 
 
 def test_the_second_role_is_served_from_the_notes_of_the_first(
-    address: str, session: Session
+    address: str, session: Session, service: Service
 ) -> None:
     say(address, role("You are a careful researcher."), KEEP)
+    (read,) = service.stores.of(None).ls()
     exact = say(address, role("Role: auditor."), {})
     assert details(exact) == {}  # no prefix is the same
     found = details(say(address, role("Role: auditor."), COMPOSE))
@@ -71,6 +72,11 @@ def test_the_second_role_is_served_from_the_notes_of_the_first(
     assert found["repaired_tokens"] == 4
     prompt = len(session.chat.whole(role("Role: auditor.")))
     assert found["cached_tokens"] + found["repaired_tokens"] < prompt
+    (shown,) = service._resumes[None]
+    assert shown["composed"]
+    text, notes = shown["parts"]
+    assert text["card"] is None
+    assert (notes["card"], text["tokens"] + notes["tokens"]) == (read.digest, prompt)
 
 
 def test_with_all_repaired_it_says_what_the_text_says(

@@ -76,12 +76,22 @@ def site(llama: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
     resumes = [
         {
             "time": 1.8e9,
-            "card": read.digest,
-            "context_tokens": 120,
-            "new_tokens": 7,
+            "parts": [{"card": read.digest, "tokens": 120}, {"card": None, "tokens": 7}],
+            "composed": False,
             "ttft_ms": 100.0,
             "stages_ms": {"inject": 20.0, "read": 50.0, "say": 90.0, "first": 100.0, "keep": 5.0},
-        }
+        },
+        {
+            "time": 1.8e9,
+            "parts": [
+                {"card": None, "tokens": 1},
+                {"card": read.digest, "tokens": 90},
+                {"card": "9" * 64, "tokens": 30},
+            ],
+            "composed": True,
+            "ttft_ms": 50.0,
+            "stages_ms": {"inject": 40.0, "read": 0.0, "say": 90.0, "first": 50.0},
+        },
     ]
 
     def store_of(request: fastapi.Request) -> Store:
@@ -153,9 +163,11 @@ def test_lineage_is_drawn_with_what_is_gone(page: Any) -> None:
 
 def test_last_resumes_are_shown(page: Any) -> None:
     resumes = page.get_by_role("region", name="Last resumes").get_by_role("listitem")
-    assert resumes.count() == 1
-    said = resumes.inner_text()
-    for part in ("100 ms", "reader", "120 + 7 tokens", "inject 20 ms", "first token 30 ms"):
+    assert resumes.count() == 2
+    composed = resumes.nth(1).inner_text()
+    assert "1 token read + reader 90 + 99999999 30 (composed)" in composed
+    said = resumes.first.inner_text()
+    for part in ("100 ms", "reader 120 + 7 tokens read", "inject 20 ms", "first token 30 ms"):
         assert part in said
     assert "say" not in said  # it is later than the first token
     assert "keep" not in said

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import Request
 
+from ..card import Span
 from ..card.errors import OverdueError
 from ..hf.session.answers import Answer, Prompt
 from ..hf.session.session import Session
@@ -130,13 +131,12 @@ class Service:
         model = sum(ms for name, ms in answer.stages_ms.items() if name != "first")
         self.metrics.stages.labels("queue").observe(1e3 * waited)
         self.metrics.stages.labels("overhead").observe(1e3 * (took - waited) - model)
-        if prompt.card is not None:
+        if answer.cached_tokens:
             self._resumes[tenant].appendleft(
                 {
                     "time": time.time(),
-                    "card": prompt.card.digest,
-                    "context_tokens": answer.cached_tokens,
-                    "new_tokens": answer.prompt_tokens - answer.cached_tokens,
+                    "parts": _parts(prompt, answer),
+                    "composed": answer.composed_tokens > 0,
                     "ttft_ms": answer.stages_ms["first"],
                     "stages_ms": answer.stages_ms,
                 }
@@ -150,6 +150,19 @@ class Service:
             "stored_cards": sum(each["cards"] for each in stats),
             "stored_bytes": sum(each["bytes"] for each in stats),
         }
+
+
+def _parts(prompt: Prompt, answer: Answer) -> list[dict[str, Any]]:
+    """Where the tokens of a prompt came from, in order: each part's card, None for text."""
+    if prompt.card is not None:
+        known = answer.cached_tokens
+        found = [(prompt.card.digest, known), (None, answer.prompt_tokens - known)]
+    else:
+        found = [
+            (part.card.digest if isinstance(part, Span) else None, len(part))
+            for part in prompt.parts or []
+        ]
+    return [{"card": card, "tokens": tokens} for card, tokens in found if tokens]
 
 
 async def _gone(request: Request) -> None:

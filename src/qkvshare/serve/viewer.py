@@ -47,8 +47,8 @@ def router(
         store_of: the store of a request's tenant.
         tokenizer: of the model in memory.
         resumes: the tenant's last answers from cards, the newest first: each with ``time`` (seconds
-            since 1970), ``card`` (digest), ``context_tokens``, ``new_tokens``, ``ttft_ms`` and
-            ``stages_ms`` in order.
+            since 1970), ``parts`` of the prompt in order (``card``, a digest or None for text, and
+            ``tokens``), whether it was ``composed``, ``ttft_ms`` and ``stages_ms`` in order.
 
     The app answers errors: `CardNotFoundError` for a card that is not in the tenant's store,
     `BusyError` if too many of the tenant's views wait, and what `card_view` raises.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...card import Span
+from ...card.digest import TokenIds
 from ...store import Store
 from ..model.identity import identify
 from ..text.tokens import Ids, as_ids
-from .layout import Part
 
 
 def find_parts(
@@ -16,7 +16,7 @@ def find_parts(
     model: PreTrainedModel,
     prompt_ids: Ids,
     tokenizer: PreTrainedTokenizerBase | None = None,
-) -> list[Part]:
+) -> list[Span | TokenIds]:
     """A prompt as `compose` takes it: the longest prefix that a card has, then other pieces of at
     least 32 tokens, and between them ids that must be read.
 
@@ -32,7 +32,7 @@ def find_parts(
         CardNotFoundError: a card was removed between two looks.
     """
     ids, identity = as_ids(prompt_ids, "prompt_ids"), identify(model, tokenizer)
-    parts, at = list[Part](), 0
+    parts, at = list[Span | TokenIds](), 0
     if (match := store.match(ids, identity)) is not None:
         parts.append(Span(store.get(match.card), 0, match.tokens))
         at = match.tokens

@@ -10,10 +10,9 @@ from typing import Literal
 
 from transformers import Cache
 
-from ...card import CacheCard
+from ...card import CacheCard, Span
 from ...card.digest import TokenIds
 from ..compose.compose import ComposedCache
-from ..compose.layout import Part
 
 Reuse = Literal["exact", "compose"]
 
@@ -70,7 +69,7 @@ class Prompt:
     found: str | None = None
     named: bool = False
     vouched: bool = True
-    parts: list[Part] | None = None
+    parts: list[Span | TokenIds] | None = None
 
 
 @dataclass

@@ -76,9 +76,15 @@ function resume(one, agents, most, stages, names) {
   const kind = (name) => `stage${names.indexOf(name) % 6}`;
   const bar = stack("stages", stages.map(([name, took]) => [kind(name), (100 * took) / most]));
   const named = stages.map(([name, took]) => el("span", {}, el("i", { class: `key ${kind(name)}` }), ` ${name} ${ms(took)} `));
-  const whose = agents.get(one.card) || short(one.card);
-  const known = agents.has(one.card) ? el("a", { href: `#${one.card}` }, whose) : whose;
-  const what = el("span", {}, known, ` ${count(one.context_tokens)} + ${plural(one.new_tokens, "token")}`);
+  const what = el("span", {}, one.parts.map((part, at) => el("span", {}, at ? " + " : "", origin(part, agents))));
+  if (one.composed) what.append(" (composed)");
   const head = el("p", {}, el("b", {}, ms(one.ttft_ms)), what, el("span", { class: "note", title: exactly(one.time) }, when(one.time)));
   return el("li", {}, head, bar, el("p", { class: "note" }, named));
+}
+
+/** A part of a prompt: its card, or text that was read, and how many tokens it has. */
+function origin({ card, tokens }, agents) {
+  if (card === null) return `${plural(tokens, "token")} read`;
+  const whose = agents.get(card) || short(card);
+  return el("span", {}, agents.has(card) ? el("a", { href: `#${card}` }, whose) : whose, ` ${count(tokens)}`);
 }
