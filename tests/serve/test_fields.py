@@ -15,7 +15,8 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 
 from qkvshare.hf.session.session import Session
 from qkvshare.serve import fields
-from qkvshare.serve.schema import ChatMessage, ChatRequest, StreamOptions, TextPart
+from qkvshare.serve.messages import ChatMessage, TextPart
+from qkvshare.serve.schema import ChatRequest, StreamOptions
 
 from .server import NAME, make_service, serving_service, talker
 
@@ -37,6 +38,9 @@ DONE: dict[str, Any] = {
     "min_p": 0.1,
     "repetition_penalty": 1.1,
     "top_k": 3,
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
 }
 
 
@@ -136,7 +140,6 @@ def test_every_field_does_what_the_table_says(address: str, name: str) -> None:
         ({"min_tokens": 3}, "min_tokens"),
         ({"enable_thinking": False}, "enable_thinking"),
         ({"stream_options": {"continuous_usage_stats": True}}, "continuous_usage_stats"),
-        ({"messages": [{**ASK[0], "tool_calls": [{"id": "1"}]}]}, "messages.tool_calls"),
         ({"messages": [{**ASK[0], "reasoning_content": "so"}]}, "messages.reasoning_content"),
         ({"messages": [{**ASK[0], "prefix": True}]}, "messages.prefix"),
         (

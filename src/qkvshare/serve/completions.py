@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from ..card.errors import QKVShareError
 from ..hf.session.answers import Answer, Prompt
+from ..hf.tools.calls import ToolCall
 from . import errors
 from .metrics import log
 from .schema import ChatRequest, Completion, ErrorBody
@@ -84,7 +85,7 @@ class _Reply:
         self._model, self._id = service.name, f"chatcmpl-{uuid.uuid4().hex}"
         self._usage = bool(ask.stream_options and ask.stream_options.include_usage)
         self._created, self._root = int(time.time()), service.stores.root
-        self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        self.pieces: asyncio.Queue[str | ToolCall | None] = asyncio.Queue()
 
     def end(self, task: asyncio.Task[Any]) -> None:
         """Mark the end of the pieces."""
@@ -94,7 +95,13 @@ class _Reply:
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The body, all at once: a `Completion`."""
-        choice = {"message": {"content": answer.text}, "finish_reason": answer.finish}
+        message: dict[str, Any] = {"content": answer.text}
+        if answer.calls:
+            message = {
+                "content": answer.text or None,
+                "tool_calls": [_called(call) for call in answer.calls],
+            }
+        choice = {"message": message, "finish_reason": answer.finish}
         return {
             "id": self._id,
             "created": self._created,
@@ -105,13 +112,20 @@ class _Reply:
         }
 
     async def events(
-        self, task: asyncio.Task[tuple[Prompt, Answer]], first: str | None, request: Request
+        self,
+        task: asyncio.Task[tuple[Prompt, Answer]],
+        first: str | ToolCall | None,
+        request: Request,
     ) -> AsyncIterator[str]:
-        """Server-sent events, one for each piece of text; an error is the last one."""
+        """Server-sent events, one for each piece of text or call; an error is the last one."""
         yield self._chunk({"role": "assistant", "content": ""})
-        piece = first
+        piece, calls = first, 0
         while piece is not None:
-            yield self._chunk({"content": piece})
+            if isinstance(piece, ToolCall):
+                yield self._chunk({"tool_calls": [{"index": calls, **_called(piece)}]})
+                calls += 1
+            else:
+                yield self._chunk({"content": piece})
             piece = await self.pieces.get()
         try:
             _, answer = await task
@@ -130,7 +144,7 @@ class _Reply:
             yield self._event_of([], usage=_usage(answer))
         yield "data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
+    def _chunk(self, delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return self._event_of([choice], **more)
 
@@ -146,6 +160,11 @@ def _event(content: dict[str, Any]) -> str:
 def _error(request: Request, content: dict[str, Any]) -> str:
     request.state.refused = content["error"]["code"]  # for the request log
     return _event(content)
+
+
+def _called(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _usage(answer: Answer) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Resumed:
     """An answer; ``cached_tokens`` were not read again, ``card`` is the new card, if kept."""
 
     text: str
-    finish: Literal["stop", "length", "cancelled"]
+    finish: Literal["stop", "length", "tool_calls", "cancelled"]
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int

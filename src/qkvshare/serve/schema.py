@@ -8,54 +8,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.dataclasses import dataclass
 
+from ..card.errors import UnsupportedParameterError
 from ..hf.session.answers import Reuse
+from ..hf.tools.reader import Tools
 from ..store import Entry
-from .fields import MESSAGE, PART, REQUEST, STREAM_OPTIONS, admitted
+from .fields import REQUEST, STREAM_OPTIONS, admitted
+from .messages import ChatMessage, MadeCall, OfferedTool
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # As vLLM takes it.
 Salt = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]+$")]
 Agent = Annotated[str, StringConstraints(max_length=256)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-class TextPart(BaseModel):
-    """A piece of a message; other kinds than text are refused."""
-
-    type: Literal["text"]
-    text: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _done(cls, data: Any) -> Any:
-        return admitted(data, PART, "messages.content")
-
-
-class ChatMessage(BaseModel):
-    """A message of the request."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)] | None = None
-    name: Annotated[str, Field(max_length=256)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _done(cls, data: Any) -> Any:
-        return admitted(data, MESSAGE, "messages")
-
-    @model_validator(mode="after")
-    def _has_content(self) -> Self:
-        if self.content is None and self.role != "assistant":
-            raise ValueError(f"the {self.role}'s message has no content")
-        return self
-
-    def plain(self) -> dict[str, str]:
-        """As chat templates take it."""
-        parts = self.content if isinstance(self.content, list) else []
-        text = "".join(part.text for part in parts) if parts else self.content or ""
-        role = "system" if self.role == "developer" else self.role
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": role, "content": str(text), **named}
 
 
 class Transfer(BaseModel):
@@ -114,6 +78,9 @@ class ChatRequest(BaseModel):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    tools: Annotated[list[OfferedTool], Field(max_length=128, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
     cache_salt: Salt | None = None
     kv_transfer_params: Transfer | None = None
 
@@ -121,7 +88,19 @@ class ChatRequest(BaseModel):
     @classmethod
     def _done(cls, data: Any) -> Any:
         _require_unicode(data)
+        if isinstance(data, dict) and data.get("tool_choice") not in (None, "none", "auto"):
+            raise UnsupportedParameterError(
+                'tool_choice: this server does not force calls; expected "auto" or "none".',
+                "tool_choice",
+            )
         return admitted(data, REQUEST)
+
+    @property
+    def usable_tools(self) -> Tools | None:
+        """What the model may call."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return Tools([tool.plain() for tool in self.tools], self.parallel_tool_calls is not False)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -167,10 +146,11 @@ class KeptCard(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """The assistant's message."""
+    """The assistant's message; ``content`` is None where it does nothing but call tools."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    tool_calls: list[MadeCall] | None = None
 
 
 class CompletionChoice(BaseModel):
@@ -178,7 +158,7 @@ class CompletionChoice(BaseModel):
 
     index: Literal[0] = 0
     message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     logprobs: None = None
 
 

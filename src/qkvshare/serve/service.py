@@ -16,6 +16,7 @@ from ..card import Span
 from ..card.errors import OverdueError
 from ..hf.session.answers import Answer, Prompt
 from ..hf.session.session import Session
+from ..hf.tools.calls import ToolCall
 from ..store import Store
 from .access import Access, Stores
 from .limits import Limits
@@ -65,9 +66,9 @@ class Service:
         return list(self._resumes[self.tenant(request)])
 
     async def answer(
-        self, request: Request, ask: ChatRequest, streaming: Callable[[str], None]
+        self, request: Request, ask: ChatRequest, streaming: Callable[[str | ToolCall], None]
     ) -> tuple[Prompt, Answer]:
-        """Wait for the model and answer; ``streaming`` gets the text piece by piece.
+        """Wait for the model and answer; ``streaming`` gets the text piece by piece, and calls.
 
         Stops when the client goes, when the time is over, and when the server stops. Raises
         `BusyError`, `OverdueError`, `GoneError`, and what `Session.prompt` and `answer` do.

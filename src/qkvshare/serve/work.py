@@ -9,6 +9,7 @@ from ..card.errors import CardError, CardNotFoundError, PromptError
 from ..hf.session.answers import Answer, Keep, Prompt, Sampling
 from ..hf.session.session import Session
 from ..hf.text.tokens import too_long
+from ..hf.tools.calls import ToolCall
 from ..store import Store
 from .limits import Limits
 from .schema import ChatRequest, Transfer
@@ -22,12 +23,12 @@ def work_of(
     session: Session,
     limits: Limits,
     store: Store,
-    streaming: Callable[[str], None],
+    streaming: Callable[[str | ToolCall], None],
 ) -> Work:
     """What the model's thread does for ``ask``, after the checks that need no model.
 
-    ``streaming`` gets the text piece by piece, on the event loop that calls this. Raises
-    `PromptError`.
+    ``streaming`` gets the text piece by piece, and calls of tools, on the event loop that calls
+    this. Raises `PromptError`.
     """
     loop, sampling = asyncio.get_running_loop(), _sampling(ask, session, limits)
     transfer = ask.kv_transfer_params or Transfer()
@@ -36,14 +37,18 @@ def work_of(
     salted = store if ask.cache_salt is None else store.under(ask.cache_salt)
     messages = [message.plain() for message in ask.messages]
 
-    def hand_on(piece: str) -> None:
+    tools = ask.usable_tools
+
+    def hand_on(piece: str | ToolCall) -> None:
         loop.call_soon_threadsafe(streaming, piece)
 
     def work(cancelled: Cancelled) -> tuple[Prompt, Answer]:
         card = transfer.card
         if transfer.from_agent is not None:
             card = latest(salted, transfer.from_agent)
-        prompt = session.prompt(salted, messages, card, transfer.reuse)
+        prompt = session.prompt(
+            salted, messages, card, transfer.reuse, tools.offered if tools else ()
+        )
         context = limits.context or session.context_tokens
         if len(prompt.ids) > context:
             raise too_long(context, len(prompt.ids))
@@ -52,7 +57,9 @@ def work_of(
             sampling,
             store=salted,
             keep=keep,
+            tools=tools,
             on_text=hand_on,
+            on_call=hand_on,
             cancelled=cancelled,
         )
         return prompt, answer

@@ -17,7 +17,8 @@ from ...card.errors import BudgetError, CaptureError
 from ...codecs import Codec, Packed, from_record
 from ..model.identity import identify
 from ..model.text_only import require_text
-from ..text.tokens import Ids, Message, ids_of
+from ..text.messages import Message
+from ..text.tokens import Ids, ids_of
 from .checkpoints import Checkpoints, as_one_hop, ends_of
 from .encode import encode
 from .live import pick_row

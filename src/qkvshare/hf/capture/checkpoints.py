@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from ...card import CacheCard, Hop
 from ...card.digest import TokenIds
 from ...card.errors import CaptureError
-from ..text.literal import Message, literal
+from ..text.literal import literal
+from ..text.messages import Message
 
 Checkpoints = int | Sequence[int] | Literal["messages"]
 

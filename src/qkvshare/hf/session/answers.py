@@ -13,6 +13,7 @@ from transformers import Cache
 from ...card import CacheCard, Span
 from ...card.digest import TokenIds
 from ..compose.compose import ComposedCache
+from ..tools.calls import ToolCall
 
 Reuse = Literal["exact", "compose"]
 
@@ -42,7 +43,8 @@ class Keep:
         agent: a name for the card's lineage.
         bits: per value of its file.
         ttl: seconds after which it refuses to be used.
-        waits_on: the tool that the agent calls now, if it does. The store learns how long each tool
+        waits_on: the tool that the agent calls now, if it does; by default the first one that the
+            answer calls. The store learns how long each tool
             takes (`Store.hold`): while it is worth waiting the card is the last to be evicted, and
             then the first. The wait ends when the card is asked for.
     """
@@ -82,11 +84,12 @@ class Answer:
         prompt_tokens, cached_tokens, new_tokens: of the prompt, of it from cards, generated.
         composed_tokens: of the cached ones, those that stood behind something else in their card.
         repaired_tokens: those of cards that were computed anew, and are not among the cached ones.
+        calls: of tools, which ``text`` does not have.
         stages_ms: ``inject``, ``read``, ``first`` (both, and the first token), ``say``, ``keep``.
     """
 
     text: str
-    finish: Literal["stop", "length", "cancelled"]
+    finish: Literal["stop", "length", "tool_calls", "cancelled"]
     prompt_tokens: int
     cached_tokens: int
     new_tokens: int = 0
@@ -95,6 +98,7 @@ class Answer:
     card: str | None = None
     card_bytes: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
+    calls: list[ToolCall] = field(default_factory=list)
 
     def count(self, cache: Cache) -> None:
         """Take down what ``cache`` has of the prompt."""

@@ -17,13 +17,18 @@ from ..compose.lookup import find_parts
 from ..compose.prove import require_composable
 from ..inject.fill import go_on
 from ..text.chat import Chat
-from ..text.tokens import Message
+from ..text.messages import Message, Tool
 from .answers import Prompt
 from .tiers import longest, set_aside
 
 
 def named(
-    store: Store, chat: Chat, identity: Identity, messages: Sequence[Message], card: str
+    store: Store,
+    chat: Chat,
+    identity: Identity,
+    messages: Sequence[Message],
+    card: str,
+    tools: Sequence[Tool] = (),
 ) -> Prompt:
     """``messages`` behind the card of digest ``card``, or the whole conversation, if the card's
     tokens are how that begins. Raises `CardNotFoundError`, `CardError`, `IdentityError`."""
@@ -35,7 +40,7 @@ def named(
         )
     known.require_fresh()
     known.manifest.identity.require(identity)
-    ids = chat.whole(messages)
+    ids = chat.whole(messages, tools)
     if not np.array_equal(ids[: known.tokens], known.token_ids):
         ids = np.concatenate([known.token_ids, chat.following(messages)])
     return Prompt(ids, known, card, named=True, vouched=store.vouched(card))

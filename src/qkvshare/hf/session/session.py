@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +23,17 @@ from ..cache.complete import complete
 from ..cache.growing import FullLayer
 from ..cache.layers import empty_cache
 from ..cache.observe import observe, require_geometry
-from ..capture.capture import capture, capture_cache, make_card
-from ..capture.reading import finish
-from ..compose.compose import ComposedCache
 from ..model.identity import identify
 from ..model.rope import length_limit
 from ..text.chat import Chat
 from ..text.literal import literal
-from ..text.tokens import Message, require_length, require_vocabulary, tokenize, too_long
+from ..text.messages import Message, Tool
+from ..text.tokens import require_length, require_vocabulary, tokenize, too_long
+from ..tools.calls import ToolCall
+from ..tools.reader import ToolReader, Tools
 from .answers import Answer, Keep, Prompt, Reuse, Sampling
 from .generation import generate, left_out
+from .keeping import make_kept
 from .prompts import composed_cache, named, pieced
 from .streaming import AnswerStream, ends_of
 from .tiers import Name, Tiers, longest, set_aside
@@ -96,17 +96,19 @@ class Session:
         messages: Sequence[Message],
         card: str | None = None,
         reuse: Reuse | None = None,
+        tools: Sequence[Tool] = (),
     ) -> Prompt:
-        """Find out what has to be read for ``messages``.
+        """Find out what has to be read for ``messages``, and ``tools`` that the model may call.
 
         With ``card``, a digest, they are what follows it, or the whole conversation, if the card's
         tokens are how that begins. Without one the store's longest card of such a beginning is
-        taken; to "compose" takes what cards have of it anywhere, which is approximate. Raises the
-        `CardError` family, `IdentityError`, `PromptError`, `UnsupportedModelError`.
+        taken; to "compose" takes what cards have of it anywhere, which is approximate. What follows
+        a card may call the tools that its conversation began with. Raises the `CardError` family,
+        `IdentityError`, `PromptError`, `UnsupportedModelError`.
         """
         if card is not None:
-            return named(store, self.chat, self.identity, messages, card)
-        ids = self.chat.whole(messages)
+            return named(store, self.chat, self.identity, messages, card, tools)
+        ids = self.chat.whole(messages, tools)
         if (reuse or self.reuse) == "compose":
             return pieced(store, self.model, self.tokenizer, self.identity, ids)
         return longest(store, ids, self.identity)
@@ -129,14 +131,18 @@ class Session:
         *,
         store: Store | None = None,
         keep: Keep | None = None,
+        tools: Tools | None = None,
         on_text: Callable[[str], None] = lambda piece: None,
+        on_call: Callable[[ToolCall], None] = lambda call: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """Read what is new in ``prompt``, generate, and keep the state in ``store`` if asked.
 
-        ``on_text`` gets the text piece by piece; ``cancelled`` is asked at each layer and token.
-        The answer is no longer than what is left of the model's context. Raises what `inject` and
-        `capture` do, what ``store.put`` does, and `ContextLengthExceededError`.
+        ``on_text`` gets the text piece by piece, and ``on_call`` the calls of ``tools``; without
+        tools a call is text. ``cancelled`` is asked at each layer and token. The answer is no
+        longer than what is left of the model's context. Raises what `inject` and `capture` do, what
+        ``store.put`` does, `ContextLengthExceededError`, and `UnsupportedModelError` for a model
+        whose calls cannot be read.
         """
         if len(prompt.ids) == 0:
             raise PromptError("the prompt is empty; a model goes on from one token at least.")
@@ -147,6 +153,7 @@ class Session:
             raise too_long(self.context_tokens, len(prompt.ids), closing)
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, left))
         answer = Answer("", "cancelled", len(prompt.ids), 0)
+        reader = None if tools is None else ToolReader(self.tokenizer, tools, on_text, on_call)
         with self._lock, torch.no_grad():
             begun = time.perf_counter()
             try:
@@ -159,13 +166,20 @@ class Session:
                 return answer
             with answer.timed("say"):
                 stream = AnswerStream(self.tokenizer, on_text, sampling.stop)
+                if reader is not None:
+                    stream = reader.stream(sampling.stop)
                 new = generate(self.model, prompt.ids, cache, sampling, stream, cancelled)
             answer.stages_ms["first"] = 1e3 * (stream.first_at - begun)
             answer.text, answer.new_tokens = stream.text, len(new)
+            if reader is not None:
+                reader.end()
+                answer.text, answer.calls = reader.text, reader.calls
             if cancelled():
                 return answer
             ended = int(new[-1]) in self._ends
             answer.finish = "stop" if ended or stream.stopped else "length"
+            if answer.calls and answer.finish == "stop":
+                answer.finish = "tool_calls"
             if keep is not None and store is not None:
                 with answer.timed("keep"):
                     ids, cache = self._close(prompt, store, stream.ids_of_text(new), cache)
@@ -221,30 +235,16 @@ class Session:
         self,
         answer: Answer,
         store: Store,
-        keep: Keep,
+        how: Keep,
         vouched: bool,
         ids: TokenIds,
         cache: Cache | None = None,
     ) -> None:
-        """Capture ``cache``, or ``ids`` read now, put the card into the store, and hold it there
-        while its agent waits."""
-        how: dict[str, Any] = {"bits": keep.bits, "agent": keep.agent, "ttl": keep.ttl}
-        how |= {"codec": self.codec, "salt": store.salt}
-        if cache is None or isinstance(cache, ComposedCache):  # of that no card is made
-            card = capture(self.model, self.tokenizer, ids, **how)
-        else:
-            if (parent := getattr(cache, "card", None)) is not None:
-                how["codec"] = None  # as the card that it goes on from
-            if observe(self.model).states:
-                # `capture_cache` would read all ids again, since nothing proves such a cache.
-                identity = identify(self.model, self.tokenizer)
-                state = finish(self.model, cache, ids)
-                card = make_card(state, identity, parent=parent, **how)
-            else:
-                complete(self.model, cache, ids)
-                card = capture_cache(self.model, cache, ids, tokenizer=self.tokenizer, **how)
+        """Make a card of ``cache``, or of ``ids`` read now, and note it in ``answer``."""
+        card = make_kept(self.model, self.tokenizer, how, self.codec, store.salt, ids, cache)
         answer.card, answer.card_bytes = store.put(card, vouched=vouched), card.nbytes
         self.tiers.keep(card)
-        if keep.waits_on is not None:
+        waits_on = answer.calls[0].name if answer.calls else None
+        if (waits_on := how.waits_on or waits_on) is not None:
             with suppress(CardNotFoundError):  # evicted or removed since
-                store.hold(answer.card, keep.waits_on)
+                store.hold(answer.card, waits_on)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,13 @@ class AnswerStream(BaseStreamer):
         tokenizer: PreTrainedTokenizerBase,
         on_text: Callable[[str], None],
         stop: Sequence[str] = (),
+        keeps: Collection[int] = (),
     ) -> None:
-        """``on_text`` gets each piece of text; ``stop``: strings that end it, left out."""
+        """``on_text`` gets each piece of text; ``stop``: strings that end it, left out; ``keeps``:
+        special tokens that are text here."""
         self.text, self.first_at = "", 0.0
-        self._tokenizer, self._detokenizer = tokenizer, Detokenizer(tokenizer)
+        self._tokenizer, self._keeps = tokenizer, keeps
+        self._detokenizer = Detokenizer(tokenizer, keeps=keeps)
         self._prompt_is_next = True
         self._on_text, self._stop = on_text, list(stop)
         self._pending, self.stopped = "", False
@@ -62,7 +65,12 @@ class AnswerStream(BaseStreamer):
         # The stop string begins within a token: other tokens spell what comes before it.
         tail = self._tokenizer(self.text[length:], add_special_tokens=False)["input_ids"]
         ids = np.concatenate([new[:count], np.array(tail, np.int32)])
-        text = "".join(map((again := Detokenizer(self._tokenizer)).add, ids.tolist())) + again.end()
+        text = (
+            "".join(
+                map((again := Detokenizer(self._tokenizer, keeps=self._keeps)).add, ids.tolist())
+            )
+            + again.end()
+        )
         return ids if text == self.text else new
 
     def _add(self, text: str, last: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,14 +27,20 @@ class Detokenizer:
             characters of the text. The last pair says which ids all of the text is of.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, answer: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        answer: bool = True,
+        keeps: Collection[int] = (),
+    ) -> None:
         """For ids of ``tokenizer``.
 
-        ``answer``: leave out special tokens, and text that a later token could change. False for
-        text to look at, where each token shows what it adds.
+        ``answer``: leave out special tokens but those of ``keeps``, and text that a later token
+        could change. False for text to look at, where each token shows what it adds.
         """
         self._tokenizer, self._answer = tokenizer, answer
-        self._special = special_ids(tokenizer) if answer else set[int]()
+        self._special = special_ids(tokenizer) - {*keeps} if answer else set[int]()
         self._before: list[int] = []  # the last ones in the text, which the next are decoded behind
         self._known = ""  # what they decode to
         self._pending: list[int] = []  # not in the text yet

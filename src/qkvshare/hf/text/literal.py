@@ -22,8 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ...card.digest import TokenIds
 from ...card.errors import PromptError
 from .detokenizer import special_ids
-
-Message = dict[str, Any]
+from .messages import ASKED, SOME_TOOL, Message, Tool, called
 
 
 class Literal:
@@ -50,27 +49,30 @@ class Literal:
         self._words = {mark: word for word, mark in self._marks.items()}
         self._mark = re.compile(f"m{secret}x[0-9]+x")
 
-    def render(self, messages: Sequence[Message], asks: bool = False) -> str:
-        """What the chat template makes of ``messages``, for `ids`; ``asks`` for an answer, or not.
+    def render(
+        self, messages: Sequence[Message], asks: bool = False, tools: Sequence[Tool] = ()
+    ) -> str:
+        """What the chat template makes of ``messages`` and of ``tools`` that the model may call,
+        for `ids`; ``asks`` for an answer, or not.
 
         Raises `PromptError`.
         """
         try:
-            return self._render(messages, asks)
+            return self._render(messages, asks, tools)
         except (TemplateError, TypeError) as error:
             raise PromptError(
                 f"the chat template does not take these messages: {error}. "
                 "Expected roles and an order that the model was trained with."
             ) from error
 
-    def _render(self, messages: Sequence[Message], asks: bool) -> str:
-        for message in messages:
-            self._require_unsplit(message)
-        given, plain = list(messages), _rendered(self._tokenizer, messages, asks)
-        hidden = _changed(given, self._hide)
-        if hidden == _changed(given, str):
+    def _render(self, messages: Sequence[Message], asks: bool, tools: Sequence[Tool]) -> str:
+        for said in (*messages, *tools):
+            self._require_unsplit(said)
+        given, plain = [*messages], _rendered(self._tokenizer, messages, asks, tools)
+        hidden, hidden_tools = (_changed(each, self._hide) for each in (given, [*tools]))
+        if (hidden, hidden_tools) == (_changed(given, str), _changed([*tools], str)):
             return plain
-        marked = _rendered(self._tokenizer, hidden, asks)
+        marked = _rendered(self._tokenizer, hidden, asks, hidden_tools)
         if self._show(marked) != plain:
             raise PromptError(
                 "a message spells a special token of the model, and the chat template changes what "
@@ -109,9 +111,9 @@ class Literal:
     def _show(self, text: str) -> str:
         return self._mark.sub(lambda found: self._words[found[0]], text)
 
-    def _require_unsplit(self, message: Message) -> None:
+    def _require_unsplit(self, message: Message | Tool) -> None:
         """Refuse special tokens that are there only once parts are joined or text is normalized."""
-        parts = map(_parts, message.values())
+        parts = [*map(_parts, message.values()), *([each] for each in _strings(message))]
         joined = "\n".join("".join(map(self._hide, texts)) for texts in parts)
         if self._normalizes is not None:
             joined += self._normalizes(joined)
@@ -180,11 +182,12 @@ def _written_by_template(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of added tokens that separate turns, special or not (DeepSeek's are not)."""
     if getattr(tokenizer, "chat_template", None) is None:
         return set()
-    some: list[Message] = [{"role": "user", "content": "some words"}]
-    try:
-        text = _rendered(tokenizer, some, True)
-    except Exception:  # a template may refuse anything; rendering the real messages says why
-        return set()
+    text = ""
+    for messages, tools in (([ASKED], []), ([ASKED, *called(["123456789"])], [SOME_TOOL])):
+        try:
+            text += _rendered(tokenizer, messages, True, tools)
+        except Exception:  # a template may refuse anything; rendering the real messages says why
+            continue
     added = tokenizer.added_tokens_decoder.items()
     return {at for at, token in added if token.content.strip() and token.content in text}
 
@@ -202,17 +205,34 @@ def _parts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str:
-    given = list(messages)
-    return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=asks))
+def _rendered(
+    tokenizer: Any, messages: Sequence[Message], asks: bool, tools: Sequence[Tool]
+) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            [*messages], tools=[*tools] or None, tokenize=False, add_generation_prompt=asks
+        )
+    )
+
+
+def _strings(value: Any) -> list[str]:
+    """All that a message or a tool says, names of fields too."""
+    found = list[str]()
+
+    def note(each: str) -> str:
+        found.append(each)
+        return each
+
+    _changed(value, note)
+    return found
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    """Messages, or a part of one, with each string in them changed."""
+    """Messages, or a part of one, with each string in them changed, names of fields too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {name: _changed(each, change) for name, each in value.items()}
+        return {_changed(name, change): _changed(each, change) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_changed(each, change) for each in value]
     return value

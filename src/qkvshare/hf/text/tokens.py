@@ -14,8 +14,8 @@ from ...card.digest import TokenIds
 from ...card.errors import CaptureError, ContextLengthExceededError, PromptError
 from ..model.config import text_config
 from ..model.rope import length_limit
-from .literal import Message as Message
 from .literal import find, literal
+from .messages import Message
 
 Ids = Sequence[int] | Tensor | npt.NDArray[np.integer[Any]]
 

@@ -17,7 +17,7 @@ from a2a.types.a2a_pb2 import ListTasksRequest, Part, Task, TaskState, TaskStatu
 from ...card.errors import CardNotFoundError, OverdueError, PromptError, QKVShareError
 from ...hf.session.answers import Answer, Keep, Prompt, Sampling
 from ...hf.session.session import Session
-from ...hf.text.tokens import Message
+from ...hf.text.messages import Message
 from ...store import Store
 from ..limits import Limits
 from ..queue import FairQueue

@@ -28,7 +28,7 @@ from ...card.container import MEDIA_TYPE
 from ...card.errors import AgentError, QKVShareError
 from ...hf.session.answers import Prompt
 from ...hf.session.session import Session
-from ...hf.text.tokens import Message as ChatTurn
+from ...hf.text.messages import Message as ChatTurn
 from ...store import Store
 from .extension import URI, Announced, Receiver, card_part, text_of
 from .receive import receive
