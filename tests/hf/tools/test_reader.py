@@ -68,6 +68,14 @@ ANSWERS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
         "<tool_call>x</tool_call>",
         [("f", "{}")],
     ),
+    # Without tags, where it is nothing else and names a tool that is offered.
+    ("hermes", '{"name": "f", "arguments": {}}', "", [("f", "{}")]),
+    ("hermes", '```json\n{"name": "f", "arguments": {"x": 1}}\n```', "", [("f", '{"x": 1}')]),
+    ("hermes", '{{"name": "f", "arguments": {"x": 1}}}', "", [("f", '{"x": 1}')]),
+    ("hermes", '{"name": "g", "arguments": {}}', '{"name": "g", "arguments": {}}', []),
+    ("hermes", '{"name": "f"} is one', '{"name": "f"} is one', []),
+    ("hermes", '```json\n{"a": 1}\n```', '```json\n{"a": 1}\n```', []),
+    ("llama", '{"name": "g", "parameters": {}}', '{"name": "g", "parameters": {}}', []),
     ("llama", '{"name": "f", "parameters": {"s": "1"}}', "", [("f", '{"s": "1"}')]),
     (
         "llama",

@@ -33,7 +33,10 @@ def calls_in(value: Any) -> list[ToolCall]:
     with these. Several are a list, or stand one behind the other. Raises `ValueError`.
     """
     if isinstance(value, str):
-        return [call for each in _objects(value) for call in calls_in(each)]
+        text = value.strip(" \n\t;`")
+        if text.startswith("{{"):  # some templates show calls so by mistake, and models follow
+            text = text[1:].removesuffix("}")
+        return [call for each in _objects(text) for call in calls_in(each)]
     if isinstance(value, list):
         return [call for each in value for call in calls_in(each)]
     if not isinstance(value, dict):
@@ -50,7 +53,6 @@ def calls_in(value: Any) -> list[ToolCall]:
 
 def _objects(text: str) -> Iterator[Any]:
     """JSON values, between which there may be spaces and semicolons."""
-    text = text.strip(" \n\t;")
     if not text:
         raise ValueError("there is no call")
     while text:

@@ -99,10 +99,11 @@ FORMATS = (
         },
     ),
     # Hermes, Qwen2.5, Qwen3, SmolLM3: <tool_call>{"name": …, "arguments": …}</tool_call>
+    # Small ones, and Qwen2.5-Coder, leave the tags out, and may write JSON as Markdown has it.
     ToolFormat(
         "<tool_call>",
         {
-            "open_pattern": r"\s*<tool_call>",
+            "open_pattern": r"\s*<tool_call>|\A\s*(?:```(?:json)?\s*)?(?=\{+\s*\"name\")",
             "close": "</tool_call>",
             "content": "text",
             "repeats": True,

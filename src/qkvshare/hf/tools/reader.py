@@ -51,6 +51,7 @@ class ToolReader:
         self.text, self.calls = "", list[ToolCall]()
         self._tokenizer, self._how = tokenizer, how
         self._on_text, self._on_call, self._parallel = on_text, on_call, tools.parallel
+        self._offered = {str(tool["function"]["name"]) for tool in tools.offered}
         # The schemas say which arguments are numbers, where a family writes them without quotes.
         self._parser = ResponseParser(how.template, prefix="", tools=[*tools.offered])
         self._stream: AnswerStream | None = None
@@ -102,6 +103,10 @@ class ToolReader:
         try:
             found = calls_in(value if whole else None)
         except (ValueError, RecursionError):
+            found = []
+        # JSON without a mark may be an answer like any other.
+        marked = opened[0].strip("`json \n")
+        if not found or not (marked or self._offered.issuperset(call.name for call in found)):
             self._say(self._raw[self._done : end])
             return
         self._done = end
