@@ -34,7 +34,7 @@ def relay_table(rows: list[Row]) -> None:
             low=row["delta_points"]["ci95"][0],
             high=row["delta_points"]["ci95"][1],
         )
-        handed = row["codec"] != "none"
+        handed = row["policy"] is not None
         print(
             f"| {name_cell(row)} | {row['bits_per_value']:.2f} | {row['policy'] or '—'} "
             f"| {row['hops']} | {row['n']} | {cell(row, 'accuracy')} "
@@ -66,7 +66,7 @@ def recall_table(rows: list[Row]) -> None:
 def name_cell(row: Row) -> str:
     """Codec, and who spends where it is not the default."""
     if row["codec"] == "none":
-        return "no hand-off"
+        return "no hand-off" if row["policy"] is None else "text alone"
     other = row["codec"] == "packed" and row["allocator"] != "lagrangian"
     return f"`{row['codec']}`" + (f", `{row['allocator']}`" if other else "")
 
