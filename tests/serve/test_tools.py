@@ -23,6 +23,7 @@ from .server import NAME, make_service, serving_service, talker
 
 # As Qwen2.5 has it, in short.
 TEMPLATE = (
+    "{% if messages[0].role == 'tool' %}{{ raise_exception('nobody called a tool') }}{% endif %}"
     "{% if tools %}[system]{% for tool in tools %}{{ tool | tojson }}{{ '\\n' }}{% endfor %}"
     "write <tool_call>{}</tool_call>{{ '\\n' }}{% endif %}"
     "{% for m in messages %}"

@@ -40,7 +40,9 @@ def named(
         )
     known.require_fresh()
     known.manifest.identity.require(identity)
-    ids = chat.whole(messages, tools)
+    # A tool's result begins no conversation, and a template may refuse it as one.
+    begins = not messages or messages[0]["role"] != "tool"
+    ids = chat.whole(messages, tools) if begins else np.empty(0, np.int32)
     if not np.array_equal(ids[: known.tokens], known.token_ids):
         ids = np.concatenate([known.token_ids, chat.following(messages)])
     return Prompt(ids, known, card, named=True, vouched=store.vouched(card))
