@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qkvshare import CacheCard, Span, capture, compose
-from qkvshare.card.errors import UnsupportedModelError
+from qkvshare.card.errors import IdentityError, UnsupportedModelError
 from qkvshare.hf.compose import trial
 from qkvshare.hf.compose.composition import Composition
 from qkvshare.hf.compose.repairs import All, First, Repair
@@ -61,11 +61,26 @@ def test_with_everything_anew_nothing_is_lost(
 def test_a_model_that_loses_most_of_a_part_is_refused(
     sure: Any, card: CacheCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Until a text shows that it does not; a text that is passed is the last that is tried."""
     monkeypatch.setattr(trial, "First", Broken)
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match=r"loses .* behind another prompt.*Capture"):
             compose(sure, [BEFORE, card, NEW])
-        monkeypatch.setattr(trial, "First", First)  # it is not tried again
+    for way in (First, Broken):
+        monkeypatch.setattr(trial, "First", way)
+        assert compose(sure, [BEFORE, card, NEW]).expected_loss is not None
+
+
+def test_a_card_of_another_model_is_refused_before_anything_is_tried(
+    sure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(*_: Any) -> None:
+        raise AssertionError("the model has read a text of another one")
+
+    monkeypatch.setattr(trial, "_try", tried)
+    other = capture(tiny_model(layers=3, seed=6), None, CONTEXT)
+    with pytest.raises(IdentityError):
+        compose(sure, [BEFORE, other, NEW])
 
 
 def test_windows_that_forget_the_piece_are_not_tried() -> None:

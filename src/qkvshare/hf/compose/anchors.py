@@ -81,7 +81,7 @@ class Anchors:
                     totals = [_zeros(composition.buffers) for _ in layout.spans]
                     counts = [[0] * len(composition.buffers) for _ in layout.spans]
                 behind.require(composition)
-                for slot, number, change in _changes(composition):
+                for slot, number, change in offsets(composition):
                     total = totals[slot][number]
                     total.keys.add_(change.keys.sum(1))
                     total.values.add_(change.values.sum(1))
@@ -165,8 +165,10 @@ class Anchors:
         return cls(behind, slots)
 
 
-def _changes(composition: Composition) -> Iterator[tuple[int, int, LayerKV]]:
-    """Slot, layer, and by how much its keys and values change ``[kv_heads, tokens, dim]``."""
+def offsets(composition: Composition) -> Iterator[tuple[int, int, LayerKV]]:
+    """Slot, layer, and by how much its keys before RoPE and its values change ``[kv_heads, tokens,
+    dim]`` when the model reads the tokens of a ``composition`` that nothing has been computed in.
+    """
     layout = composition.layout
     dense, rope = read(composition.model, layout.ids[: layout.cached]), _rope(composition)
     for slot, placed in enumerate(layout.spans):

@@ -35,8 +35,8 @@ class Behind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def require(self, composition: Composition) -> None:
         """Raise `IdentityError` or `PromptError` unless ``composition`` is alike."""
-        self.identity.require(identify(composition.model))
         own = Behind.of(composition)
+        self.identity.require(own.identity)
         if own.prompt != self.prompt:
             raise PromptError(
                 "the anchors were learnt behind another prompt, and would make the parts worse "

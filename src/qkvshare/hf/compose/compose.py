@@ -104,10 +104,10 @@ def compose(
     layout = Layout.of(model, tokenizer, parts)
     require_text(model, layout.ids)
     forget_positions(model)
-    loss = expected_loss(model, layout)
     repair = repair or First()
     with torch.inference_mode(False), torch.no_grad():
         composition = Composition(model, layout, *place(model, tokenizer, layout))
+        loss = expected_loss(model, layout)  # only now: all cards are known to be of this model
         repair.repair(composition)
         composition.require_seen(composition.changed[:0])
         cache = as_cache(composition)

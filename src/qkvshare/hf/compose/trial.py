@@ -48,7 +48,8 @@ def expected_loss(model: PreTrainedModel, layout: Layout) -> float | None:
     """What a composed piece of this model has lost in its trial, in nats per token, KL.
 
     None if there was no trial yet, since no part was long enough: 96 tokens that stood behind
-    something else. A trial costs reading some 700 tokens, once for each model object.
+    something else. A trial costs reading some 700 tokens. One that a model object has passed is its
+    last. One that it has failed says something of this text, so the next text is tried anew.
 
     Raises `UnsupportedModelError` where more than half of what the piece is worth was lost.
     """
@@ -61,15 +62,15 @@ def expected_loss(model: PreTrainedModel, layout: Layout) -> float | None:
             return None
         eager = torch.compiler.set_stance("force_eager")
         with torch.inference_mode(False), torch.no_grad(), eager:
-            _tried[model] = _try(model, layout.ids[: piece.at][:_BEFORE], piece, most)
-    trial = _tried[model]
-    if trial.worth > _WORTH and not trial.lost <= _SHARE * trial.worth:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} loses {trial.lost:.2f} of the {trial.worth:.2f} nats per "
-            "token that a part of a card is worth when it stands behind another prompt. Capture "
-            "parts behind the token that begins a text, or give the text."
-        )
-    return trial.lost
+            trial = _try(model, layout.ids[: piece.at][:_BEFORE], piece, most)
+        if trial.worth > _WORTH and not trial.lost <= _SHARE * trial.worth:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} loses {trial.lost:.2f} of the {trial.worth:.2f} nats per "
+                "token that a part of a card is worth when it stands behind another prompt. "
+                "Capture parts behind a prompt, or give the text."
+            )
+        _tried[model] = trial
+    return _tried[model].lost
 
 
 def _try(model: PreTrainedModel, before: TokenIds, placed: Placed, most: int) -> Trial:
