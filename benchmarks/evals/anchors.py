@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qkvshare.codecs import LayerKV
 from qkvshare.hf.cache.observe import observe
-from qkvshare.hf.capture.state import State
+from qkvshare.hf.compose.anchors import offsets
 from qkvshare.hf.compose.composition import Composition
 from qkvshare.hf.compose.repairs import Repair
 from qkvshare.hf.model.rope import Rope
@@ -31,22 +31,15 @@ class Anchor:
     offsets: list[LayerKV]
 
 
-def anchors_of(composition: Composition, dense: State) -> list[Anchor]:
-    """One for each span of an unrepaired ``composition``, whose text ``dense`` has read."""
-    rope = Rope(composition.model, observe(composition.model).numbers)
-    found = []
-    for placed in composition.layout.spans:
-        end = min(placed.at + len(placed.span), composition.layout.cached)
-        offsets = []
-        for number, buffer in enumerate(composition.buffers):
-            new, at = dense.cached[number], slice(placed.at, end)
-            keys, values = (
-                one[:, at].float() - other[:, at].float()
-                for one, other in ((new.keys, buffer.keys), (new.values, buffer.values))
-            )
-            offsets.append(LayerKV(rope.unrotate(number, keys, range(placed.at, end)), values))
-        ids = torch.tensor(composition.layout.ids[placed.at : end], dtype=torch.long)
-        found.append(Anchor(ids, offsets))
+def anchors_of(composition: Composition) -> list[Anchor]:
+    """One for each span of an unrepaired ``composition``."""
+    layout, found = composition.layout, list[Anchor]()
+    for slot, _, offset in offsets(composition):
+        if slot == len(found):
+            at = layout.spans[slot].at
+            ids = layout.ids[at : at + offset.keys.shape[1]]
+            found.append(Anchor(torch.tensor(ids, dtype=torch.long), []))
+        found[slot].offsets.append(offset)
     return found
 
 

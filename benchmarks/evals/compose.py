@@ -160,8 +160,7 @@ def _anchors(model: Any, item: Item, others: Sequence[Item]) -> tuple[Anchors, P
         examples.append([item.receiver, *spans, item.text[:1]])
         layout = Layout.of(model, None, examples[-1])
         composition = Composition(model, layout, *place(model, None, layout))
-        dense = read(model, [*item.receiver, *_joined(other.documents)])
-        found.append(anchors_of(composition, dense))
+        found.append(anchors_of(composition))
     learnt = Anchors.learn(model, examples)
     return learnt, Published([list(slot) for slot in zip(*found, strict=True)])
 
